@@ -1,4 +1,4 @@
-"""Fixtures and options of the tests; the main fixture is a reactor on each selector that must leave nothing open."""
+"""Fixtures and options of the tests. The main fixture, `r`, is a reactor on each selector; tests leave it empty."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reactor import Reactor
 from tests.helpers.machine import machine
 from tests.helpers.support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
-WORKERS = 5  # on two cores, because most tests wait
+WORKERS = 5  # for two cores: most tests wait instead of computing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,21 +32,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--deep',
         type=int,
         metavar='EXAMPLES',
-        help='run each property-based test with this many random examples, the models with up to 200 steps in each, '
-        'instead of the quick profile, which is the same every time: for example "pytest --deep 20000 '
-        'tests/models/test_model_writer.py", which takes hours. A failing example is stored in .hypothesis and tried '
-        'first the next time.',
+        help='run each property-based test with this many random examples (in the models, of up to 200 steps each), '
+        'instead of the few examples that are the same in every run. For instance, "pytest --deep 20000 '
+        'tests/models/test_model_writer.py" takes hours. A failing example is stored in .hypothesis, and is the first '
+        'to be tried in the next run.',
     )
     parser.addoption(
         '--slow',
         action='store_true',
-        help='also run the tests marked slow, as CI does (sweeps, counts of work, measurements in a tiny size, a soak, '
-        'hunts for planted bugs): some minutes more',
+        help='also run the tests marked slow, as CI does (sweeps, counts of work, small measurements, a soak test, '
+        'searches for planted bugs): some minutes more',
     )
     parser.addoption(
         '--selector',
         choices=list(SELECTORS),
-        help='run the tests with the fixture `r` on this selector only, instead of on all three',
+        help='run tests that have the fixture `r` on this selector only, instead of on all three',
     )
     parser.addoption(
         '--live-seconds',
@@ -78,8 +78,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--kinds-whole',
         action='store_true',
-        help='run each law on each kind of stream with every value of every option on every selector, instead of a few '
-        'of them in turn: "pytest --kinds-whole -n 2 tests/laws/test_every_kind.py", about 25 minutes of CPU',
+        help='run each law on each kind of stream with every value of every option on every selector, instead of a '
+        'sample: "pytest --kinds-whole -n 2 tests/laws/test_every_kind.py", about 25 minutes of CPU time',
     )
     parser.addoption(
         '--nth-whole',
@@ -96,7 +96,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--interrupts-whole',
         action='store_true',
-        help='press Ctrl-C at each line of the package that a program reaches, instead of a sample: "pytest '
+        help='deliver SIGINT at each line of the package that a program reaches, instead of a sample: "pytest '
         '--interrupts-whole tests/laws/test_interrupt_sweep.py", in two processes, about ten minutes',
     )
     parser.addoption(
@@ -108,7 +108,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to start without the requirements of the tests, and load a profile of hypothesis."""
+    """Refuse to start if a requirement of the tests is not installed, and load a Hypothesis profile."""
     if not in_worker(config):
         check_setup()
     load_profile(config)
@@ -120,11 +120,11 @@ def in_worker(config: pytest.Config) -> bool:
 
 
 def check_setup() -> None:
-    """Raise one UsageError for a mistake that would otherwise fail hundreds of tests."""
+    """Raise a single UsageError for a mistake in the setup that would otherwise fail hundreds of tests."""
     install = "run: python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
     if importlib.util.find_spec('psutil') is None:
         raise pytest.UsageError(f'the tests need psutil, which is not installed; {install}')
-    # Many tests start programs in other folders, where these must be able to import the package.
+    # Many tests start programs in other folders, and those programs must be able to import the package there.
     command = [sys.executable, '-c', 'import reactor; print(reactor.__file__)']
     child = subprocess.run(command, cwd=os.path.abspath(os.sep), capture_output=True, text=True)
     if child.returncode:
@@ -136,12 +136,12 @@ def check_setup() -> None:
 
 def load_profile(config: pytest.Config) -> None:
     """Choose the profile: `ci`, with the same examples every time, or `deep`, for `--deep`."""
-    # The explain phase takes minutes with these models, and the shrunk example says enough.
+    # The explain phase takes minutes with these models, and the shrunk example is explanation enough.
     phases = [phase for phase in Phase if phase is not Phase.explain]
     common = settings(
         deadline=None, phases=phases, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )
-    # The whole suite runs on five Pythons, so it tries only the first examples; named tests try all.
+    # The whole suite runs on five Python versions, so it tries only the first 40 examples; named tests try 100.
     examples = 40 if whole_suite(config) and not config.option.slow else 100
     settings.register_profile(
         'ci', common, max_examples=examples, stateful_step_count=50, derandomize=True, database=None
@@ -160,30 +160,30 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.getoption('numprocesses', 0) is None:
         option.numprocesses = WORKERS
     if config.getoption('dist', '') == 'no':
-        option.dist = 'worksteal'  # each worker has its modules; one that is done takes over tests of others
+        option.dist = 'worksteal'  # an idle worker takes over tests that are planned for others
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
-    """Let the workers and the programs that tests start write bytecode, so that each module is compiled once."""
+    """Let the workers, and the programs that tests start, write bytecode, so that each module is compiled only once."""
     os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """In a worker, import the test modules, starting with a different one in each worker.
 
-    Rewriting their assertions takes 10 s of CPU. The result is stored in `__pycache__`, so each worker rewrites a share
-    and finds the rest there.
+    Rewriting the assertions of all modules takes 10 s of CPU time. The results are stored in `__pycache__`, so each
+    worker rewrites only some of the modules and finds the others there.
     """
     if not in_worker(session.config):
         return
-    gc.disable()  # until the tests are collected: a million objects are created, and none of them can be freed
+    gc.disable()  # until the tests are collected: a million objects are created, and none of them becomes garbage
     tests = Path(__file__).parent
     files = sorted(path.relative_to(tests.parent) for path in tests.rglob('test_*.py'))
     modules = ['.'.join(path.with_suffix('').parts) for path in files]
     begin = len(modules) * int(os.environ['PYTEST_XDIST_WORKER'][2:]) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
     for module in modules[begin:] + modules[:begin]:
-        with suppress(Exception, pytest.skip.Exception):  # the collection of the module reports it
+        with suppress(Exception, pytest.skip.Exception):  # the error is reported when pytest collects the module
             importlib.import_module(module)
 
 
@@ -193,17 +193,17 @@ def whole_suite(config: pytest.Config) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Report the tests that the command did not run."""
+    """List the tests that this command did not run."""
     if whole_suite(config) and not config.option.slow:
         terminalreporter.write_line(
-            'NOT RUN: slow tests (sweeps, counts of work, measurements, a soak, hunts for planted bugs); CI runs them: '
-            'pytest --slow'
+            'NOT RUN: slow tests (sweeps, counts of work, measurements, a soak test, searches for planted bugs); '
+            'to run them, as CI does: pytest --slow'
         )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out slow tests, unless requested, and selectors other than a requested one; order the rest."""
+    """Deselect slow tests unless they are requested, and all selectors but the requested one; order the other tests."""
     slow_too, only = config.option.slow or not whole_suite(config), config.option.selector
 
     def wanted(item: Any) -> bool:
@@ -219,7 +219,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def order(items: list[pytest.Item]) -> None:
-    """Spread tests that need much CPU among the others, which mostly wait; those that run alone come last."""
+    """Spread the tests that need much CPU among the others, which mostly wait; tests that run alone come last."""
     alone = [item for item in items if item.get_closest_marker('alone')]
     long = deque(item for item in items if item.get_closest_marker('timeout') and item not in alone)
     others = (item for item in items if not item.get_closest_marker('timeout') and not item.get_closest_marker('alone'))
@@ -234,14 +234,14 @@ def order(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Hide the tests themselves from the garbage collector.
 
-    They exist until the end. Each collection, automatic or by a test, would visit a million of their objects.
+    The tests exist until the end of the run, and every garbage collection would visit a million of their objects.
     """
     gc.collect()
     gc.freeze()
     gc.enable()
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit, which excludes the wait for the machine
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # waiting for the machine does not count towards the time limit
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     with machine(item.get_closest_marker('alone') is not None):
         return (yield)
@@ -250,7 +250,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 with suppress(ImportError):
     import ctypes
 
-    # libffi opens a file for the first callback made with ctypes, which watchdog does, and keeps it open.
+    # The package watchdog makes ctypes callbacks. For the first of them, libffi opens a file and keeps it open.
     ctypes.CFUNCTYPE(None)(lambda: None)
 
 
@@ -279,12 +279,12 @@ def nothing_left():
     until = time.monotonic() + 5  # the thread of an abandoned lookup has a file open for a moment
     while open_descriptors() > before or has_children() > had_children:
         alone = threading.active_count() == 1
-        gc.collect()  # after that check: a thread that has just ended has released its objects
+        gc.collect()  # after `alone` is set: a thread that has just ended has released its objects
         if alone or time.monotonic() > until:
             break
         time.sleep(0.01)
-    assert open_descriptors() <= before, 'a descriptor is left open'
-    assert has_children() <= had_children, 'a child process is left, running or as a zombie'
+    assert open_descriptors() <= before, 'the test left a descriptor open'
+    assert has_children() <= had_children, 'the test left a child process, running or as a zombie'
 
 
 def check_empty(r: Reactor) -> None:
@@ -330,7 +330,7 @@ def fake(kernel: FakeKernel):
 
 @pytest.fixture
 def sockets():
-    """Sockets that are closed after the test: `sockets()` makes a pair, `sockets.track(sock)` adds a socket."""
+    """Sockets that are closed after the test: `sockets()` makes a pair, and `sockets.track(sock)` adds a socket."""
     made: list[socket.socket] = []
 
     class Maker:

@@ -26,7 +26,7 @@ counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts 
 
 
 def listen(r, log=None, **options):
-    """A listener with limits, and the connections that `on_connect` was called with."""
+    """Make a listener with limits; returns it and a list, to which `on_connect` adds each connection."""
     log = Log() if log is None else log
     conns = []
 
@@ -39,7 +39,7 @@ def listen(r, log=None, **options):
 
 
 def connect(sockets, listener, host=HERE):
-    """Connect a client from this address."""
+    """Connect a client from the address `host`."""
     sock = sockets.track(socket.socket())
     sock.bind((host, 0))
     sock.connect(listener.address)
@@ -53,7 +53,7 @@ def is_reset(client):
     return True
 
 
-# -- the hook
+# -- the `refuse` hook
 
 
 def test_a_client_that_the_hook_refuses_is_reset_and_on_connect_is_never_called(r, sockets, caplog):
@@ -199,7 +199,7 @@ def test_the_limit_per_address_applies_to_each_address_alone(r, sockets):
 
 def test_a_client_that_cannot_be_registered_is_not_counted():
     limits = Limits(per_address=1)
-    for count in range(3, 9):  # one of the registrations is that of the accepted connection
+    for count in range(3, 9):  # one of these registrations is for the accepted connection
         with Reactor(kernel=FailingKernel('register', errno.ENOMEM, count)) as r:
             conns = []
             r.listen_tcp('10.0.0.1', 80, on_connect=conns.append, limits=limits)
@@ -211,14 +211,14 @@ def test_a_client_that_cannot_be_registered_is_not_counted():
                 r.connect_tcp('10.0.0.1', 80)
                 run_until(r, lambda conns=conns: conns)
                 return
-    raise AssertionError('no registration was that of the accepted connection')
+    raise AssertionError('no registration was for the accepted connection')
 
 
 # -- rates
 
 
 @pytest.mark.scenario(174)
-def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets):
+def test_an_address_can_connect_while_it_has_tokens(kernel, fake, sockets):
     listener, conns = listen(fake, limits=Limits(connect_rate=(2, 3)))
 
     def connect_many(count, host=HERE):
@@ -240,7 +240,7 @@ def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets
     assert fake.stats().refused_rate == 2 + 2 + 2 + 1 + 2
 
 
-def test_a_request_is_allowed_as_often_as_the_tokens_of_its_address(kernel, fake, sockets):
+def test_requests_are_allowed_while_their_address_has_tokens(kernel, fake, sockets):
     limits = Limits(request_rate=(1, 2))
     listener, conns = listen(fake, limits=limits)
     for _ in range(2):
@@ -298,7 +298,7 @@ def test_tokens_grow_to_the_burst_and_no_further():
 
 
 def through_proxy(r, sockets, listener, source, v6=False, wait=True):
-    """A client that a proxy announces with the address `source`."""
+    """Connect as a proxy whose header says that the client is at `source`."""
     client = sockets.connect(listener.address)
     body = ends6(source) if v6 else ends4(source)
     client.send(v2(family=0x21 if v6 else 0x11, body=body))
@@ -320,7 +320,7 @@ def test_at_most_max_addresses_are_remembered(fake, sockets):
     assert repr(limits) == '<Limits: 0 connections, 0 addresses, 10 gone>'
     through_proxy(fake, sockets, listener, '10.0.0.29')
     assert fake.stats().refused_rate == 1
-    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address is forgotten, so it counts as new
+    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address was forgotten, so it counts as new
     assert (fake.stats().refused_rate, len(conns)) == (1, 31)
     assert repr(limits) == '<Limits: 1 connections, 1 addresses, 9 gone>'
     listener.close()
@@ -439,7 +439,7 @@ def test_behind_a_proxy_an_exception_of_the_hook_ends_the_connection(r, sockets,
     assert 'ZeroDivisionError' in caplog.text
 
 
-def test_listeners_with_limits_and_with_a_proxy_are_of_one_class(r, sockets):
+def test_listeners_with_limits_and_behind_a_proxy_share_one_class(r, sockets):
     assert type(r.listen_tcp(HERE, 0)) is Listener
     kinds = [r.listen_tcp(HERE, 0, limits=Limits()), r.listen_tcp(HERE, 0, proxy_protocol=['::1'])]
     assert len({type(listener) for listener in kinds}) == 1
@@ -472,7 +472,7 @@ def test_a_connection_ends_with_its_lifetime(kernel, fake, sockets):
 
 
 class Pace:
-    """A server with a minimum rate, one client of it, and a clock that the test moves."""
+    """A server with a minimum rate, one client of this server, and a clock that the test moves."""
 
     def __init__(self, fake, kernel, sockets, **options):
         self.r, self.kernel, self.log = fake, kernel, Log()
@@ -483,13 +483,13 @@ class Pace:
         self.conn = conns[0]
 
     def second(self):
-        """Let one second pass, and run what is due."""
+        """Let one second pass, and run the timers that are due."""
         turns(self.r, 2)
         self.kernel.time += 1
         turns(self.r, 2)
 
     def seconds_until_slow(self, each_second, most=60):
-        """Return after how many seconds the client is closed as too slow, or None for never."""
+        """Return the number of seconds until the client is closed as too slow, or None if it never is."""
         for count in range(1, most):
             each_second()
             self.second()
@@ -538,7 +538,7 @@ def test_bytes_sent_early_give_a_client_time_later(pace):
     slow.client.send(b'x')
     for _ in range(4):
         slow.second()
-    slow.client.send(b'x' * 200)  # enough for twenty seconds
+    slow.client.send(b'x' * 200)  # enough bytes for twenty seconds
     count = slow.seconds_until_slow(lambda: slow.client.send(b'x'))
     assert 20 <= count <= 20 + 8 + 6
 
@@ -578,13 +578,13 @@ def test_a_client_that_is_not_read_is_not_slow(pace):
 
 
 @counted
-def test_a_client_that_is_not_read_is_not_slow_while_bytes_wait_for_it_either(pace):
+def test_a_client_that_is_not_read_is_not_slow_even_while_bytes_wait_for_it(pace):
     paused = pace()
     paused.conn.pause_reading()
     paused.conn.write(b'x' * 16_000_000)
     for _ in range(4):
         paused.second()
-    assert paused.client.recv(1 << 20)  # enough for hours
+    assert paused.client.recv(1 << 20)  # enough bytes for hours
     paused.second()
     assert paused.conn.buffered
     assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None
@@ -679,7 +679,7 @@ class Gone:
 
 
 @counted
-def test_the_rate_is_checked_four_times_in_a_grace(pace):
+def test_the_rate_is_checked_four_times_in_a_grace_period(pace):
     fast = pace(grace=100)
     checks = []
     counts = fast.kernel.tcp_counts

@@ -1,13 +1,15 @@
-"""The arguments and the states of the public API, as tables that are built by reflection.
+"""Tests of the arguments and states of the public API, with tables that are built by reflection.
 
-Every parameter of every public method gets every value from a list of wrong and strange ones, one at a time, while the
-other arguments are valid. The call works, or it raises at once an exception that the design allows: TypeError,
-ValueError, OSError or an error of the reactor. The message names the parameter or the value. A refused call leaves
-nothing open. The result of an accepted call is used for several turns, in which nothing may fail.
+Every parameter of every public method gets every value from a list of wrong and strange values, one at a time, while
+the other arguments are valid. Either the call works, or it immediately raises an exception that the design allows:
+TypeError, ValueError, OSError or an error of the reactor. The message names the parameter or the value. A refused call
+leaves nothing open. The result of an accepted call is used for several turns, in which nothing may fail.
 
-Every public method is also called in every state of its object, and may raise only what its docstring names.
+Every public method is also called in every state of its object, and may raise only the exceptions that its docstring
+names.
 
-A new method or parameter is included automatically, or it fails the test that requires an entry for it.
+A new method or parameter is included automatically. If it needs an entry in a table, a test fails until the entry is
+added.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from tests.helpers.support import INTERNAL, options_of
 
 HERE = '127.0.0.1'
 ALLOWED = (errors.ReactorError, TypeError, ValueError, OSError)
-# Messages of Python when a value of a wrong type is used. They describe the inside of a function, not its argument.
+# Python's own messages about values of a wrong type. They describe the code of the function, not the user's argument.
 LEAKS = re.compile(
     r'not supported between instances|object has no attribute|object is not (iterable|callable|subscript)'
 )
@@ -57,7 +59,7 @@ CONTEXT.check_hostname = False
 
 
 class NumericKernel(Kernel):
-    """The real kernel, but it looks up no names, because the lookups would leave the machine."""
+    """The real kernel, except that it does not look up names, because the queries would leave the machine."""
 
     def getaddrinfo(self, host: Any, port: Any, family: int, kind: int, flags: int = 0) -> list[Any]:
         return super().getaddrinfo(host, port, family, kind, flags | socket.AI_NUMERICHOST)
@@ -145,7 +147,7 @@ class World:
 
 
 def nothing(*args: Any) -> None:
-    """A callback."""
+    """A callback that does nothing."""
 
 
 VALUES: dict[str, Callable[[World], Any]] = {
@@ -191,7 +193,7 @@ CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_cl
 DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close'), nothing)
 FN = {'fn': nothing}
 
-# The valid arguments of each method, except those with a default that serves here.
+# Valid arguments for each method. A parameter is left out if its default is good enough.
 ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Reactor.listen_tcp': lambda world: {'host': HERE, 'port': 0, **CALLBACKS},
     'Reactor.listen_unix': lambda world: {'path': str(world.folder / 'listening'), **CALLBACKS},
@@ -229,20 +231,20 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Descriptor.set_events': lambda world: {'events': READ},
 }
 MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
-# Values that are not tried.
+# Values that are not tested.
 LEFT_OUT = {
     ('Reactor.listen_tcp', 'host', 'None'),  # would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
-    # The message rightly names the context, which is for the other side.
+    # The context is for the other side, and the message rightly names it instead of `server_side`.
     ('Stream.start_tls', 'server_side', '1'),
     ('Stream.start_tls', 'server_side', 'True'),
-    # The message asks for the server name that the context needs.
+    # The message asks for `server_hostname`, which this context needs.
     ('Reactor.connect_unix', 'ssl', 'True'),
 }
 
 
 def methods_of(kind: type) -> list[str]:
-    """The public methods of a class."""
+    """Return the names of the public methods of a class."""
     return [
         name
         for name, value in inspect.getmembers(kind)
@@ -269,7 +271,7 @@ def refuses_every_call(call: Any) -> bool:
 
 
 def parameters_of(call: Any) -> list[str]:
-    """The names of all parameters, including those of the TypedDict for `**options`."""
+    """Return the names of all parameters, including those in the TypedDict for `**options`."""
     names: list[str] = []
     if refuses_every_call(call):
         return []
@@ -293,7 +295,7 @@ KINDS = {kind.__name__: kind for kind in OBJECTS}
 
 
 def prepared(world: World, kind: str, method: str, name: str, value: Any) -> Callable[[], Any]:
-    """Return the call with one strange value, without making it."""
+    """Return a function that makes the call with one strange value."""
     if not method:
         return lambda: MADE[kind](**{name: value})
     target = OBJECTS[KINDS[kind]](world)
@@ -304,7 +306,7 @@ def prepared(world: World, kind: str, method: str, name: str, value: Any) -> Cal
 
 
 def use(world: World, made: Any) -> None:
-    """Use the result of a call, so that a bad option shows."""
+    """Use the result of a call, so that a bad option that was accepted causes an error."""
     if isinstance(made, Reactor) and made is not world.r:
         made.close()
     world.turns()
@@ -321,7 +323,7 @@ def use(world: World, made: Any) -> None:
             client.setblocking(False)
             client.connect_ex(made.sock.getsockname())
             world.turns()
-            with contextlib.suppress(OSError):  # perhaps the listener has refused it
+            with contextlib.suppress(OSError):  # the listener may have refused the client
                 client.send(b'x')
             world.turns()
     world.turns()
@@ -333,7 +335,7 @@ def left(world: World) -> tuple[int, int, int, int]:
 
 
 def judge(exc: BaseException, method: str, name: str, value: Any) -> str:
-    """Describe what is wrong with an exception of a call; '' when it is allowed and its message is clear."""
+    """Describe what is wrong with the exception of a call; '' if it is allowed and its message is clear."""
     text = f'{type(exc).__name__}: {exc}'
     if not isinstance(exc, ALLOWED):
         return f'raises {text}'
@@ -348,7 +350,7 @@ def judge(exc: BaseException, method: str, name: str, value: Any) -> str:
 
 
 def trouble(kind: str, method: str, name: str, make: Any, folder: Any) -> str:
-    """Describe what goes wrong with one value of one parameter; '' for nothing."""
+    """Describe what goes wrong with one value of one parameter; '' if nothing does."""
     with World(folder) as world:
         value = make(world)
         call = prepared(world, kind, method, name, value)
@@ -397,14 +399,14 @@ def half_open(world: World) -> Any:
 
 
 def full(world: World, **options: Any) -> Any:
-    """A connection with queued bytes, because the peer reads nothing."""
+    """A connection with queued bytes: its peer reads nothing."""
     conn = world.stream(**options)
     conn.write(bytes(4 << 20))
     return conn
 
 
 def failed(world: World) -> Any:
-    """A connection on which a write has failed, before any callback was called."""
+    """A connection on which a write has failed, but no callback has been called yet."""
     conn = world.stream()
     world.peers[conn.fileno()].close()
     conn.write(b'x')
@@ -412,7 +414,7 @@ def failed(world: World) -> Any:
 
 
 def after(do: Callable[[Any], Any], make: Callable[[World], Any]) -> Callable[[World], Any]:
-    """Make an object and call one of its methods; the loop has not run yet, so `on_close` has not been called."""
+    """Return a function that makes an object and then calls `do` with it, before the loop calls `on_close`."""
 
     def made(world: World) -> Any:
         made = make(world)
@@ -443,7 +445,7 @@ def secured(world: World) -> Any:
 
 
 def broken_tls(world: World) -> Any:
-    """A connection whose TLS handshake failed: the peer does not speak TLS."""
+    """A connection whose TLS handshake failed because the peer does not speak TLS."""
     conn = secured(world)
     world.peers[conn.fileno()].send(b'this is not TLS\r\n' * 10)
     return turned(world, conn)
@@ -497,7 +499,7 @@ for kind, make in OBJECTS.items():
 
 
 def named(kind: type, method: str) -> tuple[type[BaseException], ...]:
-    """The exceptions named in the docstrings of a method, of its class, and of the methods they refer to."""
+    """Return the exceptions named in the docstrings of a method, its class, and the methods that these refer to."""
     texts, seen = [inspect.getdoc(base) or '' for base in kind.__mro__], {method}
     waiting = [method]
     while waiting:
@@ -534,12 +536,12 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
     assert not wrong, '\n'.join(wrong)
 
 
-# These are made for other threads, or only read, and their result may be out of date when it arrives.
+# Methods for any thread: they are made for that, or they only read, and then their result may be out of date.
 FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
 
 
 def result_in_thread(world: World, call: Callable[[], object]) -> object:
-    """Make `call` in another thread while the loop runs; returns its result or its exception."""
+    """Run `call` in another thread while the loop runs; returns its result or its exception."""
     found: list[object] = []
 
     def caught() -> None:

@@ -1,7 +1,8 @@
-"""The tests of cl-async, the system that this one implements: each has its counterpart here, named after it.
+"""The tests of cl-async, the library that this package brings to Python: each has a counterpart here, named after it.
 
-`stream t` and `async-stream` give Lisp streams over a socket. Here every connection has `on_data` instead, and the
-counterpart of those tests checks that all bytes arrive in order both ways. `mkdtemp` is left to the standard library.
+In cl-async, `stream t` and `async-stream` give Lisp streams over a socket. Here every connection has `on_data` instead,
+so the counterparts of those tests check that all bytes arrive in order in both directions. `mkdtemp` is left to the
+standard library.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def kind(request):
 
 @pytest.fixture
 def timed(kind):
-    """A reactor with exact time, on each kind of selector."""
+    """A reactor on each kind of selector, with a clock that moves only while the loop would wait."""
     with Reactor(kernel=TimedKernel(kind)) as reactor:
         yield reactor
 
 
 class Closing:
-    """An `on_close` for several connections; closes their server after the last one."""
+    """An `on_close` callback for several connections that closes their server after the last one."""
 
     def __init__(self, server, count):
         self.server = server
@@ -190,7 +191,7 @@ def ask_twice(r, server_context, client_context):
         conn = r.connect_tcp(
             host, server.address[1], on_reply, on_close=closing.on_close, timeout=10, family=AF_INET, ssl=client_context
         )
-        conn.write(b'ha')  # before it is connected
+        conn.write(b'ha')  # before the stream is connected
         conn.write(b'i ')
     run_until(r, lambda: server.closed)
     assert r.run() is True
@@ -240,7 +241,7 @@ def test_tcp_server_stream(r):
     server = r.listen_tcp('127.0.0.1', 0, log.on_data, on_close=lambda conn, exc: server.close())
     client = r.connect_tcp(*server.address)
     sent = bytes(range(256)) * 1000
-    client.write(sent, Stream.close)  # once it is written: a close while connecting drops queued bytes
+    client.write(sent, Stream.close)  # close only after the write: a close while connecting drops queued bytes
     assert r.run() is True
     assert log.received == sent
 
@@ -310,7 +311,7 @@ def test_stream_read_write_sequence(r, sockets):
     assert r.run() is True
 
 
-# -- pipe: the same over a Unix socket
+# -- pipe: the tests of tcp on a Unix socket
 
 
 @needs_unix
@@ -367,7 +368,7 @@ def test_pipe_server_stream(r, tmp_path):
 
 
 def resolve_all(r, *calls):
-    """Start all lookups at once; returns (result, error) of each, in the order of the calls."""
+    """Start all lookups at once; returns (result, error) for each of them, in the order of the calls."""
     answers = {}
     for number, (method, what, *rest) in enumerate(calls):
         options = rest[0] if rest else {}
@@ -519,7 +520,7 @@ def test_names_are_not_taken_for_ip_addresses(r, name):
 
 
 def test_pointer_callbacks_and_data_are_set_and_cleared(r, sockets):
-    """Callbacks and data are plain attributes, released when the connection is closed."""
+    """Callbacks and data are plain attributes, which are released when the connection is closed."""
 
     class Thing:
         def on_data(self, conn, data):

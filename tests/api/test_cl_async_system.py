@@ -1,4 +1,4 @@
-"""The tests of cl-async for processes and files, each under its name there, with this package's guarantees."""
+"""Counterparts of cl-async's tests of processes and files, with the same names and this package's guarantees."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_process_redirect(r, name, redirect):
 
 
 def test_process_redirect_stream(r):
-    """Data goes to the child and back."""
+    """Data is sent to the child and back."""
     log = Log()
     process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
     listen(process.stdout, log)
@@ -81,7 +81,7 @@ def test_process_env(r, tmp_path):
 
 
 def test_mkdtemp(r):
-    """The package has no file operations; any can be called in a thread."""
+    """The package has no file operations, but any function can be called in a thread."""
     done = []
     r.run_in_thread(tempfile.mkdtemp, '', 'test-', on_done=lambda *result: done.append(result))
     r.run()

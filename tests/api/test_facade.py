@@ -1,4 +1,4 @@
-"""The object that a program holds: its arguments, its names, calls from other threads, how it starts and ends."""
+"""The `Reactor` object: the names and arguments of its methods, calls from other threads, starting and closing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ API = {
     # processes and paths
     *('spawn', 'watch_path'),
 }
-# What transports need from the loop. Internal, as the changelog says.
+# Attributes that the transports use. They are internal, as the changelog says.
 PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'spins', 'streams'}
 
 
@@ -53,7 +53,7 @@ def nothing(*args: Any) -> None:
 
 
 def in_words(value: Any) -> str:
-    """The id of a parameter in a test's name."""
+    """Return the id of a parameter in the name of a test."""
     if isinstance(value, dict):
         return ','.join(f'{name}={each}' for name, each in value.items())
     if isinstance(value, type):
@@ -64,12 +64,12 @@ def in_words(value: Any) -> str:
 # -- names
 
 
-def test_a_reactor_shows_its_api_and_its_parts_and_nothing_else():
+def test_a_reactor_has_only_its_api_and_its_parts_as_public_names():
     with Reactor() as r:
         assert {name for name in dir(r) if not name.startswith('_')} == API | PARTS
 
 
-def test_the_package_exports_what_it_names():
+def test_the_package_exports_each_name_in_all():
     assert sorted(reactor.__all__) == sorted(set(reactor.__all__))
     for name in reactor.__all__:
         assert getattr(reactor, name) is not None
@@ -170,7 +170,7 @@ BAD_PATHS: list[tuple[Any, type[Exception]]] = [
 
 
 def refused_at_the_call(r: Reactor, error: Any, fn: Any, *args: Any, **options: Any) -> None:
-    """The call raises and leaves no handle, timer, completion or counted connection."""
+    """Check that the call raises and leaves no handle, timer, completion or counted connection."""
     with pytest.raises(error):
         fn(*args, **options)
     assert r.handles() == [] and len(r.timers) == 0 and not r.completions
@@ -289,7 +289,7 @@ def test_a_reactor_refuses_an_unknown_option_and_leaves_no_descriptor():
 # -- building, running, closing
 
 
-def test_run_builds_runs_and_closes():
+def test_run_makes_a_reactor_runs_it_and_closes_it():
     seen: list[Reactor] = []
 
     def main(r: Reactor) -> None:
@@ -302,7 +302,7 @@ def test_run_builds_runs_and_closes():
         seen[0].run()
 
 
-def test_run_returns_false_when_stopped_and_closes_what_is_open():
+def test_run_returns_false_when_stopped_and_closes_all_handles():
     log = Log()
 
     def main(r: Reactor) -> None:
@@ -400,7 +400,7 @@ def test_a_reactor_is_a_context_manager_that_closes_itself():
         r.run()
 
 
-def test_an_exception_in_its_block_leaves_it_and_closes_the_reactor():
+def test_an_exception_in_a_with_block_is_raised_and_closes_the_reactor():
     with pytest.raises(ZeroDivisionError):
         with Reactor() as r:
             listener = r.listen_tcp('127.0.0.1', 0)
@@ -466,7 +466,7 @@ def test_closing_a_reactor_twice_is_silent():
         lambda r: r.watch_fd(0, reactor.READ, nothing),
     ],
 )
-def test_a_closed_reactor_says_so(call):
+def test_calls_on_a_closed_reactor_say_that_it_is_closed(call):
     r = Reactor()
     r.close()
     with pytest.raises(HandleClosed, match='closed'):
@@ -530,7 +530,7 @@ def test_a_reactor_works_in_a_thread_other_than_the_main_one():
     assert log == [('connect',), ('data', b'hello'), ('close', None)]
 
 
-def test_each_thread_may_run_a_reactor_of_its_own():
+def test_each_thread_can_run_its_own_reactor():
     heard: dict[int, int] = {}
 
     def main(r: Reactor) -> None:
@@ -545,7 +545,7 @@ def test_each_thread_may_run_a_reactor_of_its_own():
     assert len(heard) == 2
 
 
-def test_a_reactor_may_move_to_another_thread_between_two_runs():
+def test_a_reactor_can_move_to_another_thread_between_two_runs():
     seen: list[int] = []
     with Reactor() as r:
         r.run(lambda r: seen.append(threading.get_ident()))
@@ -560,7 +560,7 @@ def test_signal_handlers_can_be_added_in_the_main_thread_only():
 
 
 def from_another_thread(call: Any, **options: Any) -> BaseException | None:
-    """Make `call(r, conn, listener)` in another thread while the loop runs; returns the exception it raises."""
+    """Run `call(r, conn, listener)` in another thread while the loop runs; returns the exception that it raises."""
     raised: list[BaseException | None] = []
 
     def main(r: Reactor) -> None:
@@ -687,7 +687,7 @@ def test_with_debug_everything_works_in_the_loops_own_thread():
 
 
 @pytest.mark.parametrize('debug', [False, True])
-def test_any_thread_may_call_soon_threadsafe_and_wake_the_loop(debug):
+def test_any_thread_can_use_call_soon_threadsafe_to_wake_the_loop(debug):
     heard = []
 
     def main(r: Reactor) -> None:
@@ -736,7 +736,7 @@ def test_an_adopted_connection_counts_in_no_gauge_but_keeps_the_loop_running(r, 
     assert (r.stats().incoming, r.stats().outgoing, r.stats().handles) == (0, 0, 0)
 
 
-def test_data_that_waited_before_the_adoption_is_delivered_in_a_later_turn(r, sockets):
+def test_data_that_arrived_before_the_adoption_is_delivered_in_a_later_turn(r, sockets):
     log = Log()
     ours, theirs = sockets()
     theirs.send(b'early')
@@ -823,7 +823,7 @@ def test_a_listener_refuses_a_socket_that_it_cannot_listen_on(fake, strange, kin
 
 @pytest.mark.parametrize('ssl', [None, False])
 @pytest.mark.parametrize('where', ['tcp', 'unix'])
-def test_a_server_hostname_without_tls_is_refused_because_all_would_be_sent_in_plain_text(fake, where, ssl):
+def test_a_server_hostname_without_tls_is_refused_because_data_would_be_sent_unencrypted(fake, where, ssl):
     options = {'ssl': ssl, 'server_hostname': 'example.org'}
     with pytest.raises(ValueError, match=r"server_hostname='example\.org' without ssl="):
         if where == 'tcp':
@@ -950,7 +950,7 @@ def test_a_full_selector_refuses_a_unix_listener_and_leaves_no_file(kernel, tmp_
 
 
 @needs_unix
-def test_a_listening_unix_path_is_there_while_it_listens(r, tmp_path):
+def test_the_path_of_a_unix_listener_exists_while_it_listens(r, tmp_path):
     path = str(tmp_path / 's')
     listener = r.listen_unix(path, mode=0o600)
     assert listener.address == path

@@ -1,4 +1,4 @@
-"""Framing: the same messages for any chunking, limits, cost, and callbacks that close, pause, raise or switch."""
+"""Framing: messages cut into any chunks, limits, cost, and callbacks that close, pause, raise or switch framings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CUTS = st.lists(st.integers(0, 6))
 
 
 def chunks(data: bytes, cuts: list[int]):
-    """Cut the data into pieces of these sizes, and the rest as one piece."""
+    """Cut the data into pieces of these sizes; the last piece is the rest."""
     for size in cuts:
         yield data[:size]
         data = data[size:]
@@ -44,7 +44,7 @@ def chunks(data: bytes, cuts: list[int]):
 
 
 def collect(pieces, take, args, limit=LIMIT):
-    """Feed the pieces and take all messages after each; returns them and whether one was too long."""
+    """Feed each piece and then take all messages; returns the messages, and whether one was too long."""
     frames, messages = Frames(limit), []
     try:
         for piece in pieces:
@@ -75,7 +75,7 @@ ASKS = st.lists(
 
 @given(data=BYTES, cuts=CUTS, asks=ASKS)
 def test_framings_can_be_mixed_and_the_rest_is_returned_untouched(data, cuts, asks):
-    """Messages taken as soon as they arrive are the same as if all bytes had been fed at once."""
+    """Messages that are taken while pieces arrive are the same as if all bytes had been fed at once."""
 
     def answers(pieces):
         frames, given, waiting = Frames(1 << 20), [], list(asks)
@@ -117,10 +117,10 @@ def test_a_search_that_found_nothing_does_not_affect_another(data, cuts):
         (b'', Frames.exactly, (11,)),
     ],
 )
-def test_a_message_over_the_limit_raises_as_soon_as_it_is_certain(fed, take, args):
+def test_a_message_over_the_limit_raises_as_soon_as_the_excess_is_certain(fed, take, args):
     frames = Frames(10)
     frames.feed(fed)
-    for _ in range(2):  # calling it again skips nothing
+    for _ in range(2):  # a second call skips nothing
         with pytest.raises(FrameTooLong, match='more than 10 bytes') as caught:
             take(frames, *args)
     assert isinstance(caught.value, ReactorError) and isinstance(caught.value, ValueError)
@@ -221,7 +221,7 @@ def test_a_search_starts_where_the_last_one_ended(take, args):
         assert len(frames) - frames._searched < 4
 
 
-def test_ten_megabytes_in_small_chunks_move_each_byte_a_few_times_only():
+def test_each_byte_of_ten_megabytes_in_small_chunks_is_moved_only_a_few_times():
     size = 10 << 20
     frames = Frames(size)
     frames.feed(b'xx')
@@ -594,12 +594,12 @@ def per_turn(r, received, count):
         (lambda fn: framing.Framing(fn, lambda frames: frames.line()), b'\n'),
     ],
 )
-def test_a_turn_delivers_a_bounded_number_of_messages_and_the_next_ones_the_rest(r, sockets, make, message):
+def test_a_turn_delivers_a_bounded_number_of_messages_and_later_turns_the_rest(r, sockets, make, message):
     received = []
     conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: received.append(message)))
     theirs.send(message * MANY)
     assert per_turn(r, received, MANY) == [MESSAGES_PER_TURN] * 3 + [5]
-    theirs.send(message)  # afterwards the connection reads as before
+    theirs.send(message)  # the connection then reads as before
     run_until(r, lambda: len(received) > MANY)
     assert idle(r)
     end(r, conn)
@@ -647,7 +647,7 @@ def test_while_messages_wait_for_a_turn_nothing_more_is_received(r, sockets):
     before = r.stats().bytes_in
     theirs.send(b'\n' * 100)
     assert conn.reading
-    conn.resume_reading()  # for its user it was reading all the time
+    conn.resume_reading()  # for the program, reading was never paused
     turns(r, 2)
     assert r.stats().bytes_in == before and len(received) == 3 * MESSAGES_PER_TURN
     run_until(r, lambda: len(received) == MANY + 100)
@@ -816,7 +816,7 @@ def test_another_on_data_that_replaced_a_framing_between_two_turns_is_called(r, 
     end(r, conn)
 
 
-def test_everything_received_before_sending_failed_is_delivered_however_much_it_is(scripted):
+def test_everything_received_before_sending_failed_is_delivered_even_over_several_turns(scripted):
     r, make = scripted
     log = Log()
 
@@ -902,7 +902,7 @@ def test_a_pause_after_start_tls_delays_plain_text_that_follows_it(r, sockets, c
     theirs.send(b'STARTTLS\nbehind\n')
     turns(r, 5)
     assert log == [('line', b'STARTTLS'), ('reading', False)]
-    assert conn.on_data.rest() == b'behind\n'  # the program can refuse it
+    assert conn.on_data.rest() == b'behind\n'  # the program can refuse this plain text
     conn.resume_reading()
     assert conn.reading
     turns(r, 3)

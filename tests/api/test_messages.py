@@ -1,4 +1,4 @@
-"""What the library says about a mistake: what happened, with what the user gave, and what to do about it."""
+"""Error messages and warnings: they say what happened, show the value that the user passed, and say what to do."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.helpers.support import run_until, turns
 
 @pytest.fixture
 def r():
-    """One selector: what is said does not depend on it."""
+    """A reactor on the default selector only: messages do not depend on the selector."""
     with reactor.Reactor() as r:
         yield r
 
 
 def refusal(call, *args, **options) -> str:
-    """The message of the TypeError or ValueError with which a call is refused."""
+    """Return the message of the TypeError or ValueError that a call raises."""
     with pytest.raises((TypeError, ValueError)) as refused:
         call(*args, **options)
     return str(refused.value)
 
 
-# -- callbacks that cannot be called with what they will get
+# -- callbacks with the wrong number of arguments
 
 
 def one(first): ...
@@ -72,7 +72,7 @@ LINE = one.__code__.co_firstlineno
         ('on_accept_error', one, '(listener, exc)', 'takes 1 argument'),
     ],
 )
-def test_a_callback_with_the_wrong_number_of_arguments_is_refused_when_it_is_given(r, name, fn, signature, takes):
+def test_a_callback_with_the_wrong_number_of_arguments_is_refused_at_the_call(r, name, fn, signature, takes):
     message = refusal(r.listen_tcp, '127.0.0.1', 0, **{name: fn})
     assert f'{name} is called with {signature}' in message and takes in message
     assert fn.__qualname__ in message and re.search(r'test_messages\.py:\d+', message)
@@ -117,7 +117,7 @@ def test_every_method_that_takes_a_callback_checks_it(r, give):
     assert 'is called with (' in refusal(give, r, none)
 
 
-# -- something else than a callback
+# -- other mistakes with callbacks and deadlines
 
 
 def test_a_function_that_was_called_instead_of_passed_is_recognised(r):
@@ -127,7 +127,7 @@ def test_a_function_that_was_called_instead_of_passed_is_recognised(r):
     assert 'called instead' not in refusal(r.call_soon, 'x')
 
 
-def test_a_deadline_by_the_wrong_clock_is_warned_of(r):
+def test_a_deadline_by_the_wrong_clock_causes_a_warning(r):
     with pytest.warns(RuntimeWarning, match=r'call_at\(.*r\.now.*time\.time\(\)') as warned:
         timer = r.call_at(time.time() + 1, none)
     assert warned[0].filename == __file__
@@ -160,7 +160,7 @@ def test_a_host_with_a_port_or_brackets_is_taken_apart_in_the_message(r, host, c
 # -- TLS
 
 
-def test_a_server_is_told_how_to_make_a_context(r):
+def test_the_message_explains_how_to_make_a_context_for_a_server(r):
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=True)
     assert 'True' in message and 'load_cert_chain' in message
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=ssl.create_default_context())
@@ -180,7 +180,7 @@ def test_a_server_without_a_certificate_is_named_as_the_reason(r):
     turns(r, 3)
 
 
-# -- exceptions of callbacks
+# -- exceptions in callbacks
 
 
 def failing(*args):
@@ -220,7 +220,7 @@ def test_equal_exceptions_of_clients_are_logged_once_a_second(kernel, fake, sock
         fail(failing)
     assert len(caplog.records) == 1
     fail(other)
-    assert len(caplog.records) == 2  # another callback, which nothing has reported yet
+    assert len(caplog.records) == 2  # another callback, whose exception has not been logged yet
     kernel.time += 1.5
     fail(failing)
     assert len(caplog.records) == 3
@@ -230,7 +230,7 @@ def test_equal_exceptions_of_clients_are_logged_once_a_second(kernel, fake, sock
 # -- reactors
 
 
-def test_a_reactor_that_was_forgotten_is_warned_of():
+def test_a_forgotten_reactor_causes_a_warning():
     def forget():
         r = reactor.Reactor()
         r.listen_tcp('127.0.0.1', 0)
@@ -243,7 +243,7 @@ def test_a_reactor_that_was_forgotten_is_warned_of():
     assert 'with 1 handle, such as <Listener' in message and 'call run()' in message
 
 
-def test_a_reactor_that_was_run_or_closed_or_holds_nothing_is_not_warned_of():
+def test_a_reactor_that_was_run_or_closed_or_holds_nothing_causes_no_warning():
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always')
         reactor.Reactor().close()
@@ -271,7 +271,7 @@ def test_debug_reports_slow_callbacks(caplog):
 # -- all messages
 
 PACKAGE = Path(reactor.__file__).parent
-# What a message without a value is about: there is only one such thing, or to show it would say nothing.
+# Parts of messages that need not show a value: only one value is possible, or it would explain nothing.
 NOTHING_TO_SHOW = [
     'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol must be',
     'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
@@ -279,7 +279,7 @@ NOTHING_TO_SHOW = [
 
 
 def messages() -> Iterator[tuple[str, str, str, bool]]:
-    """(place, class, text, whether it shows a value) of each error of the package, simulation and demo apart."""
+    """Generate (place, class, text, whether it shows a value) for each error, except in simulation and demo."""
     for path in sorted(PACKAGE.rglob('*.py')):
         place = path.relative_to(PACKAGE)
         if place.parts[0] in ('testing', 'demo'):
@@ -297,7 +297,7 @@ def messages() -> Iterator[tuple[str, str, str, bool]]:
 def test_each_error_that_is_raised_says_more_than_a_name():
     found = list(messages())
     assert len(found) > 200
-    # `SystemExit` ends a worker, and a function that makes the error has the words.
+    # `SystemExit` only ends a worker, and `_cut_short` is a function that has the text of the error that it makes.
     made_here = [
         (place, text, shows) for place, kind, text, shows in found if kind not in ('SystemExit', 'self._cut_short')
     ]
@@ -323,7 +323,7 @@ def test_each_closed_handle_says_what_to_do():
 
 
 @pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_warnings_go_to_the_line_of_the_caller(path):
+def test_warnings_name_the_line_of_the_caller(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == 'warnings.warn':
             assert {'stacklevel'} <= {keyword.arg for keyword in node.keywords}

@@ -1,7 +1,7 @@
 """The types: hints can be evaluated, classes are exported, and type checkers find the mistakes in user programs.
 
-The programs are in `typing/`. Those in `right/` have no mistake. In those in `wrong/`, a comment marks each line with a
-mistake and names its kind.
+The programs are in `typing/`. Programs in `right/` have no mistakes. In `wrong/`, a comment marks each line that has a
+mistake, and names the kind of the mistake.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ COMPLETE = 95.0  # percent of the public names whose types are known
 # Errors that pyright reports in strict mode as a consequence of another error.
 AFTERMATH = re.compile('reportUnknown|reportUnused')
 
-# The kinds of mistakes that ty does not find yet. It finds all of the other kinds.
+# The kinds of mistakes that ty does not find yet. It finds all other kinds.
 MISSED_BY_TY = {
-    'args',  # arguments that do not fit the callback before them: ty does not solve a TypeVarTuple
-    'name after Self',  # an attribute of a lambda's argument whose type is `Self` in a base class
-    'shared option',  # an option that is in none of the method's TypedDicts
+    'args',  # arguments that do not match the callback before them: ty does not solve a TypeVarTuple
+    'name after Self',  # a wrong attribute of a lambda's argument whose type is `Self` in a base class
+    'shared option',  # an option that is in none of the TypedDicts of the method
 }
 
 
@@ -49,7 +49,7 @@ MISSED_BY_TY = {
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Every public function and class, and every public method and property of these classes."""
+    """Generate every public function and class, and every public method and property of these classes."""
     for module in MODULES:
         for name in module.__all__:
             value = getattr(module, name)
@@ -78,7 +78,7 @@ def test_the_hints_of_every_public_callable_can_be_evaluated():
 
 
 def named(hint: Any) -> Iterator[Any]:
-    """Generate a hint and all hints inside it."""
+    """Generate a type hint and all hints inside it."""
     yield hint
     for inner in typing.get_args(hint):
         if isinstance(inner, list):
@@ -176,7 +176,7 @@ def test_a_checker_finds_the_mistakes_in_the_wrong_programs_and_nothing_else(che
     must = {place for place, kind in marks().items() if kind not in missed}
     assert {place: what for place, what in said.items() if place not in marks()} == {}
     assert must - set(said) == set()
-    for kind in missed:  # when ty starts to find one, remove it from the table
+    for kind in missed:  # when ty starts to find a kind, remove it from MISSED_BY_TY
         assert not {place for place, of in marks().items() if of == kind} & set(said), kind
 
 

@@ -1,4 +1,4 @@
-"""Tests of datagram sockets with socat and dig. Debian: socat bind9-dnsutils."""
+"""Tests of datagram sockets with socat and dig, which are in the Debian packages socat and bind9-dnsutils."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='socat and dig a
 
 
 def run_client(r: Reactor, *command: str, stdin: str = '') -> str:
-    """Run a client to its end while the reactor runs; returns what it printed."""
+    """Run a client until it exits, while the reactor runs; returns the output of the client."""
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -61,7 +61,7 @@ def test_socat_gets_its_lines_back_from_the_example():
 
 
 def answer(sock: DatagramSocket, query: bytes, address: Any) -> None:
-    """A tiny name server: every name is at 192.0.2.7."""
+    """Answer as a tiny name server: every name has the address 192.0.2.7."""
     if len(query) < 17:
         return  # too short to contain a question
     number, _, questions = struct.unpack_from('!HHH', query)

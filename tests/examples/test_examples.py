@@ -1,4 +1,4 @@
-"""Run each example as a user would, and check that it does what its docstring says."""
+"""Run each example like a user, and check that it works as its docstring says."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ LONGER = {
     'port_from_tornado.py': 100,
     'tornado_original.py': 95,
     'websocket_chat.py': 140,
-}  # lines of whole servers
+}  # the maximum number of lines of longer examples
 SERVERS = [
     'chargen.py', 'chat.py', 'daytime.py', 'discard.py', 'echo.py', 'embed.py', 'live_page.py', 'observed.py',
     'proxy.py', 'resp_server.py', 'seed.py', 'service.py', 'starttls.py', 'tls_echo.py', 'tls_service.py',
     'udp_echo.py', 'workers.py',
 ]  # fmt: skip
-SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and no SIGINT for a child')
+SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and cannot send SIGINT to a child')
 
 
 def needs(*commands):
     missing = [command for command in commands if shutil.which(command) is None]
-    return pytest.mark.skipif(bool(missing), reason=f'not tried with a real client: {missing} not installed')
+    return pytest.mark.skipif(bool(missing), reason=f'not tested with a real client: {missing} not installed')
 
 
 @contextmanager
 def example(name, *options, warnings='error', mode='dev'):
-    """Run an example and yield (process, port); at the end interrupt it and check that it ends without an error.
+    """Run an example and yield (process, port). At the end, interrupt it and check that it exits without an error.
 
-    `process.printed` has the lines that it printed up to the one with the port.
+    `process.printed` has the lines that the example printed, up to the line with the port.
     """
     process = subprocess.Popen(
         [sys.executable, '-X', mode, '-W', warnings, str(EXAMPLES / name), *options],
@@ -72,7 +72,7 @@ def example(name, *options, warnings='error', mode='dev'):
             process.kill()
             raise
     assert process.returncode == 0, errors
-    if name == 'live_page.py':  # it logs slow callbacks, and on a busy machine any callback can be slow
+    if name == 'live_page.py':  # this example logs slow callbacks, and on a busy machine any callback can be slow
         errors = re.sub(r'^slow .*\n', '', errors, flags=re.MULTILINE)
     assert not errors
 
@@ -100,7 +100,7 @@ def read_until(sock, end):
 
 
 def shown(path):
-    """The lines of output that an example's docstring shows below the command that runs it."""
+    """Return the lines of output that the docstring of an example shows below its command."""
     name = re.escape(str(path.relative_to(EXAMPLES)))
     text = path.read_text().split('"""')[1]
     found = re.search(rf'^    \$ python(?:3\.11)? examples/{name}.*\n((?:    [^$ ].*\n)+)', text, re.MULTILINE)
@@ -113,7 +113,7 @@ def without_numbers(lines):
 
 
 def check_end(name, signum, *options, **how):
-    """Run a server, compare what it prints with its docstring, connect to it, and end it by a signal."""
+    """Run a server, compare its output with its docstring, connect to it, and end it with a signal."""
     with example(name, *options, **how) as (process, port):
         expected = shown(EXAMPLES / name)[: len(process.printed)]
         assert without_numbers(process.printed) == without_numbers(expected)
@@ -124,7 +124,7 @@ def check_end(name, signum, *options, **how):
                 sock.send(b'hello')
                 assert sock.recv(100) == b'hello'
             process.send_signal(signum)
-            if name != 'seed.py' and (signum is signal.SIGINT or 'relay' not in name):  # these wait for their clients
+            if name != 'seed.py' and (signum is signal.SIGINT or 'relay' not in name):  # other servers wait for clients
                 assert process.wait(20) == 0
         assert process.wait(20) == 0
 
@@ -136,7 +136,7 @@ def test_an_example_is_short_and_says_what_to_run_and_what_is_printed(path):
     assert len(text.split('"""', 2)[2].splitlines()) <= LONGER.get(path.name, 66)
 
 
-def test_the_readme_of_the_examples_names_each_of_them():
+def test_the_readme_of_the_examples_lists_each_example():
     text = (EXAMPLES / 'README.md').read_text()
     for path in [*EXAMPLES.glob('*.py'), *(path.parent for path in EXAMPLES.glob('*/README.md'))]:
         assert f']({path.name}' in text, path.name
@@ -166,10 +166,10 @@ def test_a_server_says_where_it_listens_and_ends_cleanly(name, signum, request, 
         check_end(name, signum, *options)
 
 
-def test_every_server_among_the_examples_is_tried():
+def test_every_server_among_the_examples_is_tested():
     servers = {path.name for path in EXAMPLES.glob('*.py') if "'listening on" in path.read_text().replace("f'", "'")}
     servers |= {path.name for path in EXAMPLES.glob('*.py') if 'serve.run' in path.read_text()}
-    assert servers == {*SERVERS, 'http_server.py', 'websocket_chat.py'}  # the last two: test_http_examples.py
+    assert servers == {*SERVERS, 'http_server.py', 'websocket_chat.py'}  # two are in test_http_examples.py
 
 
 def test_seed_answers_after_its_delay_and_counts_it():
@@ -188,7 +188,7 @@ def test_seed_answers_open_requests_after_ctrl_c():
     with example('seed.py', '--port', '0', '--delay', '0.5') as (process, port), client(port) as sock:
         sock.sendall(b'GET / HTTP/1.1\r\n\r\n')
         process.stdout.readline()
-        time.sleep(0.1)  # another process has to read it first, and nothing here shows when it has
+        time.sleep(0.1)  # the server has to read the request first, and nothing signals that it has
         process.send_signal(signal.SIGINT)
         assert read_to_end(sock).endswith(b'omglolwtf')
         assert process.stdout.read().endswith('TCP server exited.\n')
@@ -226,10 +226,10 @@ def test_udp_echo_sends_back_each_datagram_to_its_sender():
 def test_udp_echo_survives_datagrams_of_any_size():
     with example('udp_echo.py', '--port', '0') as (_, port), socket.socket(type=socket.SOCK_DGRAM) as sock:
         for size in range(0, 60_000, 500):
-            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # so the answer goes to a closed socket
+            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # the answer is sent to a closed socket
                 gone.sendto(b'\xff' * size, ('127.0.0.1', port))
         sock.settimeout(1)
-        for _ in range(10):  # some may have been dropped in the flood
+        for _ in range(10):  # the flood can cause datagrams to be dropped
             sock.sendto(b'hello', ('127.0.0.1', port))
             try:
                 assert sock.recv(100) == b'hello'
@@ -286,7 +286,7 @@ def test_proxy_without_its_server_ends_the_client():
     with socket.create_server(('127.0.0.1', 0)) as taken:
         unused = taken.getsockname()[1]
     with example('proxy.py', '--port', '0', '--to', f'127.0.0.1:{unused}') as (_, port):
-        # The reset may arrive during the connect already.
+        # The reset may already arrive during the connect.
         with pytest.raises(ConnectionResetError), client(port) as sock:
             sock.recv(1)
 
@@ -305,7 +305,7 @@ def test_timers_end_by_themselves():
 
 
 def run_example(name, *options):
-    """Run an example to its end; returns the lines it printed."""
+    """Run an example until it exits; returns the lines it printed."""
     done = subprocess.run(
         [sys.executable, '-X', 'dev', '-W', 'error', str(EXAMPLES / name), *options],
         capture_output=True, text=True, timeout=60,
@@ -339,7 +339,7 @@ def test_embed_serves_from_a_foreign_loop():
         assert process.stdout.readline() == '1 connections\n'
         sock.sendall(b'quit')
         assert read_to_end(sock) == b'quit'
-        assert process.wait(10) == 0  # nothing was left to wait for, so the foreign loop ended
+        assert process.wait(10) == 0  # there was nothing left to wait for, so the foreign loop ended
 
 
 @SIGNALS
@@ -429,7 +429,7 @@ def tail(*command):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='pipes of children cannot be watched on Windows')
-def test_process_tail_prefixes_lines_and_ends_as_its_command_ends():
+def test_process_tail_prefixes_lines_and_exits_like_its_command():
     process = tail('sh', '-c', 'echo one; echo two >&2; printf three; exit 7')
     printed, errors = process.communicate(timeout=20)
     assert process.returncode == 7 and not errors
@@ -437,7 +437,7 @@ def test_process_tail_prefixes_lines_and_ends_as_its_command_ends():
     assert sorted(printed.splitlines()) == [f'[{number}] ! two', f'[{number}] one', f'[{number}] three']
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for a child')
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send SIGINT to a child')
 def test_process_tail_ends_its_command_after_ctrl_c():
     process = tail('sh', '-c', 'echo ready; exec sleep 60')
     assert process.stdout.readline().endswith('ready\n')
@@ -453,7 +453,7 @@ def test_process_tail_reports_in_one_line_a_command_that_cannot_be_run():
 
 
 @SIGNALS
-def test_several_workers_echo_and_are_replaced_meanwhile():
+def test_several_workers_echo_and_are_replaced_on_sighup():
     with example('workers.py', '--port', '0', '--workers', '2') as (process, port), client(port) as first:
         greeting = read_until(first, b'\n')
         first.sendall(b'well\n')
@@ -463,7 +463,7 @@ def test_several_workers_echo_and_are_replaced_meanwhile():
             with client(port) as other:
                 others.add(read_until(other, b'\n'))
         process.send_signal(signal.SIGHUP)
-        assert read_to_end(first) == b''  # its worker ends when the next ones serve
+        assert read_to_end(first) == b''  # its worker exits once the new workers serve
         with client(port) as other:
             assert read_until(other, b'\n') not in others
 
@@ -478,7 +478,7 @@ PORTS = [
 
 
 @pytest.mark.parametrize('name', PORTS)
-def test_the_port_from_asyncore_answers_as_the_original(name):
+def test_the_port_from_asyncore_answers_like_the_original(name):
     running = example(f'porting/{name}', '--port', '0', warnings='ignore')
     with running as (_, port), client(port) as sock, client(port) as other:
         assert read_until(sock, b'\r\n') == b'220 ready\r\n'
@@ -492,7 +492,7 @@ def test_the_port_from_asyncore_answers_as_the_original(name):
         try:
             assert read_to_end(other) == b''
         except ConnectionResetError:
-            pass  # a client that sends too long a line is disconnected
+            pass  # a client is disconnected when it sends a line that is too long
 
 
 @pytest.mark.parametrize('name', ['chat', 'discard', 'resp_server'])

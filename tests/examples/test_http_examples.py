@@ -1,6 +1,6 @@
 """The HTTP server and the WebSocket chat among the examples, tested with curl, ab, wrk, a browser, and raw bytes.
 
-Debian: curl apache2-utils wrk chromium.
+The tools are in the Debian packages curl, apache2-utils, wrk and chromium.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ h11 = pytest.importorskip('h11', reason='NOT TESTED: no h11 (pip install -e .[ex
 wsproto = pytest.importorskip('wsproto', reason='NOT TESTED: no wsproto (pip install -e .[examples])')
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Pong, Request, TextMessage  # noqa: E402
 
-pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM to drain by')
+pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM to start a drain')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 BIG = 20 << 20
 
@@ -58,7 +58,7 @@ def serving(root, *options):
 
 @pytest.fixture(scope='module')
 def server(root):
-    """host:port of a server for tests that do not change its state. It must not log anything, and not die."""
+    """The HOST:PORT of a server for tests that do not change its state. The server must not log anything or exit."""
     with serving(root) as (process, port):
         yield f'127.0.0.1:{port}'
         assert process.poll() is None
@@ -71,7 +71,7 @@ def test_a_server_says_where_it_listens_and_ends_cleanly(name, signum):
 
 
 def raw(server, request):
-    """Send these bytes, and return everything that the server sends until it closes."""
+    """Send a request, and return everything that the server sends until it closes the connection."""
     with client(server.rpartition(':')[2]) as sock:
         sock.sendall(request)
         return read_to_end(sock)
@@ -112,7 +112,7 @@ def test_head_sends_the_length_without_the_body(server):
 
 
 @pytest.mark.scenario(126)
-def test_connections_are_kept_and_requests_may_be_sent_before_their_answers(server):
+def test_connections_are_kept_alive_and_requests_can_be_pipelined(server):
     both = get('/hello.txt') + get('/nothing') + get('/stream?lines=3') + get('/big') + get('/hello.txt')
     answer = raw(server, both + get('/empty', 'Connection: close') + get('/never'))
     assert re.findall(rb'HTTP/1.1 (\d+)', answer) == [b'200', b'404', b'200', b'200', b'200', b'200']
@@ -140,7 +140,7 @@ def test_a_generated_stream_arrives_in_chunks_and_complete(server):
 
 @pytest.mark.scenario(127)
 @pytest.mark.alone
-def test_a_stream_waits_for_its_reader_and_the_others_are_served(root):
+def test_a_stream_waits_for_its_reader_and_other_clients_are_served(root):
     psutil = pytest.importorskip('psutil')
     with serving(root) as (process, port), client(port) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -167,7 +167,7 @@ def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
 
     connection.connect()
     sock = connection.sock
-    # The client sends everything before it reads. Without this thread it would wait for ever.
+    # The client sends everything before it reads, so without this thread it would wait forever.
     reader = threading.Thread(target=read)
     reader.start()
     length = {} if chunked else {'Content-Length': str(len(data))}
@@ -186,7 +186,7 @@ def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
     assert type(event) is h11.EndOfMessage and received == data
 
 
-def test_an_upload_with_two_lengths_is_read_by_its_chunks(server):
+def test_an_upload_with_both_a_length_and_chunks_is_read_as_chunks(server):
     head = b'POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n'
     head += b'Transfer-Encoding: chunked\r\n\r\n'
     assert raw(server, head + b'3\r\nabc\r\n0\r\n\r\n').endswith(b'\r\n3\r\nabc\r\n0\r\n\r\n')
@@ -210,7 +210,7 @@ def test_the_upload_of_a_client_that_reads_nothing_is_paused(root):
         assert sent < 64 << 20
 
 
-# -- limits, errors, the end
+# -- limits, errors, shutdown
 
 
 @pytest.mark.scenario(126)
@@ -263,7 +263,7 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         reading.sendall(get('/big'))
         read_until(reading, b'\r\n\r\n')
         idle.sendall(get('/hello.txt'))
-        read_until(idle, b'hello\n')  # so the server has read from the others too
+        read_until(idle, b'hello\n')  # by now the server has also read the other requests
         process.send_signal(signal.SIGTERM)
         assert read_to_end(idle) == b''
         with pytest.raises(ConnectionRefusedError):
@@ -271,10 +271,10 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         half.sendall(b'\r\n')
         answer = read_to_end(half)
         assert b'connection: close' in answer and answer.endswith(b'hello\n')
-        reading.sendall(get('/hello.txt'))  # the connection is kept until its answer has been sent
+        reading.sendall(get('/hello.txt'))  # the connection is kept open until this answer has been sent
         answer = read_to_end(reading)
         assert len(answer) > BIG - 65536 and answer.endswith(b'hello\n') and b'connection: close' in answer[-300:]
-        reading.close()  # the server waits for our end; otherwise the last bytes that it sent could be lost
+        reading.close()  # the server waits for this, because otherwise the last bytes that it sent could be lost
         half.close()
         assert process.wait(10) == 0
 
@@ -286,7 +286,8 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
         assert head.startswith(b'HTTP/1.1 200 OK\r\n') and body == b'200 OK\n'
         waiting.sendall(get('/hello.txt')[:-2])
         process.send_signal(signal.SIGTERM)
-        # The server may answer before it sees the signal. It would keep such a connection until it stops accepting.
+        # The server may answer before it handles the signal. Without `Connection: close`, it would then keep the
+        # connection open until it stops accepting.
         while (answer := raw(server, get('/healthz', 'Connection: close'))).startswith(b'HTTP/1.1 200 OK\r\n'):
             pass
         assert answer.startswith(b'HTTP/1.1 503 Service Unavailable\r\n')
@@ -297,7 +298,7 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
 
 
 class Requester(threading.Thread):
-    """A client that repeats a request, on kept connections or new ones, until the server does not listen any more."""
+    """A client that repeats a request, on kept or new connections, until the server no longer listens."""
 
     def __init__(self, port, *headers):
         super().__init__()
@@ -332,7 +333,7 @@ class Requester(threading.Thread):
 
 
 def requests_answered(process):
-    """Check that the server ended cleanly; returns how many requests it had."""
+    """Wait for the server to exit without an error; returns the number of requests that it has counted."""
     assert process.wait(20) == 0
     return int(re.search(r'(\d+) requests', process.stdout.read())[1])
 
@@ -346,7 +347,7 @@ def test_sigterm_under_load_answers_everything_that_was_accepted(root, headers):
         for requester in clients:
             requester.start()
         while min(requester.answers for requester in clients) < 10:
-            time.sleep(0.01)  # they run in threads
+            time.sleep(0.01)  # the clients run in threads
         process.send_signal(signal.SIGTERM)
         for requester in clients:
             requester.join(20)
@@ -364,7 +365,7 @@ def curl(server, *options):
     return done.stdout
 
 
-def test_curl_downloads_uploads_asks_for_heads_and_keeps_the_connection(server, root, tmp_path):
+def test_curl_downloads_uploads_sends_head_requests_and_keeps_the_connection(server, root, tmp_path):
     curl(server, '-o', str(tmp_path / 'down'), f'http://{server}/big')
     assert (tmp_path / 'down').read_bytes() == (root / 'big').read_bytes()
     for option in ['-T', str(root / 'big')], ['-X', 'PUT', '-H', 'Transfer-Encoding: chunked', '-T', str(root / 'big')]:
@@ -394,7 +395,7 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
 def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(name):
-    """The cases of perf/faults/, in a tiny size."""
+    """Run a case of `perf.faults` in a tiny size."""
     from perf.faults.case import Run
     from perf.faults.cases import BY_NAME
 
@@ -415,11 +416,12 @@ def test_ab_gets_an_answer_to_each_request_while_the_server_shuts_down(root, opt
         later.join()
         assert re.search(r'Complete requests:\s+1000\nFailed requests:\s+0\n', done.stdout)
         assert raw(f'127.0.0.1:{port}', get('/healthz')).startswith(b'HTTP/1.1 503 ')
-        process.send_signal(signal.SIGINT)  # without waiting for the lame duck
+        process.send_signal(signal.SIGINT)  # skip the rest of the lame duck phase
         assert process.wait(10) == 0
 
 
-# The server gets SIGTERM at the 100th answer. All clients pause after each 50, so the server soon finds an empty queue.
+# The server gets SIGTERM at the 100th answer. All clients pause after every 50 answers, so that the server soon finds
+# its accept queue empty.
 WRK_SCRIPT = """
 local answers, server = 0, nil
 function init(args) server = args[1] end
@@ -440,14 +442,14 @@ end
 @pytest.mark.slow
 @pytest.mark.alone
 def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
-    """wrk counts exactly the answers that the server has given.
+    """wrk and the server count the same number of answers.
 
-    wrk counts an answer when it has read all of it. The answers that it never reads are those to requests in flight
-    when wrk itself ends, one for each connection. So here it is stopped only after the server has ended.
+    wrk counts an answer when it has read all of it. When wrk exits, it loses the answers to requests in flight, one
+    for each connection. So wrk is stopped only after the server has exited.
 
-    wrk opens a connection again as soon as the server has closed it. A draining server does not close its listener
-    while clients wait in its queue, so without pauses it might outlive wrk. What wrk counts as failed connects and
-    writes are connections that were refused after the end.
+    When the server closes a connection, wrk opens a new one at once. A draining server keeps its listener open while
+    clients wait in the accept queue, so without pauses it might outlive wrk. The connects and writes that wrk counts
+    as failed are connections that were refused after the server had exited.
     """
     if shutil.which('wrk') is None:
         pytest.skip('NOT TESTED: wrk is not installed: apt-get install wrk')
@@ -459,7 +461,7 @@ def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:
             try:
                 answered = requests_answered(process)
-                wrk.send_signal(signal.SIGINT)  # it stops, and prints its counts
+                wrk.send_signal(signal.SIGINT)  # wrk stops, and prints its counts
                 report = wrk.communicate(timeout=20)[0]
             finally:
                 wrk.kill()
@@ -496,7 +498,7 @@ class Member:
         self.sock.sendall(self.ws.send(event))
 
     def next(self):
-        """The next event, None at the end."""
+        """Return the next event, or None at the end of the connection."""
         while not self.events:
             data = self.sock.recv(65536)
             if not data:
@@ -506,7 +508,7 @@ class Member:
         return self.events.pop(0)
 
     def text(self):
-        """The next text message, also when it arrives in several pieces."""
+        """Return the next text message, even if it arrives in several pieces, and answer pings before it."""
         text = ''
         while True:
             event = self.next()
@@ -587,9 +589,9 @@ def test_a_member_that_reads_nothing_is_dropped_and_the_others_never_wait():
 
 
 @pytest.mark.scenario(129)
-def test_a_member_that_answers_no_ping_is_dropped_and_the_others_stay():
+def test_a_member_that_does_not_answer_pings_is_dropped_and_the_others_stay():
     with chatting('--ping', '0.4') as port, Member(port) as anna, Member(port) as silent:
-        messages = [anna.text() for _ in range(3)]  # this answers pings meanwhile
+        messages = [anna.text() for _ in range(3)]  # `text` also answers pings
         assert messages[-1] == '* guest2 left'
         assert any(isinstance(event, Ping) for event in iter_events(silent))
 
@@ -618,7 +620,7 @@ def test_other_requests_to_the_chat_are_answered(request_, status):
 
 @pytest.fixture
 def browser(tmp_path):
-    """The port at which a headless Chromium accepts commands."""
+    """The port on which a headless Chromium accepts commands."""
     if not CHROMIUM:
         pytest.skip('NOT TESTED: no chromium (apt-get install chromium)')
     process = subprocess.Popen(
@@ -627,7 +629,7 @@ def browser(tmp_path):
          f'--user-data-dir={tmp_path}/browser', '--remote-debugging-port=0', 'about:blank'],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    watchdog = threading.Timer(60, process.kill)  # the loop below ends with the process
+    watchdog = threading.Timer(60, process.kill)  # the loop below ends when the process does
     watchdog.start()
     output = []
     try:
@@ -666,12 +668,12 @@ class Page(Member):
         return answer['result']
 
     def until(self, expression):
-        """Evaluate until the result is true, and return it."""
+        """Evaluate an expression until its result is true, and return the result."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
             if value := self.call('Runtime.evaluate', expression=expression)['result'].get('value'):
                 return value
-            time.sleep(0.05)  # the browser is another process: nothing here shows when it has changed
+            time.sleep(0.05)  # nothing signals that the page has changed
         raise AssertionError(self.call('Runtime.evaluate', expression='document.documentElement.outerHTML'))
 
 

@@ -1,4 +1,4 @@
-"""The porting guides: the programs before and after behave the same for the same clients, and the guides quote them."""
+"""The porting guides: each original and its port behave the same for the same clients, and the guides quote both."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ BLOCKS = [
     for guide in GUIDES
     for found in re.findall(r'^```(\w*)\n(.*?)^```$', guide.read_text(), re.MULTILINE | re.DOTALL)
 ]
-# Tornado 4 cannot be installed next to the present Tornado, so it has a folder of its own.
+# Tornado 4 cannot be installed next to the current Tornado, so it has its own folder.
 TORNADO_4 = Path(os.environ.get('TORNADO_4', EXAMPLES.parent / '.venv-tornado4'))
 
-unix_signals = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM for a child')
+unix_signals = pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send SIGTERM to a child')
 has_asyncore = pytest.mark.skipif(sys.version_info >= (3, 12), reason='Python 3.12 and later have no asyncore')
 has_tornado_4 = pytest.mark.skipif(
     sys.version_info >= (3, 12) or not (TORNADO_4 / 'tornado').is_dir(),
@@ -50,14 +50,14 @@ def both(before, mark, after):
 def program(name, *options):
     """Run a ported example or its original, with warnings off.
 
-    The originals warn about deprecated modules, and asyncio about slow callbacks.
+    The originals use deprecated modules, and asyncio warns about slow callbacks.
     """
     with example(f'porting/{name}', '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
         yield process, port
 
 
 def rest(sock):
-    """Everything that arrives until the end, which may be a reset."""
+    """Return everything that arrives until the connection ends, possibly with a reset."""
     received = b''
     try:
         while piece := sock.recv(65536):
@@ -132,7 +132,7 @@ def test_the_relays_disconnect_a_client_without_a_server_and_a_silent_one(name):
 
 
 @both('tornado_original.py', has_tornado_4, 'port_from_tornado.py')
-def test_the_port_from_tornado_answers_as_the_original(name, monkeypatch):
+def test_the_port_from_tornado_answers_like_the_original(name, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', f'{TORNADO_4}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     with program(name) as (process, port), client(port) as sock:
         sock.sendall(b'echo one\r\nec')
@@ -179,7 +179,7 @@ def converse(sock):
 
 
 @asyncio_pair
-def test_the_port_from_asyncio_answers_as_the_original(name):
+def test_the_port_from_asyncio_answers_like_the_original(name):
     with program(name, '--idle', '20') as (process, port):
         with client(port) as sock:
             converse(sock)
@@ -195,7 +195,7 @@ def test_the_port_from_asyncio_answers_as_the_original(name):
 
 @needs('openssl')
 @asyncio_pair
-def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificates):  # noqa: F811
+def test_the_port_from_asyncio_answers_like_the_original_over_tls(name, certificates):  # noqa: F811
     files = ['--cert', str(certificates.folder / 'server.pem'), '--key', str(certificates.folder / 'server.key')]
     with program(name, *files) as (_, port), client(port) as plain:
         with certificates.client().wrap_socket(plain, server_hostname='localhost') as sock:
@@ -203,12 +203,12 @@ def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificat
 
 
 @asyncio_pair
-def test_both_disconnect_a_silent_client(name):
+def test_the_port_from_asyncio_disconnects_a_silent_client_like_the_original(name):
     with program(name, '--idle', '0.2') as (_, port), client(port) as sock:
         assert rest(sock) in (b'', b'ready, 127.0.0.1\r\n')
 
 
-# -- all of them
+# -- all originals and ports
 
 
 ENDING = [
@@ -233,8 +233,8 @@ def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypa
 # -- the guides
 
 
-def test_the_originals_are_programs_of_their_own():
-    """The originals are never imported: tests run them in processes of their own, only to compare."""
+def test_the_originals_are_never_imported():
+    """Tests run the originals only for comparison, in their own processes."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)
@@ -254,7 +254,7 @@ def test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide
 
 
 @pytest.mark.parametrize('guide', GUIDES, ids=lambda guide: guide.name)
-def test_every_name_of_ours_in_a_guide_exists(guide):
+def test_every_reactor_name_in_a_guide_exists(guide):
     text = guide.read_text()
     with reactor.Reactor() as r:
         conn = r.connect_unix('@nobody') if sys.platform == 'linux' else r.connect_tcp('127.0.0.1', 1)
@@ -268,7 +268,7 @@ def test_every_name_of_ours_in_a_guide_exists(guide):
 
 
 @pytest.mark.parametrize('guide', GUIDES, ids=lambda guide: guide.name)
-def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide):
+def test_every_link_in_a_guide_leads_to_a_file_and_every_table_is_well_formed(guide):
     text = guide.read_text()
     for target in re.findall(r'\]\((?!https?:|#)([^)#]+)', text):
         assert (guide.parent / target).exists(), target
@@ -277,7 +277,7 @@ def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide
         assert {row.count('|') for row in rows} == {rows[0].count('|')}, rows[0]
 
 
-def test_there_is_a_guide_for_each():
+def test_the_guides_list_every_original_and_every_port():
     assert {guide.name for guide in GUIDES} == {'README.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
     index = (PORTING / 'README.md').read_text()
     for path in [*GUIDES, *ORIGINALS, *PORTING.glob('port_from_*.py')]:
@@ -285,11 +285,11 @@ def test_there_is_a_guide_for_each():
 
 
 def test_a_wrong_guide_is_detected(tmp_path):
-    """The checks of the blocks and of the names can fail."""
+    """The checks of code blocks and names can fail."""
     guide = tmp_path / 'guide.md'
     (tmp_path / 'echo.py').write_text('import reactor\n')
     guide.write_text('[echo](echo.py)\n```python\nimport nothing\n```\n`conn.wrong` | `r.right`\n')
     with pytest.raises(AssertionError):
         test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, 'python', 'import nothing\n')
     with pytest.raises(AssertionError):
-        test_every_name_of_ours_in_a_guide_exists(guide)
+        test_every_reactor_name_in_a_guide_exists(guide)

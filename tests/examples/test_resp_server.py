@@ -1,4 +1,4 @@
-"""The key-value server among the examples: its answers, its limits, and Redis' own clients. Debian: redis-tools."""
+"""The key-value server among the examples: its answers and limits, and Redis' own clients (Debian: redis-tools)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def port():
 
 @pytest.fixture
 def ask(port):
-    """A function that sends bytes and compares the answer byte for byte."""
+    """A function that sends bytes, and compares the answer with the expected bytes."""
     with client(port) as sock:
 
         def ask(sent, expected):
@@ -37,13 +37,13 @@ def ask(port):
 
 
 def command(*arguments):
-    """A command as clients encode it."""
+    """Encode a command like a client."""
     sized = b''.join(b'$%d\r\n%b\r\n' % (len(argument), argument) for argument in arguments)
     return b'*%d\r\n%b' % (len(arguments), sized)
 
 
 def ended(port, sent):
-    """Send these bytes, and return everything that the server sends until it closes."""
+    """Send these bytes, and return everything that the server sends until it closes the connection."""
     with client(port) as sock:
         sock.sendall(sent)
         return read_to_end(sock)
@@ -96,12 +96,12 @@ ANSWERS = [
 ]
 
 
-def test_the_answers_are_those_of_the_protocol(ask):
+def test_the_answers_follow_the_protocol(ask):
     for text, answer in ANSWERS:
         ask(command(*text.encode().split()), answer)
 
 
-def test_commands_may_be_typed(ask):
+def test_commands_can_be_typed_by_hand(ask):
     for text, answer in ANSWERS:
         ask(text.encode() + b'\r\n', answer)
 
@@ -230,7 +230,7 @@ def test_reading_is_paused_for_a_client_that_does_not_read_its_answers(port, ask
         assert sent < 100_000_000
 
 
-def test_a_pipeline_of_large_answers_continues_as_they_are_read(port, ask):
+def test_a_pipeline_of_large_answers_continues_while_they_are_read(port, ask):
     ask(command(b'SET', b'k', b'x' * 1_000_000), b'+OK\r\n')
     sent = command(b'GET', b'k') * 50 + command(b'PING')
     ask(sent, b'$1000000\r\n%b\r\n' % (b'x' * 1_000_000) * 50 + b'+PONG\r\n')

@@ -24,12 +24,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='service manager
 
 
 def needs(command):
-    return pytest.mark.skipif(shutil.which(command) is None, reason=f'not tried with the real {command}: not installed')
+    return pytest.mark.skipif(shutil.which(command) is None, reason=f'not tested with {command}: not installed')
 
 
 @pytest.fixture
 def manager(tmp_path, sockets):
-    """The socket on which a service manager receives the messages of its services."""
+    """The socket on which a service manager receives messages from its services."""
     sock = sockets.track(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     sock.bind(str(tmp_path / 'notify'))
     sock.settimeout(20)
@@ -37,7 +37,7 @@ def manager(tmp_path, sockets):
 
 
 def next_message(manager, *skipped):
-    """The next message, as lines, that is not in `skipped`."""
+    """Return the lines of the next message that is not in `skipped`."""
     while (message := manager.recv(4096).decode()) in skipped:
         pass
     return message.split('\n')
@@ -49,7 +49,7 @@ def free_port():
 
 
 def unit(name):
-    """The settings of a unit file. Settings that are repeated are joined."""
+    """Return the settings of a unit file. The values of a repeated setting are joined."""
     settings = {}
     for line in (EXAMPLES / 'systemd' / name).read_text().splitlines():
         key, equals, value = line.partition('=')
@@ -59,7 +59,7 @@ def unit(name):
 
 
 def here(command):
-    """A command of the examples, with the paths of this checkout."""
+    """Return a command of the examples with the paths of this checkout."""
     places = {'/opt/app/bin/python': sys.executable, 'python': sys.executable}
     programs = {'/opt/app/service.py', '/app/service.py'}
     return [str(EXAMPLES / 'service.py') if word in programs else places.get(word, word) for word in command]
@@ -79,7 +79,7 @@ def running(command, pass_fds=(), **environment):
 
 
 def get(port, path='/', sock=None):
-    """Make one request; returns (status, whether the server closes the connection)."""
+    """Send a request; returns (status, whether the server closes the connection)."""
     with sock or socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
         sock.sendall(f'GET {path} HTTP/1.1\r\nHost: here\r\n\r\n'.encode())
         received = b''
@@ -93,8 +93,8 @@ def get(port, path='/', sock=None):
 def wait_for(predicate):
     end = time.monotonic() + 20
     while not (result := predicate()):
-        assert time.monotonic() < end, 'it took too long'
-        time.sleep(0.01)  # another process has to get there first
+        assert time.monotonic() < end, 'nothing happened within 20 s'
+        time.sleep(0.01)  # nothing signals the progress of another process
     return result
 
 
@@ -103,7 +103,7 @@ def wait_for(predicate):
 
 @pytest.fixture
 def units(tmp_path):
-    """The units with the paths of this checkout, as files in a folder."""
+    """A folder with the unit files, changed to the paths of this checkout."""
     folder = tmp_path / 'units'
     folder.mkdir()
     for path in UNITS:
@@ -113,7 +113,7 @@ def units(tmp_path):
 
 
 def verify(*paths):
-    """The messages of `systemd-analyze verify` about these units, or its exit status if there are none."""
+    """Return the messages of `systemd-analyze verify` about these units, or its exit status if there are none."""
     done = subprocess.run(['systemd-analyze', 'verify', *paths], capture_output=True, text=True, timeout=60)
     return f'{done.stdout}{done.stderr}' or done.returncode
 
@@ -153,7 +153,7 @@ def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manage
             assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
             process.send_signal(signal.SIGTERM)
             assert next_message(manager, 'WATCHDOG=1') == ['STOPPING=1']
-            assert get(port, '/ready') == (503, True)  # the lame duck
+            assert get(port, '/ready') == (503, True)  # in the lame duck phase
             assert get(port) == (200, True)
             kept.sendall(b'ady HTTP/1.1\r\n\r\n')
             assert b'503' in kept.recv(4096)
@@ -187,7 +187,7 @@ def test_a_process_serves_on_the_socket_that_systemd_passes(manager, tmp_path):
         assert process.wait(20) == 0
 
 
-# Passes a socket as the service manager does.
+# A program that passes a socket to a command like a service manager.
 PASS = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -198,7 +198,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @contextmanager
 def workers(manager, tmp_path, listener):
-    """Run app.service on this socket; yields (process, port) when it is ready."""
+    """Run app.service on this listening socket; yields (process, port) when it is ready."""
     command = here(shlex.split(unit('app.service')['ExecStart']))
     command[command.index('--drain-timeout') + 1] = '5'
     number = listener.fileno()
@@ -214,7 +214,7 @@ def workers(manager, tmp_path, listener):
 
 
 def processes(port, count=2):
-    """The ids of the processes that answer, as soon as there are `count` of them."""
+    """Wait until requests have been answered by `count` processes, and return their ids."""
     found = set()
 
     def ask():
@@ -227,7 +227,7 @@ def processes(port, count=2):
     return found
 
 
-def test_workers_on_a_socket_of_systemd_are_reported_to_it_as_one_service(manager, tmp_path, sockets):
+def test_workers_on_a_systemd_socket_are_one_service_to_systemd(manager, tmp_path, sockets):
     listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
     with workers(manager, tmp_path, listener) as (process, port):
         before = processes(port)

@@ -1,4 +1,4 @@
-"""The command `python -m tests.fuzz TARGET [options of libFuzzer]`; see the package's docstring."""
+"""The command `python -m tests.fuzz TARGET [libFuzzer options]`; see the docstring of the package."""
 
 from __future__ import annotations
 

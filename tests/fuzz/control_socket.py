@@ -1,8 +1,8 @@
-"""Fuzz the control socket: a client sends lines in pieces, and a second reading of the commands predicts the answers.
+"""Fuzz the control socket: clients send lines in pieces, and a second parser of the commands predicts the answers.
 
-Each line that is not empty is answered by one line of JSON, in order, even a last line without a line break. 'ok' is
-true for the commands that `help` names and false for anything else. A request that is too long is refused and ends the
-connection.
+Each line that is not empty gets one line of JSON as its answer, in order, even if the last line has no line break.
+'ok' is true for the commands that `help` lists, and false for anything else. A request that is too long is refused,
+and the connection is closed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from reactor import observe
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-NUMBERS = 6  # three lengths of pieces, how it ends, how much the client reads, whether there is a second one
+NUMBERS = 6  # three piece lengths, how the connection ends, how much the client reads, whether there are two clients
 WORDS = (
     b'{"do": "stats"}\n', b'{"do": "handles", "limit": 10}\n', b'{"do": "handles", "kind": "Stream"}', b'help\n',
     b'"lame_duck": ', b'"drain_timeout": ', b'{"do": "drain"', b'why_alive\n', b'phases\n', b'1e999', b'NaN', b'true',
     b'\\ud800', b'null', b'\r\n', b'[[', b'-1', b'1000', b'86400',
 )  # fmt: skip
 LONGEST_LINE = 4096  # bytes
-SILENT = 600.0  # seconds, after which a silent client is disconnected
-LONGEST_TEXT = 6000  # bytes: a payload of 100 bytes or more is repeated to about this, for lines beyond the limit
-SLOWEST = 30.0 + 5  # seconds: a client that reads nothing is disconnected after 30
+SILENT = 600.0  # seconds after which a silent client is disconnected
+LONGEST_TEXT = 6000  # bytes: a payload of 100 bytes or more is repeated to about this length, to exceed the limit
+SLOWEST = 30.0 + 5  # seconds: a client that reads nothing is disconnected after 30 seconds
 WHOLE, SECONDS, TEXT = 'whole', 'seconds', 'text'
 # The arguments of each command, from the table of commands in the documentation.
 COMMANDS = {
@@ -58,7 +58,7 @@ def run(data: bytes) -> None:
         if how % 4 == 1:
             scene.wait(SLOWEST)
             for sock in socks:
-                sock.room = None  # the client reads again, too late
+                sock.room = None  # the client reads again, but too late
             scene.settle()
         elif how % 4 == 2:
             for sock in socks:
@@ -84,7 +84,10 @@ def connect(scene: Scene, listening: Any) -> Socket:
 
 
 def answers(data: bytes, ended: bool) -> tuple[list[Any], bool]:
-    """For each expected answer: whether it is 'ok', or the two numbers of a drain; and whether the connection ends."""
+    """Return the expected answers, and whether the server then closes the connection.
+
+    An answer is True for 'ok', False for an error, or the two times of a drain.
+    """
     *lines, rest = data.split(b'\n')
     expected: list[Any] = []
     for line in lines:
@@ -139,7 +142,7 @@ def check(sock: Socket, expected: list[Any], ends: bool, cut: bool, payload: byt
         answer = json.loads(line)
         assert answer['ok'] is (deserves is not False), f'{answer} to {payload!r}'
         assert answer['ok'] or (isinstance(answer['error'], str) and answer['error']), answer
-        # An error must not quote the client's request, and must not be an exception inside a command.
+        # An error that refers to the log would mean that the command itself raised an exception.
         assert answer['ok'] or 'see the log for the traceback' not in answer['error'], answer
     if not cut:
         assert len(lines) == len(expected), f'{len(lines)} answers to {len(expected)} requests: {payload!r}'
@@ -147,7 +150,10 @@ def check(sock: Socket, expected: list[Any], ends: bool, cut: bool, payload: byt
 
 
 def check_drains(drains: list[tuple[float, float]], expected: list[Any], clients: int | None) -> None:
-    """Each valid request begins a drain with its numbers; `clients` is None when they may not have read all answers."""
+    """Check that each valid request began a drain with its own times.
+
+    clients  how many clients sent the requests; None: they may not have read all answers
+    """
     asked = [deserves for deserves in expected if isinstance(deserves, tuple)]
     assert all(drain in asked for drain in drains), f'{drains} for {asked}'
     if clients is not None:

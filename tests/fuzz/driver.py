@@ -1,8 +1,8 @@
 """Run one target under atheris, which is libFuzzer for Python.
 
-This module must not import the reactor, nor anything that imports it: the modules of the reactor are instrumented when
-they are imported, which atheris has to prepare. The simulated systems are not instrumented: they are the tools of the
-search, not its subject.
+This module must not import the reactor, nor anything that imports it: atheris instruments the modules of the reactor
+while they are imported, and has to be set up before that. The simulated systems are not instrumented: they are tools
+of the search, not its subject.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ LONGEST_RUN = 60  # seconds for one input, after which libFuzzer reports it as a
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Run the target that the first argument names. The other arguments go to libFuzzer. Does not return."""
+    """Run the target that the first argument names, and pass the other arguments to libFuzzer. Does not return."""
     if not arguments or arguments[0] not in TARGETS:
-        raise SystemExit(f'usage: python -m tests.fuzz TARGET [options of libFuzzer]; targets: {", ".join(TARGETS)}')
+        raise SystemExit(f'usage: python -m tests.fuzz TARGET [libFuzzer options]; targets: {", ".join(TARGETS)}')
     name, *options = arguments
     try:
         import atheris
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 
 def excluded() -> list[str]:
-    """The names of the modules that are not instrumented; atheris needs every one of them."""
+    """The names of all modules that are not instrumented; atheris has to be given each module, not only its package."""
     spec = find_spec('reactor')
     assert spec is not None and spec.origin is not None, 'the reactor is not installed'
     package = Path(spec.origin).parent
@@ -47,8 +47,8 @@ def excluded() -> list[str]:
 
 
 def defaults(target: Any) -> list[str]:
-    """Options of libFuzzer for a target. Later ones on the command line override them."""
-    # By default libFuzzer starts with short inputs. A search of 20 s is too short for that.
+    """The libFuzzer options for a target. Options on the command line come later and override them."""
+    # By default, libFuzzer starts with short inputs and makes them longer too slowly for a search of 20 s.
     chosen = [f'-timeout={LONGEST_RUN}', f'-max_len={target.LONGEST_INPUT}', '-len_control=0']
     if target.WORDS:
         with tempfile.NamedTemporaryFile('w', suffix='.dict', delete=False) as file:

@@ -1,8 +1,8 @@
-"""Fuzz framing: messages out of chunks, compared with splitting the whole input at once.
+"""Fuzz framing: compare messages that are assembled from chunks with a split of the whole input at once.
 
-An input either feeds `Frames` by hand and compares each message at once, or runs a `Framing` on a connection whose
-callback pauses, raises and closes. The same messages must come out however the bytes were cut, and `FrameTooLong` must
-be raised for a message that exceeds the limit and for no other.
+An input either feeds `Frames` directly and compares each message, or runs a `Framing` on a connection whose callback
+pauses, raises and closes. The messages must be the same however the bytes were cut, and `FrameTooLong` must be raised
+for messages over the limit, and only for those.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .scene import Expected, Input, Scene, Seen
 LONGEST_INPUT = 600
 WORDS = (b'\r\n', b'\n\r\n', b'--', b'--\r\n--', b'aab', b'aaab', b'\0\3abc', b'\3\0abc', b'\xff\xff', b'\0\0')
 DELIMITERS = (b'\n', b'\r\n', b'--', b'aab', b'--\r\n--', b'a')
-MOST_IN_A_TURN = 2 * 128  # 128 messages of a chunk in a turn, and a chunk may be resumed in the turn of the next one
+MOST_IN_A_TURN = 2 * 128  # 128 messages of each chunk; one chunk may be resumed in the turn in which the next arrives
 LONGEST_PAUSE = 0.32  # seconds
 TOO_LONG, WAIT = 'too long', 'wait'
 
 
 def run(data: bytes) -> None:
-    """The first byte chooses one of the two ways; the rest is a program, or the bytes of a connection."""
+    """Run one input: its first byte chooses `Frames` or a connection, which gets the other bytes."""
     if data[:1] < b'\x80':
         run_frames(data[1:])
     else:
@@ -34,7 +34,7 @@ def run(data: bytes) -> None:
 
 
 def message_until(data: bytes, delimiter: bytes, limit: int) -> Any:
-    """(message, the rest), WAIT or TOO_LONG; a set of both where the excess may be a partial delimiter."""
+    """Return (message, the rest), WAIT or TOO_LONG, or both in a set if the excess may be a partial delimiter."""
     before, found, after = data.partition(delimiter)
     if found:
         return TOO_LONG if len(before) > limit else (before, after)
@@ -42,7 +42,7 @@ def message_until(data: bytes, delimiter: bytes, limit: int) -> Any:
 
 
 def line(data: bytes, limit: int) -> Any:
-    """The same for a line, which ends with LF or CR LF."""
+    """Like `message_until`, for a line, which ends with LF or CR LF."""
     before, found, after = data.partition(b'\n')
     if found:
         before = before.removesuffix(b'\r')
@@ -51,31 +51,31 @@ def line(data: bytes, limit: int) -> Any:
 
 
 def either(size: int, limit: int, delimiter: int) -> Any:
-    """The result without a delimiter: one may have begun, so up to `delimiter` - 1 more bytes are allowed."""
+    """The result when no delimiter was found: a partial one of up to `delimiter` - 1 bytes may exceed the limit."""
     if size <= limit:
         return WAIT
     return TOO_LONG if size >= limit + delimiter else {WAIT, TOO_LONG}
 
 
 def block(data: bytes, size: int, limit: int) -> Any:
-    """The same for a number of bytes."""
+    """Like `message_until`, for a message of `size` bytes."""
     if size > limit:
         return TOO_LONG
     return (data[:size], data[size:]) if len(data) >= size else WAIT
 
 
 def prefixed(data: bytes, width: int, byteorder: Any, limit: int) -> Any:
-    """The same for a length followed by that many bytes."""
+    """Like `message_until`, for a length followed by that many bytes."""
     if len(data) < width:
         return WAIT
     return block(data[width:], int.from_bytes(data[:width], byteorder), limit)
 
 
-# -- Frames, by hand
+# -- `Frames` without a connection
 
 
 class Program:
-    """Reads the bytes of an input as numbers and strings, one after the other; after the end all are 0 or empty."""
+    """A reader of an input as numbers and strings. After the end of the input, numbers are 0 and strings are empty."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -112,7 +112,7 @@ def run_frames(data: bytes) -> None:
 
 
 def ask(frames: Any, program: Program, step: int, own: int | None, limit: int, left: bytes) -> bytes:
-    """Ask for a message and compare it; returns the bytes that are left."""
+    """Ask for a message, compare it with the expected one, and return the bytes that are left."""
     args: tuple[Any, ...]
     if step < 7:
         method, args, expected = frames.line, (), line(left, limit)
@@ -141,10 +141,10 @@ def ask(frames: Any, program: Program, step: int, own: int | None, limit: int, l
     return left
 
 
-# -- Framing, on a connection
+# -- `Framing` on a connection
 
 SplitOne = Callable[[bytes, int], Any]
-# For each kind: how to make an `on_data` from a callback and a limit, and how to split off one message.
+# Each kind has two functions: one makes an `on_data` from a callback and a limit, the second splits off one message.
 KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.lines(fn, limit=limit), line),
     (lambda fn, limit: framing.delimited(fn, b'--', limit=limit), lambda d, limit: message_until(d, b'--', limit)),
@@ -153,11 +153,11 @@ KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.prefixed(fn, 2, 'little', limit=limit), lambda d, n: prefixed(d, 2, 'little', n)),
     (lambda fn, limit: framing.blocks(fn, 1 + limit), lambda d, limit: block(d, 1 + limit, 1 + limit)),
 )
-NUMBERS = 8  # limit, three lengths of pieces, three actions, how it ends
+NUMBERS = 8  # the limit, three piece lengths, three actions, how the connection ends
 
 
 def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
-    """All messages, and the result for the rest."""
+    """Return all messages, and the result for the bytes after them."""
     messages = []
     while isinstance(found := one(data, limit), tuple):
         messages.append(found[0])
@@ -166,7 +166,7 @@ def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
 
 
 class Reader(Seen):
-    """A connection with a framing. `script` says what its callback does; it is repeated when it is used up."""
+    """A connection with a framing. `script` has the actions of its callback, one per message, in a cycle."""
 
     def __init__(self, scene: Scene, script: list[int]) -> None:
         super().__init__(scene)
@@ -201,7 +201,7 @@ class Reader(Seen):
             self.paused = False
 
     def on_error(self, conn: Any, exc: Exception) -> None:
-        """The connection stays open."""
+        """Count the exception, and keep the connection open."""
         assert isinstance(exc, Expected), exc
         self.errors += 1
 
@@ -232,7 +232,7 @@ def run_connection(data: bytes, kind: int) -> None:
         how = given.number(3)
         if how < 2:
             sock.end() if how == 0 else sock.reset()
-        scene.wait(LONGEST_PAUSE * len(pieces) * LONGEST_INPUT)  # each message may have paused reading
+        scene.wait(LONGEST_PAUSE * len(pieces) * LONGEST_INPUT)  # long enough if each message pauses reading
         check(reader, b''.join(piece for piece, _ in pieces), one, limit, how)
 
 
@@ -250,6 +250,6 @@ def check(reader: Reader, payload: bytes, one: SplitOne, limit: int, how: int) -
     if isinstance(reader.exc, FrameTooLong):
         assert rest == TOO_LONG or rest == {WAIT, TOO_LONG}, f'{reader.exc!r}, but nothing is too long'
     else:
-        assert rest != TOO_LONG, f'the next message is too long, but it ended with {reader.exc!r}'
+        assert rest != TOO_LONG, f'the next message is too long, but on_close got {reader.exc!r}'
         assert reader.exc is None, f'ended with {reader.exc!r}'
         assert reader.over == (how == 0), f'on_close was called {reader.over} times'

@@ -1,8 +1,8 @@
-"""Fuzz the live page's HTTP server: one or two browsers send a request in pieces.
+"""Fuzz the HTTP server of the live page: one or two browsers send a request in pieces.
 
-Expected responses come from a second reader of requests and responses, written from RFC 9112 and the WHATWG's
-server-sent events. Each request gets one response with an allowed status. No bytes of a client are sent back. Every
-connection ends within the time limits, except that of a browser that reads its events.
+The expected responses come from a second parser, written from RFC 9112 and from the WHATWG's specification of
+server-sent events. Each request gets one response with an allowed status. The server never sends back bytes that a
+client sent. Every connection ends within the time limits, except when the browser keeps reading its events.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from reactor.observe import serve_page
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-NUMBERS = 6  # three lengths of pieces, how it ends, how much the browser reads, whether there is a second one
+NUMBERS = 6  # three piece lengths, how the connection ends, how much the browser reads, whether there are two browsers
 WORDS = (
     b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',
     b'Host: 127.0.0.1:80\r\n', b'Last-Event-ID: ', b'\r\n\r\n', b'\r\n', b'\r\n ', b': ', b'POST / HTTP/1.1\r\n',
 )  # fmt: skip
-LONGEST_HEAD = 8192  # bytes, of the request line and the headers
+LONGEST_HEAD = 8192  # bytes: the request line and the headers together
 MOST_HEADERS = 100
-DEADLINE = 15.0  # seconds for a request and its answer
-STALLED = 30.0  # seconds for which a browser may read none of its events
+DEADLINE = 15.0  # seconds for a request and its response
+STALLED = 30.0  # seconds after which a browser that reads none of its events is disconnected
 STATUSES = {200, 400, 403, 404, 405, 431, 503, 505}
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-ECHO = 8  # as many bytes of a request, found in its response, are an echo; unless they are in every response
-REPEATED = 40  # times the payload is repeated, for requests beyond the limits
+ECHO = 8  # bytes in a row that a response must not share with its request, unless every response contains them
+REPEATED = 40  # how often the payload is repeated, to make requests beyond the limits
 
 
 def run(data: bytes) -> None:
@@ -64,7 +64,7 @@ def run(data: bytes) -> None:
 
 
 def end(scene: Scene, socks: list[Socket], how: int) -> None:
-    """The browser ends its side, resets, or waits, either for the limits or for a few samples."""
+    """End the browser's side, reset the connection, or wait, either for the time limits or for a few samples."""
     for sock in socks:
         if how % 4 == 0:
             sock.end()
@@ -74,7 +74,7 @@ def end(scene: Scene, socks: list[Socket], how: int) -> None:
     scene.wait(2 * STALLED + 5 if how % 4 == 2 else 3.5)
     if how & 128:
         for sock in socks:
-            sock.room = None  # it reads again
+            sock.room = None  # the browser reads again
     scene.wait(2 * STALLED if how % 4 < 2 else 1)
 
 
@@ -82,7 +82,7 @@ def end(scene: Scene, socks: list[Socket], how: int) -> None:
 
 
 def deserved(payload: bytes) -> set[int]:
-    """The statuses that may answer these bytes; empty while the request is incomplete."""
+    """The allowed statuses of the response to these bytes; empty while the request is incomplete."""
     head, found, _ = payload.partition(b'\r\n\r\n')
     if len(head) > LONGEST_HEAD:
         return {431}
@@ -111,7 +111,7 @@ def deserved(payload: bytes) -> set[int]:
 
 
 def kind_of_host(host: bytes) -> str:
-    """'ours' for an address or `localhost`, 'foreign' for another name, 'unclear' for one that no browser sends."""
+    """'ours' for an address or `localhost`, 'foreign' for another name, 'unclear' for a host that no browser sends."""
     match = re.fullmatch(rb'(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::[0-9]*)?', host)
     if match is None:
         return 'unclear'
@@ -126,12 +126,12 @@ def kind_of_host(host: bytes) -> str:
 
 
 def check(sock: Socket, expected: set[int], payload: bytes) -> None:
-    """Check the response, as far as the browser has read it."""
+    """Check the part of the response that the browser has read."""
     sent = bytes(sock.sent)
     if not expected:
         assert not sent, f'{payload!r} is not a complete request, but was answered: {sent!r}'
         return
-    cut = sock.room is not None or sock.closed  # the part that the browser has not read is missing
+    cut = sock.room is not None or sock.closed  # the browser may not have read everything
     head, found, body = sent.partition(b'\r\n\r\n')
     if not found:
         assert cut, f'no answer to {payload!r}: {sent!r}'
@@ -150,7 +150,7 @@ def check(sock: Socket, expected: set[int], payload: bytes) -> None:
 
 
 def read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
-    """The status and the headers, of which none may be repeated."""
+    """Return the status and the headers; no header may be repeated."""
     first, *lines = head.split(b'\r\n')
     match = re.fullmatch(rb'HTTP/1\.1 (\d\d\d) [A-Za-z ]+', first)
     assert match is not None, first
@@ -167,7 +167,7 @@ def read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
 
 
 def check_events(body: bytes) -> None:
-    """Each event has lines that a browser knows, and JSON as data. The last event may be cut, so it is not checked."""
+    """Check that each event has only known fields, and JSON as data. The last event is not checked: it may be cut."""
     for text in body.split(b'\n\n')[:-1]:
         for line in text.split(b'\n'):
             name, colon, value = line.partition(b': ')
@@ -179,18 +179,18 @@ def check_events(body: bytes) -> None:
 
 
 def check_echo(payload: bytes, sent: bytes) -> None:
-    """No bytes that a client sends may be sent back."""
+    """Check that no bytes of the request are sent back."""
     if len(payload) > LONGEST_INPUT:
-        return  # a repeated payload; its bytes are tried without repetition too
+        return  # a repeated payload; other inputs have the same bytes without repetition
     usual = always_sent()
     for begin in range(len(payload) - ECHO + 1):
         part = payload[begin : begin + ECHO]
-        assert part not in sent or part in usual, f'{part!r} comes back in {sent[:2000]!r}'
+        assert part not in sent or part in usual, f'{part!r} was sent back in {sent[:2000]!r}'
 
 
 @cache
 def always_sent() -> bytes:
-    """Everything that the server sends to any client: its answers to the fixed requests below."""
+    """Text that the server sends to any client: its responses to the fixed requests below."""
     requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/x')]
     requests += [b'HEAD / HTTP/1.0\r\n\r\n', b'PUT / HTTP/1.0\r\n\r\n', b'GET / HTTP/3.0\r\n\r\n', b'?\r\n\r\n']
     requests += [b'GET / HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a.b\r\n\r\n', b'GET / HTTP/1.1\r\nx\r\n\r\n']

@@ -1,8 +1,8 @@
-"""Fuzz the PROXY header, versions 1 and 2: bytes in pieces and an end, compared with a second parser.
+"""Fuzz PROXY headers of versions 1 and 2: send bytes in pieces, and compare the result with that of a second parser.
 
-The reference parser is written from HAProxy's proxy-protocol.txt (sections 2.1 and 2.2). A header means the same
-however it was cut. The data after it reaches `on_data` completely. Anything that is not a header ends the connection
-with a `ProxyError` and without `on_connect`.
+The second parser is written from HAProxy's proxy-protocol.txt (sections 2.1 and 2.2). A header must mean the same
+however it was cut, and all data after it must reach `on_data`. Anything that is not a header must end the connection
+with a `ProxyError` and without a call of `on_connect`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ WORDS = (
     b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN', b'\r\n', b'255.255.255.255', b'::ffff:1.2.3.4', b' 65535',
     b'\x03\0\x04', b'\x04\0\0',
 )  # fmt: skip
-NUMBERS = 4  # three lengths of pieces, and how it ends
-LONGEST_LINE = 107  # section 2.1
-LONGEST = 4096  # a receiver must support at least 536 bytes; this one refuses more than 4096
+NUMBERS = 4  # three piece lengths, and how the connection ends
+LONGEST_LINE = 107  # bytes of a version 1 header (section 2.1)
+LONGEST = 4096  # bytes of a version 2 header; the specification requires support for at least 536
 TIMEOUT = 10.0  # seconds, the default of proxy_timeout
 PROXY = ('127.0.0.1', 50000)  # the peer of every scripted socket
 
 
 class Header(NamedTuple):
-    """The meaning of the bytes. `kind` is 'header', 'wrong', 'part' (of a header) or 'free' (may be refused or not)."""
+    """The meaning of the bytes.
+
+    `kind` is 'header', 'wrong', 'part' (of a header), or 'free' (the specification allows to accept or to refuse it).
+    """
 
     kind: str
     size: int = 0
@@ -48,7 +51,7 @@ WRONG, PART = Header('wrong'), Header('part')
 
 
 def reference(data: bytes) -> Header:
-    """The specification's verdict on a connection whose first bytes are `data`, when more may follow."""
+    """Return the meaning of the first bytes of a connection, according to the specification. More bytes may follow."""
     if data[:12] == SIGNATURE[: len(data)]:
         return reference_v2(data)
     if not data.startswith(b'PROXY ') and not b'PROXY '.startswith(data):
@@ -112,14 +115,17 @@ def reference_v2(data: bytes) -> Header:
 
 
 def address(family: int, host: bytes, port: bytes) -> Any:
-    """One address in a form that can be compared."""
+    """Return an address in a form that can be compared."""
     if family == 3:
         return host.rstrip(b'\0') if host.startswith(b'\0') else host.split(b'\0')[0]
     return ip_address(host), int.from_bytes(port, 'big')
 
 
 def checksum_is_right(header: bytes, at: int, tlvs: list[tuple[int, bytes]]) -> bool:
-    """Section 2.2.4: CRC-32C of the header with zeros in place of the checksum. This receiver allows only one."""
+    """Whether the CRC-32C of the header, with zeros in place of the checksum, is right (section 2.2.4).
+
+    The reactor allows only one checksum.
+    """
     found = [value for kind, value in tlvs if kind == 3]
     if not found:
         return True
@@ -133,7 +139,7 @@ def checksum_is_right(header: bytes, at: int, tlvs: list[tuple[int, bytes]]) -> 
 
 
 def castagnoli(data: bytes) -> int:
-    """CRC-32C bit by bit, as a division of polynomials."""
+    """Compute CRC-32C bit by bit, as a division of polynomials."""
     rest = 0xFFFFFFFF
     for byte in data:
         rest ^= byte
@@ -143,7 +149,7 @@ def castagnoli(data: bytes) -> int:
 
 
 def comparable(end: Any) -> Any:
-    """An address of `conn.proxy` in the form of the reference. An IPv4-mapped IPv6 address is the IPv4 address."""
+    """Convert an address of `conn.proxy` to the form of `address`. An IPv4-mapped IPv6 address becomes IPv4."""
     if end is None:
         return None
     if isinstance(end, str | bytes):
@@ -153,7 +159,7 @@ def comparable(end: Any) -> Any:
 
 
 class Client(Seen):
-    """A connection from the proxy. Keeps what `on_connect` saw."""
+    """A connection from the proxy, with the header and the peername that `on_connect` saw."""
 
     header: Any = None
     peername: Any = None
@@ -188,11 +194,11 @@ def run(data: bytes) -> None:
 
 
 def check_before_the_end(client: Client, meaning: Header, payload: bytes) -> None:
-    """Before the peer has ended: a complete header is accepted. Only an invalid one may be refused."""
+    """Check, before the peer ends, that a complete header was accepted and that only an invalid one was refused."""
     if meaning.kind == 'header':
         assert client.connected, f'a header was not accepted: {payload!r}'
     if meaning.kind == 'part':
-        assert not client.over, f'refused, but it could have become a header: {payload!r}: {client.exc!r}'
+        assert not client.over, f'refused, but more bytes could make this a header: {payload!r}: {client.exc!r}'
     if meaning.kind == 'wrong':
         assert isinstance(client.exc, ProxyError) or not client.over, f'ended with {client.exc!r}'
 

@@ -1,14 +1,14 @@
-"""A reactor on scripted sockets whose clients follow an input, and the checks that hold for every target.
+"""A reactor on scripted sockets whose clients follow an input, and the checks that apply to every target.
 
-This module has the sockets, the clock and the checks, and knows no protocol. An input decides everything, so it fails
-in the same way each time. The clock moves only while the loop waits. Each check below is one of the laws of the design;
-a target adds only what it promises beyond them.
+This module has the sockets, the clock and the checks, and knows no protocol. The input decides everything, so an input
+that fails does so in the same way each time. The clock moves only while the loop waits. Each check below is one of the
+laws of the design; a target adds checks only for its own promises.
 
     law 1  every connection ends in one `on_close`, which is the last callback
     law 2  no callback runs inside another one, and only the exceptions that a docstring names are raised
-    law 7  what the peer does takes a bounded number of turns
-    law 8  nothing is logged as an error, and no exception reaches the loop except those that the target raises
-    law 9  at the end nothing is open, and a closed connection is freed without the garbage collector
+    law 7  the loop needs a bounded number of turns, whatever the peer does
+    law 8  nothing is logged as an error, and no exception reaches the loop unless the target raised it on purpose
+    law 9  nothing is open at the end, and a closed connection is freed without the garbage collector
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from reactor import Reactor, Stream
 from tests.helpers.support import ScriptedKernel, ScriptedSelector, ScriptedSocket
 
 MOST_TURNS = 20_000  # for one input of a few thousand bytes; no correct run needs that many
-QUIET = 2  # turns in a row in which nothing was ready and no call waited: only the peer or the clock can change that
+QUIET = 2  # after this many turns without events or calls, only the peer or the clock can make anything happen
 LONGEST = 1000.0  # seconds, longer than every time limit that is on by default
 
 
 class Input:
     """The bytes of an input: a payload, and numbers at its end that decide how the payload is sent.
 
-    The numbers are at the end so that the payload of a kept input is readable, and the fuzzer can find words in it.
-    A missing number is 0. After the last number, reading starts again with the first.
+    The numbers come last, so that the payload of an input in the corpus is readable and the fuzzer can find words in
+    it. Numbers beyond the end of the input are 0. After the last number, reading starts again with the first.
     """
 
     def __init__(self, data: bytes, numbers: int) -> None:
@@ -42,15 +42,17 @@ class Input:
         self._at = 0
 
     def number(self, below: int = 256) -> int:
-        """The next number, from 0 to `below` - 1."""
+        """Return the next number, from 0 to `below` - 1."""
         number = self._numbers[self._at % len(self._numbers)]
         self._at += 1
         return number % below
 
     def pieces(self, cuts: int) -> Iterator[tuple[bytes, bool]]:
-        """The payload in pieces, each with a flag: whether the socket is reported as readable without data before it.
+        """Generate pieces of the payload, each with a flag.
 
-        The next `cuts` numbers are the lengths, used again and again; 0 stands for the whole rest.
+        If the flag is True, the socket is reported as readable before the piece arrives, so `recv` finds no data.
+
+        The next `cuts` numbers are the lengths of the pieces, in a cycle; 0 means all remaining bytes.
         """
         sizes, rest = [self.number() for _ in range(cuts)], self.payload
         for step in range(len(rest) + 1):
@@ -62,7 +64,9 @@ class Input:
 
 
 class Socket(ScriptedSocket):
-    """A connected socket whose peer is the target: `arrive`, `end`, `reset`. `sent` has the bytes sent to the peer.
+    """A connected socket whose peer is the target, which calls `arrive`, `end` and `reset`.
+
+    sent  the bytes sent to the peer
 
     room  how many more bytes the peer receives; None: any number
     """
@@ -74,23 +78,23 @@ class Socket(ScriptedSocket):
         self.shut = False  # whether our side has ended
         self._ended = self._dead = False
         self._error: OSError | None = None
-        self._misled = False  # whether it is reported as readable although the next `recv` finds nothing
-        self._was_misled = False  # the last time: never twice in a row, or the reactor pauses reading
+        self._misled = False  # whether the socket is reported as readable although the next `recv` finds nothing
+        self._was_misled = False  # whether the last `recv` found nothing: after two in a row the reactor pauses reading
 
     # -- actions of the peer
 
     def arrive(self, data: bytes, misled: bool = False) -> None:
-        """Bytes arrive. `misled`: the socket is reported as readable first, and the next `recv` finds nothing."""
+        """Deliver bytes. `misled`: before them, the socket is reported as readable, but `recv` finds nothing."""
         if not self._ended:
             self.inbox += data
             self._misled = misled and not self._was_misled
 
     def end(self) -> None:
-        """The peer ends its side of the stream."""
+        """End the peer's side of the stream."""
         self._ended = True
 
     def reset(self) -> None:
-        """The peer resets the connection. Unread bytes are lost."""
+        """Reset the connection as its peer. Unread bytes are lost."""
         if not self._dead:
             self.inbox.clear()
             self._ended = self._dead = True
@@ -145,7 +149,7 @@ class Socket(ScriptedSocket):
 
 
 class Selector(ScriptedSelector):
-    """Counts the turns, and the handles that were ready in the last one."""
+    """A selector that counts the turns, and the handles that were ready in the last turn."""
 
     turns = ready = 0
 
@@ -158,7 +162,7 @@ class Selector(ScriptedSelector):
 
 
 class Kernel(ScriptedKernel):
-    """The kernel of a scene. All paths of Unix sockets are free, and nothing is written to disk."""
+    """The kernel of a scene. No path of a Unix socket is in use, and nothing is written to disk."""
 
     watch: Selector
 
@@ -205,7 +209,7 @@ class Expected(Exception):
 
 
 class Errors(logging.Handler):
-    """Keeps records of errors. The text of other records is made, and dropped."""
+    """A handler that keeps errors. Other records are only formatted, to check that this works."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +222,7 @@ class Errors(logging.Handler):
 
 
 class Scene:
-    """One run of an input, as `with Scene() as scene:`. The checks are made at the end.
+    """The run of one input, used as `with Scene() as scene:`. The checks are made at the end.
 
     The garbage collector is off during the run.
     """
@@ -256,7 +260,7 @@ class Scene:
     # -- for targets
 
     def caught(self, exc: Exception, handle: Any) -> None:
-        """Called for an exception of a callback, in place of the log."""
+        """Handle an exception of a callback, which would otherwise be logged."""
         if not isinstance(exc, Expected):
             self.failures.append(exc)
 
@@ -268,12 +272,12 @@ class Scene:
         return sock
 
     def turn(self) -> None:
-        """Run one turn without waiting."""
+        """Run one turn with a zero timeout."""
         self.r.run_once(0)
         self.check()
 
     def settle(self) -> None:
-        """Run turns without waiting until nothing more happens without the peer or the clock."""
+        """Run turns with a zero timeout until only the peer or the clock can make anything more happen."""
         quiet = 0
         while quiet < QUIET:
             busy = self.r.timeout() == 0
@@ -323,7 +327,7 @@ class Scene:
 
 
 class Seen:
-    """The callbacks of one connection: records their arguments, and checks laws 1 and 2.
+    """The callbacks of one connection. They record their arguments, and check laws 1 and 2.
 
     Targets override `message`, `eof` and `ended`.
     """
@@ -358,7 +362,7 @@ class Seen:
         """Called with received bytes, or with a message."""
 
     def eof(self) -> None:
-        """Called when the peer has ended its side."""
+        """Called when the peer has ended its side of the stream."""
 
     def ended(self) -> None:
         """Called when the connection has ended."""
@@ -382,7 +386,7 @@ class Seen:
             finally:
                 self.scene.inside = False
         except AssertionError as exc:
-            # Keep it. The loop or `on_error` would handle it like an exception of the program.
+            # Keep the failure: the loop or `on_error` would handle it like an exception of the program.
             self.scene.failures.append(exc)
 
     def watch(self, conn: Any) -> None:

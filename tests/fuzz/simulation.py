@@ -1,10 +1,10 @@
-"""Fuzz simulated systems: each decision is a byte of the input, so coverage of the reactor guides the decisions.
+"""Fuzz simulated systems: each decision is a byte of the input, so that code coverage guides the decisions.
 
 A program of `reactor.testing.programs` runs on a simulated system while the oracles watch. It must break no law,
 whatever the network, the scheduler and the faults do.
 
-When a seed is a number, another seed means a completely different run. Here, changing one byte changes one decision and
-what follows from it.
+With a number as the seed, another number means a completely different run. Here, changing one byte changes only one
+decision and its consequences.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from reactor.testing.programs import ALONE, PROGRAMS, meddling
 LONGEST_INPUT = 400
 WORDS: tuple[bytes, ...] = ()
 CHOICES = (*PROGRAMS, *ALONE, meddling)
-HEAD = 9  # bytes before the decisions: program, manner, seed (2), faults (5)
-BYTES_OF_A_NUMBER = 2  # for larger numbers: a seed, or a long string of random bytes
+HEAD = 9  # bytes before the decisions: program (1), manner (1), seed (2), faults (5)
+BYTES_OF_A_NUMBER = 2  # for a larger number, such as a seed or many random bytes, they seed a generator
 
 
 class Decisions(random.Random):
-    """Random numbers from the bytes of an input, and after its end from a generator with the given seed.
+    """Random numbers that come from the bytes of an input, and after its end from a generator with the given seed.
 
-    A float is made from one byte, which gives its first bits. An integer of more than 16 bits comes from a separate
-    generator whose seed is two bytes.
+    A float is made from one byte, its most significant bits. An integer of more than 16 bits comes from a separate
+    generator, with two bytes as its seed.
     """
 
     def __new__(cls, data: bytes, seed: int) -> Decisions:
@@ -41,7 +41,7 @@ class Decisions(random.Random):
         super().__init__(seed)
 
     def take(self, size: int) -> int:
-        """The next bytes as an integer."""
+        """Return the next `size` bytes as an integer."""
         self.at += size
         if self.at > len(self.data):
             return self.later.getrandbits(8 * size)
@@ -57,7 +57,7 @@ class Decisions(random.Random):
 
 
 def run(data: bytes) -> None:
-    """The first bytes choose a program, a system and its faults. The others are the decisions, in order."""
+    """Run one input: its first bytes choose a program, a system and its faults, and the others are the decisions."""
     head = data[:HEAD].ljust(HEAD, b'\0')
     program, manner = CHOICES[head[0] % len(CHOICES)], KINDS[head[1] % len(KINDS)]
     seed, mask = int.from_bytes(head[2:4], 'big'), int.from_bytes(head[4:HEAD], 'big')

@@ -1,6 +1,7 @@
-"""The fuzz targets of `tests/fuzz`: their corpus without atheris, and a short search with it in child processes.
+"""The fuzz targets: run the corpus of each target without atheris, and a short search with atheris.
 
-The search is slow. `--fuzz-seconds N` makes it longer: `pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
+The searches run in child processes and are marked as slow. `--fuzz-seconds N` makes them longer:
+`pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tests.helpers.mutants import FUZZ_MUTANTS, copy_package
 
 PROJECT = Path(__file__).parents[2]
 MOST_KEPT = 40_000  # bytes of all corpora together
-BRIEF = 20  # seconds for each target, as in CI
-START = 200  # seconds for a child to start and to end, in addition to the search
+BRIEF = 20  # seconds of search for each target, as in CI
+START = 200  # seconds for the child process to start and to end, in addition to the search
 KEPT = """
 import sys
 import reactor
@@ -37,7 +38,7 @@ def check_tools(target: str) -> None:
 
 
 def run_kept(target: str) -> None:
-    """Run every kept input of a target. The first one that fails is shown as a bytes literal."""
+    """Run every input in the corpus of a target. If one fails, it is shown as a bytes literal."""
     module = importlib.import_module(f'tests.fuzz.{target}')
     for path in kept_inputs(target):
         data = path.read_bytes()
@@ -71,32 +72,32 @@ def test_each_target_has_a_small_corpus_and_nothing_else_is_kept():
 
 
 def paths(package: Path | None) -> str:
-    """PYTHONPATH of a child: the folder with the package, if it is another one, then this project."""
+    """The PYTHONPATH of a child process: the folder of a changed package, if there is one, then this project."""
     return os.pathsep.join(str(folder) for folder in (package, PROJECT) if folder is not None)
 
 
 def search(target: str, seconds: int, folder: Path, package: Path | None = None) -> tuple[str, list[bytes]]:
-    """Search in a child process, starting with the corpus; returns its output and the inputs that failed.
+    """Search in a child process, starting from the corpus; returns its output and the inputs that failed.
 
-    package  a folder with the package to search in, instead of this project's
+    package  the folder of the package to test; None: this project
     """
     check_tools(target)
     if importlib.util.find_spec('atheris') is None:
         pytest.skip(
             f'NOT FUZZED: {target}; this Python {sys.version.split()[0]} has no atheris: '
-            "pip install -e '.[test,fuzz]', where there is a build for it"
+            "pip install -e '.[test,fuzz]', if there is a build for this version"
         )
     found, failed = folder / 'found', folder / 'failed'
     found.mkdir(), failed.mkdir()
     options = [f'-max_total_time={seconds}', f'-artifact_prefix={failed}/', '-print_final_stats=1']
     if seconds <= BRIEF:
-        options.append('-seed=1')  # reproducible: a difference is caused by the change, not by chance
+        options.append('-seed=1')  # reproducible: a new failure comes from a change in the code, not from chance
     environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1', 'PYTHONPATH': paths(package)}
     child = subprocess.run(
         [sys.executable, '-m', 'tests.fuzz', target, *options, str(found), str(CORPUS / target)],
         cwd=folder, env=environment, capture_output=True, text=True, errors='replace', timeout=seconds + START,
     )  # fmt: skip
-    # An input that is only slow may be slow because the machine is.
+    # Slow inputs are not failures: the machine may be slow.
     inputs = [path.read_bytes() for path in sorted(failed.iterdir()) if not path.name.startswith('slow-unit')]
     if child.returncode and not inputs:
         raise AssertionError(f'{target}: the search itself has failed, status {child.returncode}:\n{child.stderr}')
@@ -104,7 +105,7 @@ def search(target: str, seconds: int, folder: Path, package: Path | None = None)
 
 
 def verdict(printed: str) -> str:
-    """The lines that report errors and the progress of the search."""
+    """Return the lines that report errors and the progress of the search."""
     lines = printed.splitlines()
     wanted = [line for line in lines if 'Error: ' in line or 'ERROR' in line or line.startswith('stat::')]
     return '\n'.join([*wanted, *[line for line in lines if ' cov: ' in line][-1:]])
@@ -112,7 +113,7 @@ def verdict(printed: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replaces the check for open descriptors of other tests, because children start and end here."""
+    """Replace the check that other tests have for open descriptors, because child processes start and end here."""
 
 
 @pytest.mark.slow
@@ -127,18 +128,18 @@ def test_kept_inputs_find_a_planted_bug(planted, tmp_path):
         capture_output=True, text=True, timeout=START,
     )  # fmt: skip
     assert child.stdout.startswith(str(tmp_path)), child.stderr
-    assert 'AssertionError' in child.stderr, f'no input finds it; it breaks: {mutant.law}'
+    assert 'AssertionError' in child.stderr, f'no input in the corpus finds this bug, which breaks: {mutant.law}'
     print(f'{mutant.name}: {child.stderr.splitlines()[-1]}')
 
 
 @pytest.mark.slow
-def test_a_search_reports_the_input_with_which_a_target_fails(tmp_path):
+def test_a_search_reports_the_input_that_makes_a_target_fail(tmp_path):
     mutant, target = next(pair for pair in FUZZ_MUTANTS if pair[1] == 'framing')
     printed, inputs = search(target, 10, tmp_path, copy_package(tmp_path / 'copy', mutant))
     assert inputs
     assert 'AssertionError: ' in verdict(printed)
     for data in inputs:
-        importlib.import_module(f'tests.fuzz.{target}').run(data)  # without the planted bug it passes
+        importlib.import_module(f'tests.fuzz.{target}').run(data)  # raises nothing without the planted bug
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""Fuzz a `TLSStream` with TLS records: from a real peer, flipped, cut, doubled, dropped or swapped, and random bytes.
+"""Fuzz a `TLSStream` with random bytes, and with records of a real peer: flipped, cut, doubled, dropped or swapped.
 
-The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` gets only a prefix
-of what the peer has written. A stream that was changed or cut on the way never ends with `on_close(conn, None)`. A
-stream that was not changed arrives completely.
+The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` must get a prefix
+of the bytes that the peer wrote, and nothing else. A stream that was changed or cut on the way must never end with
+`on_close(conn, None)`. A stream that was not changed must arrive completely.
 
-Keys are random, and so are the lengths of some messages: running an input again repeats the steps, but not every byte.
+The keys and the lengths of some messages are random, so running an input again repeats the steps, but not every byte.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from .scene import Scene, Seen, Socket
 LONGEST_INPUT = 120
 WORDS = (b'\x16\x03\x01\0', b'\x17\x03\x03\0', b'\x15\x03\x03\0\x02\x01\0', b'\x14\x03\x03\0\x01\x01', b'\x16\x03\x03')
 HANDSHAKE_LIMIT = 60.0  # seconds, the default of handshake_timeout
-ENDS_WITHIN = 100.0  # seconds: linger and the time limits of TLS are 30 each
+ENDS_WITHIN = 100.0  # seconds: the linger and the time limits of TLS are 30 s each
 MOST_PIECES = 200
-MOST_UPDATES = 32  # records without data in a row, the default of max_empty_records; more may be an error
+MOST_UPDATES = 32  # records in a row without data, the default of max_empty_records; more can be an error
 HEADER = 5  # bytes of a record: type, version, length
 
 
 @cache
 def contexts() -> tuple[dict[int, ssl.SSLContext], dict[int, ssl.SSLContext]]:
-    """Contexts for servers and for clients, by version 2 or 3. They are made once, with temporary certificates."""
+    """Make contexts for servers and clients, with temporary certificates. The keys are 2 (TLS 1.2) and 3 (TLS 1.3)."""
     folder = tempfile.mkdtemp(prefix='fuzz-tls-')
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = Certificates(Path(folder))
@@ -47,7 +47,7 @@ def contexts() -> tuple[dict[int, ssl.SSLContext], dict[int, ssl.SSLContext]]:
 
 
 class Member(Seen):
-    """The connection under test. It sends back what it receives."""
+    """The connection under test. It sends back all data that it receives."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -70,7 +70,7 @@ class Member(Seen):
 
 
 class Peer:
-    """The other side, and the state of its records on their way to `sock`."""
+    """The peer of the connection under test, and the state of its records on their way to `sock`."""
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, sock: Socket) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -79,13 +79,13 @@ class Peer:
         self.written = bytearray()
         self.received = bytearray()
         self.ready = self.notified = False
-        self.broken = False  # whether it cannot go on, because of what it received
-        self.arrived = False  # whether its close_notify has arrived: anything after that is ignored
-        self.changed = False  # whether a record was changed on its way before that
+        self.broken = False  # whether the peer failed because of a record that it received
+        self.arrived = False  # whether the peer's close_notify has arrived; anything after it is ignored
+        self.changed = False  # whether a record before the close_notify was changed on its way
         self._read = 0
 
     def pump(self) -> None:
-        """Receive what was sent, and continue the handshake."""
+        """Receive what the connection under test has sent, and continue the handshake."""
         self.incoming.write(bytes(self.sock.sent[self._read :]))
         self._read = len(self.sock.sent)
         try:
@@ -100,7 +100,7 @@ class Peer:
             self.broken = True
 
     def records(self) -> list[bytes]:
-        """The records that OpenSSL wants to send."""
+        """Return the records that OpenSSL wants to send."""
         data, found = self.outgoing.read(), []
         while data:
             size = HEADER + int.from_bytes(data[3:HEADER], 'big')
@@ -128,7 +128,7 @@ class Peer:
 
 
 class Run:
-    """One input as numbers. Each pair of them is a step."""
+    """The run of one input, which is read as pairs of numbers: a step and its argument."""
 
     def __init__(self, scene: Scene, data: bytes) -> None:
         self.scene, self.data, self.at = scene, data, 0
@@ -146,7 +146,7 @@ class Run:
         else:
             conn.start_tls(servers[version])
             self.peer = Peer(clients[version], False, self.sock)
-        self.in_order = not manner & 4  # whether the handshake is left unchanged
+        self.in_order = not manner & 4  # whether the handshake is delivered unchanged
         self.version = version
         self.gone = self.reset = False  # whether the peer has ended the connection, and whether by a reset
         self.updates = 0  # how often the keys were updated
@@ -158,7 +158,7 @@ class Run:
         return self.data[self.at - 1] if self.at <= len(self.data) else 0
 
     def shake_hands(self) -> None:
-        """Run the handshake to its end on both sides, without changes."""
+        """Complete the handshake on both sides, without changes to its records."""
         for _ in range(10):
             self.peer.pump()
             self.deliver(self.peer.records(), False)
@@ -168,9 +168,10 @@ class Run:
         assert self.peer.ready and not self.member.over, f'the handshake has failed: {self.member.exc!r}'
 
     def deliver(self, records: list[bytes], changed: bool, size: int = 0) -> None:
-        """Deliver records at once, or in pieces of `size` bytes (at most MOST_PIECES). `changed`: they are not as sent.
+        """Deliver records at once, or in pieces of `size` bytes (at most MOST_PIECES).
 
-        After the end of the connection nothing arrives.
+        `changed` says whether they differ from the records that were sent. After the end of the connection, nothing
+        arrives.
         """
         peer = self.peer
         if not self.gone:
@@ -189,10 +190,10 @@ class Run:
             self.peer.pump()
             self.check_bytes()
 
-    # -- the steps: each takes a number, 0 to 255
+    # -- the steps: each takes a number from 0 to 255
 
     def say(self, number: int) -> None:
-        """The peer writes one record, many records of one byte, or more than one record holds."""
+        """Let the peer write one record, many records of one byte, or more than fits into one record."""
         if number < 200:
             self.peer.say(bytes(range(number)))
         elif number < 240:
@@ -202,11 +203,11 @@ class Run:
             self.peer.say(bytes(range(number)) * 200)
 
     def flush(self, number: int) -> None:
-        """Everything is delivered unchanged."""
+        """Deliver everything unchanged."""
         self.deliver(self.peer.records(), False, number)
 
     def flip(self, number: int) -> None:
-        """One bit of the first record is changed."""
+        """Flip one bit of the first record."""
         records = self.peer.records()
         if records:
             first = bytearray(records[0])
@@ -215,14 +216,14 @@ class Run:
         self.deliver(records, bool(records))
 
     def cut(self, number: int) -> None:
-        """The end of a record is missing; other records follow it or not."""
+        """Deliver a record without its end, with or without the records after it."""
         records = self.peer.records()
         if records:
             records[0] = records[0][: (number & 127) * (len(records[0]) - 1) >> 7]
         self.deliver(records if number > 127 else records[:1], bool(records))
 
     def double(self, number: int) -> None:
-        """A record is delivered twice: right after the first time, or at the end."""
+        """Deliver a record twice: the second time right after the first, or at the end."""
         records = self.peer.records()
         at = 1 if number < 128 else len(records)
         # Records after the end of the stream are ignored.
@@ -231,27 +232,27 @@ class Run:
         self.deliver(records, changed)
 
     def drop(self, number: int) -> None:
-        """A record is missing."""
+        """Deliver all records but one."""
         records = self.peer.records()
         left = [record for index, record in enumerate(records) if index != number % len(records)]
         self.deliver(left, bool(records))
 
     def swap(self, number: int) -> None:
-        """Two records change places."""
+        """Swap two records."""
         records = self.peer.records()
         changed = len(records) > 1
         records[:2] = records[1::-1] if changed else records
         self.deliver(records, changed)
 
     def raw(self, number: int) -> None:
-        """Bytes from the input are delivered."""
+        """Deliver bytes from the input."""
         data = self.data[self.at : self.at + number % 64]
         self.at += number % 64
         if data:
             self.deliver([data], True)
 
     def update_keys(self, number: int) -> None:
-        """The peer sends new keys (TLS 1.3). With TLS 1.2, nothing is sent."""
+        """Let the peer update its keys (TLS 1.3). With TLS 1.2, nothing is sent."""
         if self.peer.ready and not (self.peer.notified or self.peer.broken or ENGINE.missing):
             self.updates += 1 + number % 40
             for _ in range(1 + number % 40):
@@ -259,7 +260,7 @@ class Run:
                     ENGINE.update_keys(self.peer.tls, number > 127)
 
     def notify(self, number: int) -> None:
-        """The peer ends the TLS stream."""
+        """Let the peer end the TLS stream."""
         self.peer.close_notify()
 
     def end(self, number: int) -> None:
@@ -277,12 +278,12 @@ class Run:
         self.scene.wait(number / 4)
 
     def write(self, number: int) -> None:
-        """The connection under test writes without being asked."""
+        """Write on the connection under test, not in reply to anything."""
         if not self.member.over:
             self.member.say(b'.' * (number if number < 250 else 40_000))
 
     def pause(self, number: int) -> None:
-        """The connection under test pauses reading for a while."""
+        """Pause reading on the connection under test for a while."""
         conn = self.member.conn
         conn.pause_reading()
         self.member.paused = True
@@ -292,7 +293,7 @@ class Run:
         conn.resume_reading()
 
     def close(self, number: int) -> None:
-        """The connection under test ends its side, closes or aborts."""
+        """End the side of the connection under test, close it, or abort it."""
         if number < 128:
             self.member.shut = True
             self.member.conn.write_eof()
@@ -301,14 +302,14 @@ class Run:
             self.member.conn.close() if number < 250 else self.member.conn.abort()
 
     def limit_room(self, number: int) -> None:
-        """The peer receives only a few bytes from now on, or everything again."""
+        """Let the peer receive only a few more bytes, or everything again."""
         self.sock.room = None if number > 127 else number
         self.limited = self.sock.room is not None
 
     # -- checks
 
     def check_bytes(self) -> None:
-        """Both sides have received only a prefix of what the other one has written."""
+        """Check that each side has received a prefix of the bytes that the other side wrote, and nothing else."""
         member, peer = self.member, self.peer
         assert peer.written.startswith(member.received), (
             f'{bytes(member.received)[-80:]!r} was received after {self.last}'
@@ -328,9 +329,9 @@ class Run:
         elif not self.peer.arrived:
             assert exc is not None, 'the stream was cut, but on_close got None'
         elif not (self.peer.changed or self.reset or self.limited or self.updates > MOST_UPDATES):
-            assert exc is None, f'nothing was changed, but it ended with {exc!r}'
+            assert exc is None, f'nothing was changed, but on_close got {exc!r}'
             assert member.received == self.peer.written, (
-                f'{len(member.received)} of {len(self.peer.written)} bytes came'
+                f'{len(member.received)} of {len(self.peer.written)} bytes arrived'
             )
 
 
@@ -341,7 +342,7 @@ STEPS = (
 
 
 def run(data: bytes) -> None:
-    """The handshake, changed or not; then the steps; then the end of the connection."""
+    """Run one input: the handshake, changed or not, then the steps, then the end of the connection."""
     with Scene() as scene:
         this = Run(scene, data)
         if this.in_order:

@@ -1,4 +1,4 @@
-"""Addresses: validation at the call, interleaving of families, and how addresses are shown."""
+"""Addresses: they are checked at the call, sorted by alternating families, and shown in their usual notation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_host_of_another_type_is_a_type_error(host):
 
 
 @pytest.mark.parametrize('family', [0, AF_INET, AF_INET6])
-def test_a_family_is_any_or_one_of_two(family):
+def test_a_family_is_any_or_ipv4_or_ipv6(family):
     assert check_family(family) == family
 
 
@@ -75,7 +75,7 @@ def test_another_family_is_a_value_error():
 
 @needs_unix
 @pytest.mark.parametrize('path', ['/tmp/s', 'relative', b'/tmp/s'])
-def test_a_path_is_kept_as_it_is(path):
+def test_a_path_is_not_changed(path):
     assert check_path(path) == path
     assert not is_abstract(path)
 
@@ -145,7 +145,7 @@ def test_an_address_is_shown_in_its_usual_notation(address, text):
     assert show(address) == text
 
 
-def test_a_mapped_peer_is_shown_as_the_ipv4_address_it_is():
+def test_a_mapped_ipv4_peer_is_shown_as_ipv4():
     assert unmapped(('::ffff:192.0.2.1', 80, 0, 0)) == ('192.0.2.1', 80)
 
 
@@ -176,7 +176,7 @@ addresses = st.lists(st.tuples(st.sampled_from([AF_INET, AF_INET6]), st.integers
 def test_families_alternate_starting_with_the_first(found):
     mixed = interleave(list(found))
     assert sorted(mixed) == sorted(found)
-    for family in AF_INET, AF_INET6:  # each family keeps its order
+    for family in AF_INET, AF_INET6:  # the addresses of each family keep their order
         assert [a for a in mixed if a[0] == family] == [a for a in found if a[0] == family]
     pairs = 2 * min(sum(a[0] == AF_INET for a in found), sum(a[0] == AF_INET6 for a in found))
     assert all(mixed[i][0] != mixed[i + 1][0] for i in range(max(0, pairs - 1)))
@@ -190,7 +190,7 @@ def test_a_path_that_is_not_utf8_is_accepted():
 
 
 def test_a_path_in_bytes_is_not_compared_to_text():
-    """`python -bb` makes such a comparison an error."""
+    """With `python -bb`, such a comparison is an error."""
     program = 'from reactor.net.addresses import is_abstract as a; print(a(b"/s"), a("/s"), a(b"\\0s"), a("\\0s"))'
     done = subprocess.run([sys.executable, '-bb', '-c', program], capture_output=True, text=True, timeout=60)
     assert done.stdout == 'False False True True\n', done.stderr

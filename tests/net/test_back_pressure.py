@@ -1,7 +1,7 @@
-"""The README's back-pressure: pause reading when `write` returns False, with `Stream.resume_reading` as `on_drain`.
+"""Back-pressure as shown in the README: pause reading when `write` returns False, and resume it in `on_drain`.
 
-A client sends all of its requests at once and reads the answers late. On every kind of stream all requests are
-answered, in order, and the server never buffers more than the answers to one chunk of requests.
+A client sends all of its requests at once, and reads the answers late. On every kind of stream, all requests must be
+answered in order, and the server must never buffer more than the answers to one chunk of requests.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ SIZE = 32  # bytes of a request
 
 
 def answer(conn: Any, request: bytes) -> None:
-    """Answer one request as the README does."""
+    """Answer one request with the code in the README."""
     if not conn.write(request.rjust(ANSWER, b'.')):
         conn.pause_reading()
 
 
 def chunk_by_chunk(conn: Any, data: bytes) -> None:
-    """The same without `framing`. All requests of a chunk are answered, so a chunk has to be small."""
+    """Answer requests without `framing`. All requests of a chunk are answered at once, so chunks have to be small."""
     for line in data.splitlines():
         answer(conn, line)
 
 
 class Client:
-    """Sends all requests at once, and starts to read after the server has paused.
+    """A client that sends all requests at once, and starts to read after the server has paused.
 
-    requests  how many to send: fewer in simulation, where each byte is checked
+    requests  the number of requests to send: fewer in simulation, where each byte is checked
     """
 
     def __init__(self, requests: int = REQUESTS) -> None:
@@ -45,7 +45,7 @@ class Client:
     def on_connect(self, conn: Any) -> None:
         conn.pause_reading()
         for number in range(self.requests):
-            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS each is one record, and a turn decrypts only a few
+            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS, each line is a record; a turn decrypts only a few
         conn.loop.call_later(0.05, conn.resume_reading)
 
     def on_data(self, conn: Any, data: bytes) -> None:
@@ -80,7 +80,7 @@ def test_each_request_is_answered_however_late_the_client_reads(r, certificates,
 
 @pytest.mark.parametrize('secure', [False, True], ids=['TCP', 'TLS'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_same_holds_in_simulation(certificates, kind, secure):  # noqa: F811
+def test_each_request_is_answered_in_simulation_too(certificates, kind, secure):  # noqa: F811
     ours, theirs = {'read_size': SIZE}, {}
     if secure:
         ours, theirs = {'ssl': certificates.server()}, {'ssl': certificates.client(), 'server_hostname': 'localhost'}
@@ -96,9 +96,9 @@ def test_the_same_holds_in_simulation(certificates, kind, secure):  # noqa: F811
     client.check()
 
 
-def test_resuming_through_the_base_class_delivers_what_was_received_already_in_debug_mode(certificates, sockets):  # noqa: F811
-    # Calling `Stream.resume_reading` unbound used to skip the override of TLS streams: data already received was not
-    # decrypted until more arrived.
+def test_in_debug_mode_resuming_through_the_base_class_delivers_data_received_before(certificates, sockets):  # noqa: F811
+    # Calling `Stream.resume_reading` unbound used to skip the override of TLS streams. Data that had already been
+    # received was then not decrypted until more data arrived.
     with Reactor(debug=True) as r:
         client, server = Client(), None
         server = r.listen_tcp(

@@ -49,7 +49,7 @@ ON_LINUX = sys.platform == 'linux'
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 needs_abstract = pytest.mark.skipif(not ABSTRACT_PATHS, reason='abstract Unix sockets are a Linux feature')
 needs_linux_backlog = pytest.mark.skipif(
-    not ON_LINUX, reason='only Linux is known to ignore clients while a backlog is full; others refuse them'
+    not ON_LINUX, reason='only Linux is known to ignore clients while a backlog is full; other kernels refuse them'
 )
 
 
@@ -74,7 +74,7 @@ TCP_AND_UNIX = ['ipv4', pytest.param('unix', marks=needs_unix)]
 
 
 class Place:
-    """An address of one kind: a server that listens there, and how to connect to it."""
+    """An address of one kind, with methods to listen there and to connect to it."""
 
     def __init__(self, kind: str, folder: Any) -> None:
         self.host = {'ipv6': '::1', 'name': 'localhost'}.get(kind, '127.0.0.1')
@@ -89,7 +89,7 @@ class Place:
         return listener
 
     def server(self, sockets: Any, backlog: int = 8) -> socket.socket:
-        """A listening socket that blocks and belongs to no reactor."""
+        """Return a blocking socket that listens at this address and belongs to no reactor."""
         server = sockets.track(socket.socket(AF_INET if self.path is None else AF_UNIX))
         server.bind((self.host, 0) if self.path is None else self.path)
         server.listen(backlog)
@@ -105,7 +105,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def nothing_logged(caplog: Any):
-    """Fail the test if the reactor logged an exception. A test that expects one clears the log."""
+    """Fail the test if the reactor logged an exception. A test that expects an exception clears the log."""
     yield
     assert [record.getMessage() for record in caplog.get_records('call') if record.levelname == 'ERROR'][:3] == []
 
@@ -116,7 +116,7 @@ def place(request: Any, tmp_path: Any) -> Place:
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 on which no socket listens."""
+    """Return a port of 127.0.0.1 on which no socket listens."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port: int = server.getsockname()[1]
         return port
@@ -130,7 +130,7 @@ def echo(conn: Stream, data: bytes) -> None:
 
 
 class Bell(ScriptedSocket):
-    """One end of the wakeup's pair."""
+    """One end of the socket pair of the wakeup."""
 
     def link(self, other: Bell) -> None:
         self.other = other
@@ -141,7 +141,7 @@ class Bell(ScriptedSocket):
 
 
 class WorldSocket(ScriptedSocket):
-    """A socket whose connect gets the answer that is set up in its `World`."""
+    """A socket whose connect has the outcome that is set in `World.answers`."""
 
     def __init__(self, world: World, family: int) -> None:
         super().__init__(world)
@@ -197,7 +197,7 @@ class WorldSocket(ScriptedSocket):
 
 
 class WorldSelector(ScriptedSelector):
-    """Time passes until the next answer or the end of the wait, whichever is first."""
+    """A selector that moves the clock to the next answer or to the end of the wait, whichever is first."""
 
     def select(self, timeout=None):  # type: ignore[no-untyped-def]
         world = self.kernel
@@ -220,15 +220,15 @@ class WorldSelector(ScriptedSelector):
 
 
 class World(ScriptedKernel):
-    """Names, and addresses that answer a connect as the test has set them up.
+    """A kernel with the names and addresses that a test sets up.
 
     names     maps a host to a list of numeric addresses, or to an exception
-    answers   maps a numeric address or path to one of these; a missing one never answers:
+    answers   maps a numeric address or path to one of the following; any other address never answers:
               an error number that connect itself returns (0: connected)
               (seconds, error): SO_ERROR returns the error after that time; if it is negative, reading SO_ERROR fails
               a list of these, one for each attempt
     tried     (seconds since the start, address) of each connect
-    threads   look-ups that have started; with `stalled`, they wait here until the test runs them
+    threads   look-ups that have started; if `stalled` is true, they wait here until the test runs them
     """
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class World(ScriptedKernel):
         self.tried: list[tuple[float, str]] = []
         self.threads: list[Callable[[], None]] = []
         self.stalled = False
-        self.socket_errors: list[int] = []  # one for each socket, 0 for none
+        self.socket_errors: list[int] = []  # an error number for each socket; 0 means no error
         self.bind_error = 0
         self.room = True
 
@@ -292,7 +292,7 @@ def world() -> World:
 
 @pytest.fixture
 def w(world: World):
-    """A reactor in that world. Every descriptor must be closed at the end."""
+    """A reactor on the kernel `world`. Every descriptor must be closed at the end."""
     with Reactor(kernel=world) as reactor:
         yield reactor
     assert world.open == {}
@@ -303,7 +303,7 @@ FOUR = ['fd00::1', 'fd00::2', '10.0.0.1', '10.0.0.2']
 
 @pytest.fixture
 def four(world: World) -> World:
-    """A name with two addresses of each family."""
+    """The kernel `world`, with a name that has two addresses of each family."""
     world.names['four.test'] = FOUR
     return world
 
@@ -384,7 +384,7 @@ def test_no_callback_runs_inside_the_call(r, place):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_on_connect_comes_before_the_first_data_even_when_that_waits_already(r, place, sockets):
+def test_on_connect_comes_before_the_first_data_even_if_the_data_arrived_earlier(r, place, sockets):
     log = Log()
     server = place.server(sockets)
     conn = place.connect(r, log.on_data, on_connect=log.on_connect)
@@ -403,7 +403,7 @@ def test_a_connection_begun_in_a_completion_is_reported_before_its_first_data(r,
 
     def proxy(conn: Stream, exc: Any) -> None:
         conns.append(place.connect(r, log.on_data, on_connect=log.on_connect))
-        if place.path is not None:  # connected already
+        if place.path is not None:  # a Unix socket is connected at once
             greet()
 
     def greet() -> None:
@@ -418,7 +418,7 @@ def test_a_connection_begun_in_a_completion_is_reported_before_its_first_data(r,
     end(r, *conns)
 
 
-def test_an_end_of_file_that_waits_already_is_reported_after_on_connect(r, sockets):
+def test_an_end_of_file_that_arrived_earlier_is_reported_after_on_connect(r, sockets):
     log = Log()
     server = sockets.track(socket.create_server(('127.0.0.1', 0)))
     r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
@@ -472,7 +472,7 @@ def test_an_exception_in_on_connect_ends_the_connection_with_it(r, caplog):
     turns(r, 3)
 
 
-def test_with_on_error_a_failing_on_connect_does_not_stop_what_was_written_before(r):
+def test_with_on_error_a_failing_on_connect_does_not_stop_earlier_writes(r):
     log, echoed = Log(), Log()
 
     def on_connect(conn: Stream) -> None:
@@ -506,7 +506,7 @@ def test_early_writes_are_sent_in_order_after_on_connect(r, place):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_what_on_connect_writes_follows_what_was_written_before(r, place):
+def test_writes_in_on_connect_follow_earlier_writes(r, place):
     server = Log()
     listener = place.listen(r, server.on_data)
     conn = place.connect(r, on_connect=lambda conn: conn.write(b' later'))
@@ -564,7 +564,7 @@ def test_an_empty_early_write_is_reported_as_written(r):
 
 
 def test_an_empty_early_write_never_asks_to_wait_for_on_drain(r):
-    # No byte waits, so nothing could ever drain: a caller that waits for `on_drain` would wait for ever.
+    # No byte waits, so nothing could ever drain, and a caller that waits for `on_drain` would wait forever.
     server = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*server.address, high_water=0)
     assert conn.write(b'') is True
@@ -583,7 +583,7 @@ def test_an_empty_early_write_is_reported_although_on_connect_closes(r):
     server.close()
 
 
-def test_nothing_goes_out_before_on_connect(w, world):
+def test_nothing_is_sent_before_on_connect(w, world):
     world.answers['10.0.0.1'] = (1, 0)
     seen = []
     conn = w.connect_tcp('10.0.0.1', 80, on_connect=lambda conn: seen.append(bytes(conn.sock.sent)))
@@ -697,10 +697,10 @@ def test_a_failure_names_the_address_that_could_not_be_reached(r, tmp_path, fail
 
 @pytest.mark.scenario(51)
 @failures
-def test_after_a_failure_buffered_counts_what_was_never_sent(r, tmp_path, fail, kind, naming):
+def test_after_a_failure_buffered_counts_bytes_that_were_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: log.append(('close', conn.buffered)))
-    early = not conn.closed  # it may have failed already, and then the write is dropped
+    early = not conn.closed  # the connection may have failed already; then the write is dropped
     assert conn.write(b'12345', log.on_written) is early
     conn.write(b'678', log.on_written)
     run_until(r, lambda: log)
@@ -813,7 +813,7 @@ def test_connecting_again_and_again_from_on_close_neither_deepens_the_stack_nor_
     assert ticks[0] <= 2
 
 
-# -- closed meanwhile
+# -- closed while connecting
 
 
 def in_look_up(w: Reactor, world: World, log: Log, **options: Any) -> Stream:
@@ -848,7 +848,7 @@ stages = pytest.mark.parametrize('stage', STAGES)
 @pytest.mark.scenario(50, 75)
 @stages
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_meanwhile_is_reported_once_without_an_error_and_leaves_nothing(w, world, stage, how):
+def test_ending_a_stream_while_connecting_is_reported_once_without_an_error_and_leaves_nothing(w, world, stage, how):
     log = Log()
     conn = stage(w, world, log, timeout=60)
     getattr(conn, how)()
@@ -867,7 +867,7 @@ def test_ending_it_meanwhile_is_reported_once_without_an_error_and_leaves_nothin
 
 @pytest.mark.scenario(50)
 @stages
-def test_closing_meanwhile_drops_the_early_writes_and_refuses_later_ones(w, world, stage):
+def test_closing_while_connecting_drops_the_early_writes_and_refuses_later_ones(w, world, stage):
     log, left = Log(), []
     conn = stage(w, world, log)
     conn.on_close = lambda conn, exc: left.append((conn.buffered, exc))
@@ -881,7 +881,7 @@ def test_closing_meanwhile_drops_the_early_writes_and_refuses_later_ones(w, worl
 
 
 @stages
-def test_closing_the_reactor_meanwhile_calls_on_close_and_leaves_nothing(world, stage):
+def test_closing_the_reactor_while_connecting_calls_on_close_and_leaves_nothing(world, stage):
     log = Log()
     with Reactor(kernel=world) as w:
         stage(w, world, log, timeout=60)
@@ -914,7 +914,7 @@ def test_a_look_up_that_ended_just_before_the_close_is_ignored(w, world):
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
 @pytest.mark.parametrize('place', PLACES, indirect=True)
-def test_on_connect_is_not_called_when_it_is_ended_right_after_the_call(r, place, how):
+def test_on_connect_is_not_called_when_the_stream_is_ended_right_after_the_call(r, place, how):
     log = Log()
     listener = place.listen(r)
     conn = place.connect(r, **log.callbacks('on_connect', 'on_data', 'on_close'))
@@ -929,14 +929,14 @@ def test_on_connect_is_not_called_when_it_is_ended_right_after_the_call(r, place
 @pytest.mark.scenario(50)
 @pytest.mark.parametrize('paused', [False, True], ids=['reading', 'paused'])
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_on_connect_is_not_called_when_it_is_ended_in_the_turn_in_which_it_connects(r, how, paused):
+def test_on_connect_is_not_called_when_the_stream_is_ended_in_the_turn_in_which_it_connects(r, how, paused):
     log = Log()
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, **log.callbacks('on_connect', 'on_close'))
     if paused:
         conn.pause_reading()
 
-    def end_it() -> None:  # after the sockets of this turn and before its completions
+    def end_it() -> None:  # after the events of a turn and before its completions
         if conn.state == 'CONNECTING' and not log and not r.completions:
             r.call_soon(end_it)
         else:
@@ -951,7 +951,7 @@ def test_on_connect_is_not_called_when_it_is_ended_in_the_turn_in_which_it_conne
 
 
 @pytest.mark.scenario(9)
-def test_one_callback_may_close_another_connection_that_connects_in_the_same_batch(r):
+def test_a_callback_can_close_another_connection_that_connects_in_the_same_batch(r):
     listener = r.listen_tcp('127.0.0.1', 0)
     logs = [Log(), Log()]
     conns: list[Stream] = []
@@ -995,7 +995,7 @@ def test_the_time_limit_covers_an_address_that_never_answers(w, world):
     assert world.sockets() == []
 
 
-def test_the_time_limit_is_one_for_look_up_and_attempts_together(w, world):
+def test_one_time_limit_covers_the_look_up_and_the_attempts(w, world):
     log = Log()
     conn = in_look_up(w, world, log, timeout=5)
     w.call_later(3, lambda: world.threads.pop()())
@@ -1005,7 +1005,7 @@ def test_the_time_limit_is_one_for_look_up_and_attempts_together(w, world):
     assert world.elapsed == 5
 
 
-def test_the_time_limit_is_one_for_all_attempts(w, four):
+def test_one_time_limit_covers_all_attempts(w, four):
     log = Log()
     conn = w.connect_tcp('four.test', 80, on_close=log.on_close, timeout=0.6)
     assert isinstance(close_reason(w, conn, log), ConnectTimeout)
@@ -1025,7 +1025,7 @@ def test_an_answer_after_the_time_limit_is_ignored(w, world):
     assert log.names() == ['close', 'later']
 
 
-def test_a_connection_in_time_has_no_limit_left(w, world):
+def test_a_connection_made_in_time_leaves_no_time_limit(w, world):
     world.answers['10.0.0.1'] = (4.999, 0)
     log = Log()
     conn = in_attempt(w, world, log, timeout=5)
@@ -1037,7 +1037,7 @@ def test_a_connection_in_time_has_no_limit_left(w, world):
     assert log == [('connect',)] and conn.state == 'OPEN'
 
 
-def test_a_failure_in_time_has_no_limit_left(w, world):
+def test_a_failure_in_time_leaves_no_time_limit(w, world):
     world.answers['10.0.0.1'] = (1, errno.ECONNREFUSED)
     log = Log()
     conn = in_attempt(w, world, log, timeout=60)
@@ -1059,7 +1059,7 @@ def test_the_message_of_a_time_limit_shows_an_ipv6_address_in_brackets(w, world)
     assert '[fd00::1]:80' in str(exc)
 
 
-def test_without_a_time_limit_it_waits_as_long_as_the_kernel_does(w, world):
+def test_without_a_time_limit_a_connect_waits_as_long_as_the_kernel_does(w, world):
     world.answers['10.0.0.1'] = (7200, 0)
     log = Log()
     conn = in_attempt(w, world, log)
@@ -1191,7 +1191,7 @@ def test_addresses_that_cannot_be_reached_cost_no_time(w, four):
     assert log == [('connect',)]
 
 
-def test_a_first_address_that_answers_is_the_only_one_tried(w, four):
+def test_when_the_first_address_answers_no_other_is_tried(w, four):
     four.answers['fd00::1'] = (0.2, 0)
     log = Log()
     w.connect_tcp('four.test', 80, on_connect=log.on_connect)
@@ -1216,7 +1216,7 @@ def test_the_first_to_answer_wins_and_the_others_are_closed(w, four):
     assert w.handles() == [conn]
 
 
-def test_an_early_address_may_win_after_later_ones_were_tried(w, four):
+def test_an_early_address_can_win_after_later_ones_were_tried(w, four):
     four.answers['fd00::1'] = (0.6, 0)
     log = Log()
     conn = w.connect_tcp('four.test', 80, on_connect=log.on_connect)
@@ -1237,7 +1237,7 @@ def test_when_two_addresses_answer_in_one_turn_one_is_used(w, world):
     assert w.stats().connects == 1
 
 
-def test_when_one_address_fails_and_one_answers_in_one_turn_it_is_connected(w, world):
+def test_when_one_address_fails_and_one_answers_in_one_turn_the_stream_is_connected(w, world):
     world.names['two.test'] = ['fd00::1', '10.0.0.1']
     world.answers = {'fd00::1': (1, errno.ECONNREFUSED), '10.0.0.1': (0.75, 0)}
     log = Log()
@@ -1248,7 +1248,7 @@ def test_when_one_address_fails_and_one_answers_in_one_turn_it_is_connected(w, w
 
 
 @pytest.mark.scenario(54)
-def test_when_all_have_failed_the_first_familys_last_error_is_reported_with_all_in_its_notes(w, four):
+def test_when_all_addresses_fail_the_first_familys_last_error_is_reported_with_all_in_its_notes(w, four):
     four.answers = {
         'fd00::1': errno.ENETUNREACH,
         '10.0.0.1': (0.1, errno.ECONNREFUSED),
@@ -1298,7 +1298,7 @@ def test_running_out_of_descriptors_for_one_address_leaves_the_attempts_under_wa
 
 
 @pytest.mark.scenario(14)
-def test_each_attempt_has_a_socket_of_its_own(w, four):
+def test_each_attempt_has_its_own_socket(w, four):
     four.answers = dict.fromkeys(FOUR, (0.01, errno.ECONNREFUSED))
     made = []
     real = four.socket
@@ -1319,7 +1319,7 @@ def test_a_name_with_one_refusing_and_one_listening_address_is_connected(r):
     end(r, conn)
 
 
-# -- what a writable socket may mean
+# -- what a writable socket can mean
 
 
 @pytest.mark.scenario(52)
@@ -1377,7 +1377,7 @@ def test_a_scripted_socket_that_is_its_own_peer_is_refused(w, world, answer):
 
 
 def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> Stream:
-    """A connection whose attempt has lost its descriptor because other code closed it."""
+    """A connecting stream whose descriptor was closed by other code."""
     place = Place('ipv4', tmp_path)
     fill_backlog(place, sockets, place.server(sockets, backlog=0))
     conn = place.connect(r, **options)
@@ -1389,7 +1389,7 @@ def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> St
 
 @needs_linux_backlog
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_after_a_foreign_close_is_reported_once(r, sockets, tmp_path, how):
+def test_ending_a_connecting_stream_after_a_foreign_close_is_reported_once(r, sockets, tmp_path, how):
     log = Log()
     conn = foreign_close(r, sockets, tmp_path, on_close=log.on_close)
     getattr(conn, how)()
@@ -1408,7 +1408,7 @@ def test_a_foreign_close_is_reported_at_the_poll_that_sees_it(r, sockets, tmp_pa
     assert r.handles() == [] and r.stats().callback_errors == 0
 
 
-# -- where it connects from
+# -- the local address
 
 
 def test_a_local_address_without_a_port_is_used(r):
@@ -1453,7 +1453,7 @@ def test_a_local_address_limits_a_name_to_addresses_of_its_family(r):
     end(r, conn)
 
 
-# -- pausing, references, gauges, idle time
+# -- pausing, references, gauges, time limits
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
@@ -1473,7 +1473,7 @@ def test_reading_paused_while_connecting_stays_paused(r, place, sockets):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_reading_resumed_while_connecting_goes_on(r, place, sockets):
+def test_reading_resumed_while_connecting_continues(r, place, sockets):
     log = Log()
     server = place.server(sockets)
     conn = place.connect(r, log.on_data, on_connect=log.on_connect)
@@ -1523,7 +1523,7 @@ def test_a_failure_does_not_count_as_a_connect(r, tmp_path):
 
 
 @stages
-def test_a_connecting_stream_keeps_the_loop_running_and_says_so(w, world, stage):
+def test_a_connecting_stream_keeps_the_loop_running_and_why_alive_says_so(w, world, stage):
     stage(w, world, Log())
     assert w.run_once(0) is True
     assert 'connection to be made' in '\n'.join(w.why_alive())
@@ -1539,13 +1539,13 @@ def test_an_unreferenced_connection_does_not_keep_the_loop_running(w, world, sta
 
 
 @stages
-def test_a_connecting_stream_shows_itself_without_failing(w, world, stage):
+def test_the_repr_of_a_connecting_stream_never_fails(w, world, stage):
     conn = stage(w, world, Log())
     assert all('fd=' in repr(handle) or 'ThreadCall' in repr(handle) for handle in w.handles())
     assert 'CONNECTING' in repr(conn)
 
 
-def test_idle_time_starts_when_it_is_connected(w, world):
+def test_idle_time_starts_when_the_stream_is_connected(w, world):
     world.answers['10.0.0.1'] = (30, 0)
     log = Log()
     in_attempt(w, world, log, idle_timeout=5)
@@ -1555,7 +1555,7 @@ def test_idle_time_starts_when_it_is_connected(w, world):
     assert 35 <= world.elapsed <= 36
 
 
-def test_time_limits_set_while_connecting_start_when_it_is_connected(w, world):
+def test_time_limits_set_while_connecting_start_when_the_stream_is_connected(w, world):
     world.answers['10.0.0.1'] = (30, 0)
     log = Log()
     in_attempt(w, world, log).set_timeouts(idle=5)
@@ -1564,7 +1564,7 @@ def test_time_limits_set_while_connecting_start_when_it_is_connected(w, world):
     assert 35 <= world.elapsed <= 36
 
 
-def test_callbacks_replaced_while_connecting_are_the_ones_called(r):
+def test_callbacks_can_be_replaced_while_connecting(r):
     log, other = Log(), Log()
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, **log.callbacks('on_connect', 'on_close'))
@@ -1576,7 +1576,7 @@ def test_callbacks_replaced_while_connecting_are_the_ones_called(r):
     turns(r, 2)
 
 
-# -- freed by reference counts alone
+# -- freed without the garbage collector
 
 
 @pytest.fixture
@@ -1673,7 +1673,7 @@ ENDS = [
 
 @pytest.mark.scenario(119)
 @pytest.mark.parametrize('ending', ENDS)
-def test_however_it_ends_it_is_freed_without_the_garbage_collector(w, world, no_gc, ending):
+def test_a_connecting_stream_is_freed_without_the_garbage_collector_however_it_ends(w, world, no_gc, ending):
     class Data:
         pass
 
@@ -1700,7 +1700,7 @@ def test_once_connected_nothing_of_the_attempts_is_left(w, four, no_gc):
 
 
 @pytest.mark.parametrize('fail', [refused, refused_by_name, unresolvable, pytest.param(missing_path, marks=needs_unix)])
-def test_a_real_failure_is_freed_without_the_garbage_collector(r, tmp_path, no_gc, fail):
+def test_a_stream_that_fails_on_the_real_kernel_is_freed_without_the_garbage_collector(r, tmp_path, no_gc, fail):
     log, before = Log(), connectors()
     freed = weakref.ref(fail(r, tmp_path, on_close=log.on_close))
     run_until(r, lambda: log)
@@ -1732,7 +1732,7 @@ def test_many_connects_in_a_row_leave_nothing(r):
     assert r.stats().connects == 200
 
 
-# -- no address is left to connect from
+# -- no local port is left
 
 
 @pytest.mark.scenario(55)
@@ -1757,7 +1757,7 @@ def test_a_local_port_already_connected_to_the_target_is_reported_once_and_nothi
 @pytest.mark.parametrize('error', [errno.ENOBUFS, errno.EBADF])
 def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call, error):
     log, errors = Log(), []
-    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the first is the wakeup's
+    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the wakeup is registered first
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))
@@ -1773,7 +1773,7 @@ def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call
 
 def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_no_time_limit():
     log = Log()
-    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the wakeup, the attempt, then the stream
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # in this order: the wakeup, the attempt, the stream
     with Reactor(kernel=kernel) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))
@@ -1846,7 +1846,7 @@ def test_an_attempt_that_runs_out_of_memory_ends_its_connection_unless_it_has_en
     with socket.create_server(('127.0.0.1', 0)) as server:
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
         run_short(monkeypatch, Attempt, 'handle_write')
-        if ended:  # in the turn in which memory runs out
+        if ended:  # abort the connection in the turn in which memory runs out
             ours, theirs = sockets()
             Probe(r, ours, on_ready=lambda probe: (conn.abort(), probe.close()))
             theirs.send(b'x')
@@ -1862,7 +1862,7 @@ def test_running_out_of_memory_after_another_attempt_has_connected_in_the_same_t
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
         (attempt,) = (handle for handle in r.handles() if isinstance(handle, Attempt))
         run_until(r, lambda: log)
-        attempt.handle_exhausted(MemoryError())  # as at the start of the next turn, for handles that ran out of memory
+        attempt.handle_exhausted(MemoryError())  # the loop calls this at the start of the next turn
         turns(r, 2)
         assert log == [('connect',)] and not conn.closed
         end(r, conn)

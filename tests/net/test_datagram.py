@@ -1,4 +1,4 @@
-"""Datagram sockets: one callback per datagram, bounded queues, and no error of one datagram closes the socket."""
+"""Datagram sockets: one callback per datagram, bounded queues, and errors of single datagrams, which close nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.project.test_shape import frames_since
 
 HERE = '127.0.0.1'
 GROUP = '239.255.7.7'
-GROUP6 = 'ff01::7:7'  # interface-local scope: no datagram to it leaves the machine
+GROUP6 = 'ff01::7:7'  # interface-local scope: datagrams to this group never leave the machine
 LOOPBACK = next((name for _, name in getattr(socket, 'if_nameindex', list)() if name in ('lo', 'lo0')), None)
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
@@ -50,7 +50,7 @@ needs_loopback = pytest.mark.skipif(LOOPBACK is None, reason='this machine has n
 
 
 class DatagramLog(Log):
-    """The callbacks of a datagram socket, in order."""
+    """The calls of the callbacks of a datagram socket, in order."""
 
     def on_datagram(self, sock: DatagramSocket, data: bytes, address: Any) -> None:
         self.append(('datagram', data))
@@ -74,7 +74,7 @@ def log() -> DatagramLog:
 
 @pytest.fixture
 def udp(sockets: Any):
-    """Make plain UDP sockets, blocking with a time limit, that are closed after the test."""
+    """Make plain UDP sockets that block up to a time limit and are closed after the test."""
 
     def make(host: str = HERE, port: int = 0) -> socket.socket:
         sock = sockets.track(socket.socket(AF_INET6 if ':' in host else AF_INET, SOCK_DGRAM))
@@ -102,7 +102,7 @@ def boom(*args: Any) -> None:
 
 
 def end(r: Reactor, *handles: Any) -> None:
-    """Close what a test leaves open, and run the turns in which `on_close` is called."""
+    """Close handles that a test left open, and run the turns in which `on_close` is called."""
     for handle in handles:
         handle.close()
     turns(r, 2)
@@ -120,7 +120,7 @@ def test_a_datagram_arrives_with_the_senders_address(r, udp):
 
 
 @pytest.mark.scenario(97)
-def test_each_datagram_is_delivered_separately_and_empty_ones_too(r, udp, log):
+def test_each_datagram_is_delivered_separately_even_if_it_is_empty(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
     for data in b'', b'a', b'', b'bc':
         client.sendto(data, sock.address)
@@ -205,7 +205,7 @@ def test_one_frame_lies_between_the_dispatch_and_on_datagram(r, udp):
     end(r, sock)
 
 
-# -- bounds
+# -- bounded turns and queues
 
 
 @pytest.mark.scenario(98)
@@ -240,7 +240,7 @@ def test_the_datagrams_that_the_kernel_dropped_in_a_flood_are_counted(r, udp, lo
 
 
 def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
-    """Two connected Unix datagram sockets: unlike UDP, they report when the receiver is full."""
+    """Make two connected Unix datagram sockets: unlike UDP, they report when the receiver is full."""
     ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)
     for sock in ours, theirs:
         sockets.track(sock).setblocking(False)
@@ -248,7 +248,7 @@ def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
 
 
 def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
-    """Send numbered datagrams until one of them has to wait; returns the number of the next one."""
+    """Send numbered datagrams until one of them has to wait; returns the next number."""
     number = first
     while not sock.queued:
         assert sock.send(b'%0*d' % (size, number))
@@ -281,7 +281,7 @@ def test_datagrams_that_the_kernel_cannot_take_wait_in_order(r, sockets, log):
     assert received == list(range(count + 50))
     turns(r, 2)
     assert sock.queued == sock.buffered == 0
-    assert log == []  # nothing was refused, so there is no drain to report
+    assert log == []  # every send was accepted, so `on_drain` is not called
     assert r.stats().datagrams_out == count + 50
     end(r, sock)
 
@@ -342,7 +342,7 @@ def test_on_drain_is_skipped_when_it_no_longer_applies(r, sockets, log, how):
             while sock.send(b'1'):
                 pass
 
-    r.call_soon(meanwhile)  # after the socket was reported as writable, before `on_drain` is called
+    r.call_soon(meanwhile)  # this runs after the socket was reported as writable, and before `on_drain` is called
     r.run_once(0)
     assert 'drain' not in log.names()
     if how == 'full again':
@@ -353,7 +353,7 @@ def test_on_drain_is_skipped_when_it_no_longer_applies(r, sockets, log, how):
 
 
 @needs_unix
-def test_a_foreign_close_ends_it_in_the_middle_of_its_queue(r, sockets, log):
+def test_a_foreign_close_ends_a_socket_in_the_middle_of_its_queue(r, sockets, log):
     sock = r.bind_udp(None, 0, sock=unix_pair(sockets)[0], **log.all())
     fill(sock)
     socket.close(sock.fileno())
@@ -365,7 +365,7 @@ def test_a_foreign_close_ends_it_in_the_middle_of_its_queue(r, sockets, log):
 
 @pytest.mark.scenario(99)
 @needs_unix
-def test_without_a_queue_what_would_block_is_dropped_and_on_drain_is_still_called(r, sockets, log):
+def test_without_a_queue_a_datagram_that_would_block_is_dropped_and_on_drain_is_still_called(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
     while sock.send(b'1'):
@@ -426,12 +426,12 @@ def test_a_full_receiver_is_retried_at_growing_intervals_up_to_250_ms(kernel, fa
     waited = [later - earlier for earlier, later in pairwise(tries)]
     assert waited == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.25, 0.25], abs=0.002)
     assert len(caplog.records) == 1 and '1 receivers are full' in caplog.text
-    assert fake.stats().stalls == 8  # the last attempt failed too
+    assert fake.stats().stalls == 8  # the last attempt also failed
     end(fake, sock)
 
 
 class Full(socket.socket):
-    """A socket whose kernel has no buffers left, but reports it as writable at once, as BSD does."""
+    """A socket for which the kernel has no buffers left. The kernel reports it as writable anyway, as BSD does."""
 
     def sendto(self, *args: Any) -> int:
         raise OSError(errno.ENOBUFS, 'No buffer space available')
@@ -516,7 +516,7 @@ def test_an_unreachable_port_is_reported_once_and_the_socket_stays_open(r, udp, 
 @pytest.mark.scenario(96)
 def test_the_error_of_an_earlier_datagram_does_not_drop_the_next_one(r, udp, log, unused):
     sock = r.connect_udp(*unused, **log.all())
-    sock.send(b'lost')  # the ICMP error has arrived already, and waits in the socket
+    sock.send(b'lost')  # the ICMP error has arrived by now, and waits in the socket
     peer = udp(port=unused[1])
     assert sock.send(b'not lost') is True
     assert peer.recv(100) == b'not lost'
@@ -540,7 +540,7 @@ def test_a_datagram_that_is_refused_twice_is_dropped_and_reported_once(r, socket
 
 
 class Undecided(socket.socket):
-    """A socket that first reports the error of an earlier datagram, and then has no room for this one."""
+    """A socket whose first send reports the error of an earlier datagram, and whose next send would block."""
 
     failed = False
 
@@ -581,7 +581,7 @@ def test_a_selector_without_room_is_reported_by_on_close(log):
 
 
 @pytest.mark.scenario(96)
-def test_errors_of_one_turn_are_reported_as_one_and_all_are_counted(r, log, unused):
+def test_errors_of_one_turn_are_reported_once_and_all_are_counted(r, log, unused):
     sock = r.connect_udp(*unused, **log.all())
     for _ in range(1000):
         sock.send(b'x')
@@ -637,7 +637,7 @@ def test_a_name_without_a_reachable_address_is_reported_with_the_error_of_the_fi
         assert exc.strerror == 'cannot connect to 10.0.0.0:9: Network is unreachable'
 
 
-def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_meanwhile_follow(r, udp, log):
+def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_before_the_answer_follow(r, udp, log):
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert (sock.state, sock.peername, sock.address) == ('CONNECTING', None, None)
@@ -653,7 +653,7 @@ def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_meanwhile_follow(r, 
 
 @pytest.mark.parametrize('resumed', [False, True])
 def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
-    # The pause used to be forgotten, because only an open socket could be paused.
+    # The pause used to have no effect, because only an open socket could be paused.
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert sock.state == 'CONNECTING'
@@ -673,7 +673,7 @@ def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
 
 
 class Names(Kernel):
-    """Look-ups that wait until the test opens the gate, and then find no address."""
+    """A kernel whose look-ups wait until the test opens the gate, and then find no address."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -897,7 +897,7 @@ def test_bad_arguments_raise_at_the_call_and_leave_nothing(fake, method):
     assert fake.handles() == []
 
 
-def test_connect_udp_refuses_what_it_cannot_use_at_the_call(fake):
+def test_connect_udp_refuses_unusable_arguments_at_the_call(fake):
     for options in {'family': 99}, {'local_address': (None, 1)}:
         with pytest.raises(ValueError):
             fake.connect_udp(HERE, 9, **options)
@@ -906,7 +906,7 @@ def test_connect_udp_refuses_what_it_cannot_use_at_the_call(fake):
     assert fake.handles() == []
 
 
-def test_only_a_datagram_socket_can_be_handed_in(r, sockets):
+def test_only_a_datagram_socket_can_be_passed(r, sockets):
     ours, _ = sockets()
     for sock in ours, 'x', 3:
         with pytest.raises(TypeError, match='datagram socket'):
@@ -923,7 +923,7 @@ def test_a_socket_belongs_to_one_handle_and_a_second_is_refused_without_harm(r, 
     end(r, sock)
 
 
-def test_a_connected_socket_that_is_handed_in_is_connected(r, udp):
+def test_a_connected_socket_that_is_passed_stays_connected(r, udp):
     own, peer = udp(), udp()
     own.connect(peer.getsockname())
     sock = r.bind_udp(None, 0, sock=own)
@@ -973,7 +973,7 @@ def test_datagrams_to_a_group_arrive_while_it_is_joined(r, log, interface):
 
 
 def multicast_interface() -> tuple[int, str] | None:
-    """An interface through which this machine can send to IPv6 groups; many have no such route on the loopback."""
+    """Return an interface with a route to IPv6 groups, if there is one: many machines have none on the loopback."""
     for index, name in getattr(socket, 'if_nameindex', list)():
         try:
             with socket.socket(AF_INET6, SOCK_DGRAM) as sock:
@@ -1021,7 +1021,7 @@ def test_an_invalid_group_or_interface_raises_at_the_call(fake):
 # -- ending
 
 
-def test_it_ends_once_and_closing_again_is_silent(r, udp, log):
+def test_a_socket_ends_once_and_closing_it_again_is_silent(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
     client.sendto(b'too late', sock.address)
     sock.close()
@@ -1041,7 +1041,7 @@ def test_it_ends_once_and_closing_again_is_silent(r, udp, log):
     sock.resume_reading()
 
 
-def test_closed_in_a_callback_it_receives_nothing_more(r, udp, log):
+def test_a_socket_closed_in_a_callback_receives_nothing_more(r, udp, log):
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         log.on_datagram(sock, data, address)
         sock.close()
@@ -1054,7 +1054,7 @@ def test_closed_in_a_callback_it_receives_nothing_more(r, udp, log):
     assert log == [('datagram', b'x'), ('close', None)]
 
 
-def test_paused_in_a_callback_it_receives_the_rest_later(r, udp, log):
+def test_a_socket_paused_in_a_callback_receives_the_rest_later(r, udp, log):
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         log.on_datagram(sock, data, address)
         sock.pause_reading()
@@ -1071,7 +1071,7 @@ def test_paused_in_a_callback_it_receives_the_rest_later(r, udp, log):
     end(r, sock)
 
 
-def test_a_foreign_close_ends_it_with_the_kernels_error(r, udp, log):
+def test_a_foreign_close_ends_a_socket_with_the_kernels_error(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
     socket.close(sock.fileno())
     assert sock.send(b'x', client.getsockname()) is False
@@ -1093,7 +1093,7 @@ def test_the_number_of_drops_is_unknown_after_a_foreign_close(r):
 
 
 @pytest.mark.parametrize('then', ['close', 'resume_reading'])
-def test_a_foreign_close_while_it_is_paused_is_seen_by_the_next_call(r, log, then):
+def test_a_foreign_close_of_a_paused_socket_is_seen_by_the_next_call(r, log, then):
     sock = r.bind_udp(HERE, 0, **log.all())
     sock.pause_reading()
     socket.close(sock.fileno())
@@ -1125,7 +1125,7 @@ def test_an_exception_goes_to_on_error_and_the_socket_stays_open(r, udp, log):
 
 
 @pytest.mark.scenario(98)
-def test_without_on_error_it_is_logged_once_a_second_and_the_socket_stays_open(kernel, fake, udp, caplog):
+def test_without_on_error_an_exception_is_logged_once_a_second_and_the_socket_stays_open(kernel, fake, udp, caplog):
     sock, client = fake.bind_udp(HERE, 0, boom), udp()
     for expected in 1, 2:
         for _ in range(20):
@@ -1146,7 +1146,7 @@ def test_an_on_error_that_raises_is_logged_once_a_second_too(kernel, fake, udp, 
 
 
 def test_an_on_close_that_raises_is_logged(r, caplog):
-    sock = r.bind_udp(HERE, 0, on_close=boom, on_error=lambda *args: pytest.fail('told'))
+    sock = r.bind_udp(HERE, 0, on_close=boom, on_error=lambda *args: pytest.fail('on_error was called'))
     end(r, sock)
     assert len(caplog.records) == 1
 
@@ -1167,10 +1167,10 @@ def test_an_interrupt_leaves_run_and_the_rest_is_delivered_by_the_next(r, udp, l
     end(r, sock)
 
 
-# -- a handle like any other
+# -- references, repr, counters, threads, memory
 
 
-def test_it_keeps_run_running_unless_unreferenced(r):
+def test_a_socket_keeps_run_running_unless_unreferenced(r):
     sock = r.bind_udp(HERE, 0)
     assert r.run_once(0) is True
     sock.unref()
@@ -1180,7 +1180,7 @@ def test_it_keeps_run_running_unless_unreferenced(r):
     end(r, sock)
 
 
-def test_repr_and_why_alive_say_what_it_is_and_what_it_waits_for(r, sockets):
+def test_repr_and_why_alive_describe_a_socket(r, sockets):
     sock = r.bind_udp(HERE, 0)
     port = sock.address[1]
     assert repr(sock) == f'<DatagramSocket fd={sock.fileno()} OPEN {HERE}:{port}, 0 datagrams wait>'
@@ -1246,7 +1246,7 @@ def test_calls_from_another_thread_are_refused(name, debug):
     assert raised == [name]
 
 
-def test_with_debug_it_works_in_the_loops_own_thread(udp):
+def test_with_debug_a_socket_works_in_the_loops_own_thread(udp):
     client = udp()
     with Reactor(debug=True) as r:
         sock = r.bind_udp(HERE, 0, echo)
@@ -1258,7 +1258,7 @@ def test_with_debug_it_works_in_the_loops_own_thread(udp):
 
 
 class Thing:
-    """An object of the user's that a weak reference can watch."""
+    """A user's object to which weak references can be made."""
 
     def __call__(self, *args: Any) -> None:
         pass
@@ -1335,7 +1335,7 @@ def test_opening_and_closing_leaves_no_object_behind(r):
         gc.enable()
 
 
-def test_the_clock_of_the_log_is_the_loops(kernel: FakeKernel, fake):
+def test_the_log_uses_the_clock_of_the_loop(kernel: FakeKernel, fake):
     sock = fake.bind_udp(HERE, 0)
     assert sock.may_log() and not sock.may_log()
     kernel.time += 1
@@ -1381,7 +1381,7 @@ def test_an_on_close_without_memory_for_its_call_is_called_later(r, log):
     sock.data = log
     sock.close()
     turns(r, 1)
-    assert sock.data is log  # nothing of the user's is dropped before on_close has been called
+    assert sock.data is log  # the user's objects are dropped only after on_close has been called
     sock.on_close = log.on_close
     turns(r, 2)
     assert log == [('close', None)]

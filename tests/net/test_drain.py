@@ -59,7 +59,7 @@ def r(request: Any):
 
 
 class Server:
-    """A listener whose connections are busy from their first byte until `answer` is called."""
+    """A server whose connections are busy from the first byte they receive until `answer` is called."""
 
     def __init__(self, r: Reactor, path: str | None = None, **keywords: Any) -> None:
         self.log, self.conns = Log(), []
@@ -81,14 +81,14 @@ class Server:
 
 
 def ask(r, server, client, request=b'request'):
-    """Send a request and run until the server has received it."""
+    """Send a request, and run until the server has received it."""
     before = server.log.received
     client.sendall(request)
     run_until(r, lambda: server.log.received == before + request)
 
 
 def connected(r, server, sockets, count=1):
-    """Connect `count` clients and run until they are accepted."""
+    """Connect `count` clients, and run until the server has accepted them."""
     before = len(server.conns)
     clients = [sockets.connect(server.listener.address) for _ in range(count)]
     run_until(r, lambda: len(server.conns) == before + count)
@@ -96,7 +96,7 @@ def connected(r, server, sockets, count=1):
 
 
 def ended(client):
-    """Return what a client has received if the server has closed cleanly, otherwise None."""
+    """Return the bytes that a client has received if the server has closed cleanly, otherwise None."""
     received = drain(client)
     try:
         return received if not client.recv(1) else None
@@ -117,7 +117,7 @@ def test_a_server_without_connections_stops_and_run_returns_false(r):
     assert 1000 <= r.now < 1000 + 2 * CHECK_INTERVAL
 
 
-def test_it_ends_also_when_nothing_was_ever_opened(r):
+def test_a_drain_ends_even_when_nothing_was_ever_opened(r):
     r.drain(10, lame_duck=2)
     assert r.run() is False
     assert r.now == 1002
@@ -146,7 +146,7 @@ def test_a_busy_connection_is_answered_first(r, sockets):
     assert ended(client) == b'answer'
 
 
-def test_a_connection_that_its_application_ends_is_waited_for_no_longer(r, sockets):
+def test_a_connection_that_the_application_closes_is_no_longer_waited_for(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -209,7 +209,7 @@ def test_a_timeout_of_zero_resets_at_once(r, sockets):
 
 @pytest.mark.parametrize('timeout', [0.25, 1])
 def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, timeout, monkeypatch):
-    # With checks this far apart, the second one would have come only after the timeout.
+    # With checks this far apart, the second check would come only after the timeout.
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 3)
@@ -218,7 +218,7 @@ def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, 
     assert server.log == [('close', None)] * 3
 
 
-def test_many_are_closed_a_few_in_each_turn(r, sockets, monkeypatch):
+def test_many_connections_are_closed_a_few_in_each_turn(r, sockets, monkeypatch):
     monkeypatch.setattr('reactor.net.drain.CLOSES_PER_TURN', 4)
     server = Server(r)
     connected(r, server, sockets, 10)
@@ -425,7 +425,7 @@ def test_a_listener_that_lost_its_descriptor_does_not_delay_the_drain(r, how):
 
 
 def test_an_inherited_listener_is_left_unchanged(r, sockets):
-    # The process that has the listener after us serves the clients that connect now.
+    # Clients that connect now are served by another process, which has the same listener.
     ours = sockets.track(socket.create_server((HERE, 0)))
     theirs = sockets.track(ours.dup())
     r.listen_tcp(None, 0, sock=ours, defer_accept=True)
@@ -491,7 +491,7 @@ def test_a_paused_listener_refuses_its_queue_at_the_timeout(r, sockets):
 
 
 @pytest.mark.scenario(113)
-def test_a_full_listener_serves_its_queue_as_there_is_room(r, sockets):
+def test_a_full_listener_serves_its_queue_when_there_is_room(r, sockets):
     server = Server(r, max_connections=2)
     clients = [sockets.connect(server.listener.address) for _ in range(7)]
     for client in clients:
@@ -542,7 +542,7 @@ def test_with_defer_accept_a_client_that_has_sent_data_is_in_the_queue(r, socket
     assert ended(client) == b'answer'
 
 
-# -- what is idle
+# -- which connections are idle
 
 
 @pytest.mark.scenario(113)
@@ -585,7 +585,7 @@ def test_the_drain_does_not_wait_for_a_peer_that_has_reset(r, sockets):
     assert r.now < 1001
 
 
-def test_a_connection_that_is_used_meanwhile_is_not_idle(r, sockets):
+def test_a_connection_that_is_used_during_the_drain_is_not_idle(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     r.drain(10)
@@ -645,13 +645,13 @@ def test_a_connection_whose_send_has_failed_is_read_to_its_end(r, sockets):
 
 
 @pytest.mark.parametrize(('timeout', 'seconds'), [(100, 3), (8, 2)])
-def test_it_checks_less_often_with_more_open_handles_and_more_often_before_the_timeout(
+def test_a_drain_checks_less_often_with_more_open_handles_and_more_often_before_the_timeout(
     r, sockets, monkeypatch, caplog, timeout, seconds
 ):
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 2)
-    r.drain(timeout)  # it checks two connections and a listener, which have not been idle for long enough
+    r.drain(timeout)  # the first check closes nothing: no connection has been idle for long enough
     assert r.run() is False
     assert seconds <= r.now - 1000 < seconds + 2 * CHECK_INTERVAL
     assert [exc for _, exc in server.log] == [None] * 2
@@ -659,7 +659,7 @@ def test_it_checks_less_often_with_more_open_handles_and_more_often_before_the_t
 
 
 @pytest.mark.scenario(113)
-def test_while_it_waits_it_does_not_spin(r, sockets):
+def test_a_drain_that_waits_does_not_spin(r, sockets):
     server = Server(r, max_connections=2)
     busy, paused = connected(r, server, sockets, 2)
     waiting = sockets.connect(server.listener.address)
@@ -678,10 +678,10 @@ def test_while_it_waits_it_does_not_spin(r, sockets):
     assert r.run() is False
 
 
-# -- what is not waited for
+# -- handles that a drain does not close, or does not wait for
 
 
-def test_streams_that_the_application_made_are_left_to_it_to_close(r, sockets):
+def test_a_drain_does_not_close_streams_that_the_application_made(r, sockets):
     with socket.create_server((HERE, 0)) as other:
         outgoing = r.connect_tcp(*other.getsockname())
         theirs = sockets.track(other.accept()[0])
@@ -744,8 +744,8 @@ def test_the_timeout_does_not_close_streams_that_the_application_made(r, sockets
 
 @pytest.mark.scenario(113)
 def test_peers_have_a_second_to_end_their_side(r, sockets):
-    # After close() we read and drop what still arrives: closing the socket at once would reset the connection and lose
-    # data under way. Many peers close only when they next write.
+    # After close(), the reactor reads and drops data that still arrives: closing the socket at once would reset the
+    # connection, and data in flight would be lost. Many peers notice the end only when they next write.
     server = Server(r)
     silent, prompt, chatty = connected(r, server, sockets, 3)
     r.drain(30)
@@ -777,7 +777,7 @@ def test_peers_have_a_second_to_end_their_side(r, sockets):
 
 @pytest.fixture
 def secured(r, certificates):  # noqa: F811
-    """A TLS server, and a function that connects a client of the same reactor to it."""
+    """A TLS server with a method that connects a client of the same reactor to it."""
 
     class Secured(Server):
         def __init__(self):
@@ -859,11 +859,11 @@ def test_over_tls_data_that_was_not_decrypted_yet_is_unread(r, secured):
     end(r, client)
 
 
-# -- the call
+# -- the call of `drain`
 
 
 @pytest.mark.scenario(113)
-def test_a_second_call_can_only_make_it_earlier(r, sockets):
+def test_a_second_call_can_only_shorten_a_drain(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -942,7 +942,7 @@ def test_a_closed_reactor_cannot_be_shut_down():
         r.drain(1)
 
 
-def test_another_thread_cannot_shut_it_down(r):
+def test_another_thread_cannot_begin_a_drain(r):
     errors = []
 
     def other():
@@ -967,7 +967,7 @@ def test_in_an_embedded_reactor_run_once_reports_the_end(r, sockets):
     timer.cancel()
 
 
-def test_it_can_be_stopped_and_goes_on_when_it_runs_again(r, sockets):
+def test_a_reactor_stopped_during_a_drain_continues_it_when_it_runs_again(r, sockets):
     server = Server(r)
     connected(r, server, sockets)
     r.drain(10, lame_duck=5)
@@ -996,11 +996,11 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, soc
     assert 'planted' in caplog.text
 
 
-# -- a random program, see `reactor.testing.programs.service`
+# -- the random program in `reactor.testing.programs.service`
 
 
 class Here(RealWorld):
-    """The real kernel. Its host is an address: look-ups run in threads, which do not follow the simulated clock."""
+    """The real kernel. Its host is a numeric address: look-ups run in threads, which ignore the simulated clock."""
 
     name = HERE
 
@@ -1080,7 +1080,7 @@ def test_busy_is_a_bool(r, sockets, value):
     end(r, conn)
 
 
-def test_it_works_the_same_in_debug_mode(sockets):
+def test_a_drain_works_the_same_in_debug_mode(sockets):
     with Reactor(kernel=FakeKernel(), debug=True) as r:
         server = Server(r)
         (client,) = connected(r, server, sockets)
@@ -1117,7 +1117,7 @@ def test_unreferenced_servers_and_connections_are_left_alone(r, sockets, timeout
     ask(r, server, busy)
     r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
-    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served to the end, but not waited for
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served, but not waited for
     if timeout == 10:
         server.answer()
     assert r.run() is False

@@ -1,4 +1,4 @@
-"""Sending files: in order with other writes, at the speed of the peer, and with exactly one `on_close`."""
+"""Sending files: in order with other writes, at the pace of the peer, and with exactly one `on_close`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BIG = 100 << 20
 
 
 class ReadingKernel(Kernel):
-    """A kernel without sendfile, or whose sendfile refuses."""
+    """A kernel whose sendfile always fails, so that files have to be read."""
 
     def sendfile(self, sock, fd, offset, count):
         raise OSError(errno.EINVAL, 'refused')
@@ -49,7 +49,7 @@ class FailingKernel(Kernel):
 
 @pytest.fixture
 def made():
-    """Make an unnamed file with the given bytes, or of the given size as a sparse file of zeros."""
+    """Make an unnamed file with the given bytes, or a sparse file of the given size."""
     files = []
 
     def make(content):
@@ -69,7 +69,7 @@ def made():
 
 @pytest.fixture(params=['sendfile', 'reading'])
 def either(request):
-    """Run the test twice: with a reactor that uses sendfile, and with one that has to read the file."""
+    """A reactor that uses sendfile, and a reactor that has to read files: the test runs on each of them."""
     reactor = Reactor(kernel=Kernel() if request.param == 'sendfile' else ReadingKernel())
     yield reactor
     assert not reactor.handles() and not reactor.completions
@@ -77,7 +77,7 @@ def either(request):
 
 
 def pattern(size):
-    """Bytes without repetition: each four bytes are the next number."""
+    """Make bytes without repetitions: consecutive numbers of four bytes each."""
     return b''.join(number.to_bytes(4, 'big') for number in range(size // 4))
 
 
@@ -86,7 +86,7 @@ def descriptors():
 
 
 def count_to_end(r, sock):
-    """Read and drop everything to the end of the stream; returns how many bytes came."""
+    """Read and drop everything up to the end of the stream; returns the number of bytes."""
     total, buffer, ended = 0, bytearray(1 << 20), False
 
     def read():
@@ -205,7 +205,7 @@ def test_the_file_may_be_closed_after_the_call(either, sockets, made):
     file = made(data)
     conn.send_file(file)
     file.close()
-    with tempfile.TemporaryFile() as another:  # which probably gets its descriptor number
+    with tempfile.TemporaryFile() as another:  # this probably gets the same descriptor number
         another.truncate(8 << 20)
         conn.close()
         assert read_all(either, theirs) == data
@@ -252,7 +252,7 @@ def test_sending_an_empty_part_is_reported_in_order_without_a_system_call(r, soc
 
 
 @pytest.mark.scenario(61)
-def test_a_file_sent_before_it_is_connected_is_sent_after_the_connect(r, made):
+def test_a_file_sent_while_connecting_is_sent_after_the_connect(r, made):
     log = Log()
     data = pattern(2_000_000)
     received = []
@@ -426,17 +426,17 @@ def test_abort_drops_the_file_and_on_close_sees_how_much_was_not_sent(r, sockets
     assert left == []
     turns(r, 1)
     assert (left, log) == ([(None, waiting)], [])
-    assert descriptors() <= before + 1  # one more: the file itself was opened after counting
+    assert descriptors() <= before + 1  # one more, because the file was opened after counting
     with pytest.raises(ConnectionResetError):
         while theirs.recv(1 << 20):
             pass
 
 
-def test_a_reset_by_the_peer_ends_it_once_with_the_kernels_error(r, sockets, made):
+def test_a_reset_by_the_peer_ends_the_connection_once_with_the_kernels_error(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     conn.send_file(made(BIG), 0, None, log.on_written)
-    theirs.close()  # with unread bytes: a reset
+    theirs.close()  # with unread bytes, so the kernel sends a reset
     run_until(r, lambda: log)
     turns(r, 3)
     assert len(log) == 1
@@ -457,7 +457,7 @@ def test_a_file_that_becomes_shorter_resets_the_connection_with_a_clear_error(ei
             either.run_once(0)
             try:
                 while True:
-                    assert theirs.recv(1 << 20), 'a clean end after a part of what was promised'
+                    assert theirs.recv(1 << 20), 'the stream ended cleanly after only a part of the file'
             except BlockingIOError:
                 pass
     turns(either, 2)
@@ -532,7 +532,7 @@ def test_a_foreign_close_of_the_file_resets_the_connection(r, sockets, made):
 
 @pytest.mark.parametrize('files', [0, 1])
 def test_a_file_that_could_not_be_queued_is_not_counted(made, files):
-    # It used to be counted anyway, so 50 MiB more than max_buffered could wait on that connection.
+    # Such a file used to be counted, so 50 MiB more than max_buffered could wait on that connection.
     need_faults()
     kernel, file, args = Kernel(), made(BIG), ()
 
@@ -592,7 +592,7 @@ def test_send_file_after_a_failure_that_was_not_reported_yet_returns_false(r, so
 
 
 @pytest.mark.scenario(125)
-def test_what_cannot_be_sent_is_refused_at_the_call(r, sockets, made):
+def test_objects_that_cannot_be_sent_are_refused_at_the_call(r, sockets, made):
     conn, _ = pair(r, sockets)
     file = made(b'0123456789')
     for error, args in [
@@ -656,7 +656,7 @@ def test_debug_refuses_a_file_from_another_thread(sockets, made):
 
 @pytest.mark.scenario(124)
 @pytest.mark.parametrize('way', ['sent', 'closed', 'abort', 'lost', 'shorter', 'reactor closed'])
-def test_nothing_of_a_file_is_left_without_the_collector(sockets, made, way):
+def test_the_objects_and_descriptors_of_a_file_are_freed_without_the_collector(sockets, made, way):
     class Thing:
         def __call__(self, *args):
             pass
@@ -696,7 +696,7 @@ def test_nothing_of_a_file_is_left_without_the_collector(sockets, made, way):
         else:
             r.run()
         assert [ref() for ref in refs] == [None, None]
-        assert descriptors() < before  # its socket is closed and so is the duplicate of the file
+        assert descriptors() < before  # the socket and the duplicate of the file are closed
         r.close()
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Listeners: which clients they accept, when they pause, and how their errors are kept from other handles."""
+"""Listeners: which clients they accept, when they pause, and that their errors do not affect other handles."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def flaky(sockets):
 
 
 def listen(r, log=None, **keywords):
-    """A listener on a free port, and the list of its connections."""
+    """Return a listener on a free port and the list of its connections."""
     conns = []
     if log is not None:
         keywords.update(log.callbacks('on_data', 'on_close'))
@@ -127,7 +127,7 @@ def test_the_first_turn_accepts_one_client_and_later_turns_more_while_clients_wa
 @pytest.mark.scenario(41)
 def test_a_turn_accepts_sixty_four_at_most(r, sockets):
     listener, conns = listen(r)
-    listener._batch = 64  # as after some sixty turns in which clients waited
+    listener._batch = 64  # the size after about sixty turns in which clients waited
     for _ in range(100):
         sockets.connect(listener.address)
     turns(r, 1)
@@ -140,7 +140,7 @@ def test_a_turn_accepts_sixty_four_at_most(r, sockets):
 
 
 @pytest.mark.scenario(41)
-def test_a_flood_of_clients_does_not_keep_the_open_ones_waiting(r, sockets):
+def test_a_flood_of_clients_does_not_keep_open_connections_waiting(r, sockets):
     log = Log()
     listener, conns = listen(r, log)
     client = sockets.connect(listener.address)
@@ -278,7 +278,7 @@ def test_a_paused_listener_leaves_clients_in_the_backlog_and_does_not_spin(r, so
 
 
 @pytest.mark.scenario(44, 81)
-def test_max_connections_pauses_and_one_that_closes_resumes(r, sockets):
+def test_at_max_connections_a_listener_pauses_until_a_connection_closes(r, sockets):
     listener, conns = listen(r, max_connections=2)
     clients = [sockets.connect(listener.address) for _ in range(4)]
     turns(r, 5)
@@ -353,14 +353,14 @@ def test_an_invalid_limit_of_connections_is_refused_at_the_call(r, limit):
     assert r.handles() == []
 
 
-def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every_two(fake, sockets, flaky):
+def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every_two_clients(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky)
     for _ in range(10):
         sockets.connect(listener.address)
     run_until(fake, lambda: listener.open_connections == 10)
     for count in range(11, 25):
         if count == 15:
-            before = flaky.attempts  # by now the batch has shrunk again
+            before = flaky.attempts  # the batch is small again after four clients that came one by one
         sockets.connect(listener.address)
         run_until(fake, lambda count=count: listener.open_connections == count)
     assert flaky.attempts - before <= 15
@@ -368,7 +368,7 @@ def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every
     end(fake, *fake.handles())
 
 
-# -- descriptors have run out
+# -- descriptors run out
 
 
 EXHAUSTED = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
@@ -376,7 +376,7 @@ EXHAUSTED = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 
 @pytest.mark.scenario(39)
 @pytest.mark.parametrize('number', EXHAUSTED)
-def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel, fake, sockets, flaky, number):
+def test_when_descriptors_run_out_a_listener_pauses_reports_once_and_tries_again(kernel, fake, sockets, flaky, number):
     conns, errors = [], []
     listener = fake.listen_tcp(
         None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *args: errors.append(args)
@@ -385,7 +385,7 @@ def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel,
     flaky.failures = [number] * 10
     run_until(fake, lambda: conns)
     assert flaky.attempts in (11, 12)
-    assert 1000.99 <= kernel.time <= 1001.1  # every 0.1 s, and nothing in between
+    assert 1000.99 <= kernel.time <= 1001.1  # one attempt every 0.1 s, and none in between
     assert fake.stats().loop_count < 60
     assert fake.stats().accept_pauses == 10
     assert [(handle, exc.errno) for handle, exc in errors] == [(listener, number)]
@@ -395,7 +395,7 @@ def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel,
 
 
 @pytest.mark.scenario(38)
-def test_when_descriptors_run_out_a_connection_that_closes_resumes_it_at_once(kernel, fake, sockets, flaky):
+def test_when_descriptors_run_out_a_connection_that_closes_resumes_the_listener_at_once(kernel, fake, sockets, flaky):
     conns = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
@@ -460,7 +460,7 @@ def test_without_on_accept_error_an_episode_is_one_line_in_the_log(kernel, fake,
 
 
 @pytest.mark.scenario(38)
-def test_an_episode_is_still_one_when_the_loop_was_busy_for_seconds_meanwhile(kernel, fake, sockets, flaky, caplog):
+def test_an_episode_is_reported_once_even_if_the_loop_is_busy_for_seconds(kernel, fake, sockets, flaky, caplog):
     def be_busy():
         kernel.time += 5
 
@@ -489,7 +489,7 @@ def test_an_on_accept_error_that_raises_is_logged_and_the_listener_goes_on(kerne
 
 
 @pytest.mark.scenario(39)
-def test_resume_during_such_a_pause_does_not_spin(fake, sockets, flaky):
+def test_resume_while_descriptors_have_run_out_does_not_spin(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
     flaky.failures = [errno.EMFILE] * 100
@@ -504,7 +504,7 @@ def test_resume_during_such_a_pause_does_not_spin(fake, sockets, flaky):
 
 
 @pytest.mark.scenario(39)
-def test_closing_during_such_a_pause_leaves_no_timer(fake, sockets, flaky):
+def test_closing_while_descriptors_have_run_out_leaves_no_timer(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
     flaky.failures = [errno.EMFILE]
@@ -545,7 +545,7 @@ AT_THE_LIMIT = """
                 served.append(clients[0].recv(100))
             except BlockingIOError:
                 pass
-        while len(conns) < 20:  # each one that closes makes room for one more
+        while len(conns) < 20:  # each client that closes makes room for another
             clients[len(conns) - 5].close()
             r.run_once(0.1)
         assert len(errors) == 1, errors
@@ -571,7 +571,7 @@ def test_at_the_real_descriptor_limit_clients_wait_and_nothing_spins():
 
 
 class CrowdedKernel(FakeKernel):
-    """A kernel whose selector has room while `room` is true."""
+    """A kernel whose selector has room only while `room` is true."""
 
     room = True
 
@@ -621,17 +621,17 @@ def test_a_selector_without_room_for_the_listener_leaves_nothing_open():
         kernel.room = False
         with pytest.raises(SelectorFull):
             r.listen_tcp(HERE, 0)
-        gc.collect()  # an open socket would warn here, and warnings are errors
+        gc.collect()  # a socket that is still open would cause a warning here, and warnings are errors
         kernel.room = True
         assert r.handles() == []
 
 
 @pytest.mark.scenario(120)
-@pytest.mark.skipif(os.name != 'posix', reason='elsewhere select counts descriptors instead of bounding their numbers')
+@pytest.mark.skipif(os.name != 'posix', reason='select limits the numbers of descriptors only on POSIX')
 def test_the_real_select_refuses_numbers_it_cannot_hold_and_serves_the_others(sockets):
     resource = pytest.importorskip('resource')
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1100:
-        pytest.skip('this process may not open enough descriptors')
+        pytest.skip('the descriptor limit of this process is too low')
     log, dups = Log(), []
     with Reactor(selector=SELECTORS['select']()) as r:
         listener, conns = listen(r, log, on_accept_error=lambda *args: None)
@@ -692,8 +692,8 @@ def test_closing_a_listener_refuses_clients_that_were_not_accepted_yet(r, socket
 
 
 @pytest.mark.scenario(110)
-def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
-    """The backlog belongs to the socket: the owner of a duplicate, here or in another process, accepts the others."""
+def test_a_listening_socket_that_is_passed_on_loses_no_client(r, sockets):
+    """The backlog belongs to the socket, so the owner of a duplicate, even another process, accepts its clients."""
     sock = socket.create_server((HERE, 0))
     duplicate = sock.dup()
     listener, conns = listen(r, sock=sock)
@@ -720,7 +720,7 @@ def test_closing_the_listener_and_aborting_at_a_deadline_drains_a_server_by_hand
     listener, conns = listen(fake, log)
     clients = [sockets.connect(listener.address) for _ in range(20)]
     run_until(fake, lambda: len(conns) == 20)
-    for conn in conns[:15]:  # these are answered, the others never
+    for conn in conns[:15]:  # only these clients are answered
         fake.call_later(1, conn.write, b'answer', Stream.close)
 
     def drain_until(deadline):
@@ -850,13 +850,13 @@ def test_a_new_socket_with_the_number_of_a_lost_listener_is_not_closed(r, socket
     os.close(number)
     ours, theirs = sockets()
     if number not in (ours.fileno(), theirs.fileno()):
-        pytest.skip('the number was not given out again')
+        pytest.skip('the descriptor number was not reused')
     new_socket = ours if ours.fileno() == number else theirs
     try:
-        conn = r.adopt(new_socket)  # its registration shows that the listener lost the number
+        conn = r.adopt(new_socket)  # adding it to the selector shows that the listener has lost the number
         turns(r, 2)
         assert listener.closed
-        new_socket.getsockname()  # OSError if it was closed
+        new_socket.getsockname()  # raises OSError if it was closed
         assert r.handles() == [conn]
         end(r, conn)
     finally:
@@ -889,12 +889,12 @@ def test_an_address_in_use_raises_at_the_call_and_says_what_to_do(r):
     listener.close()
 
 
-def test_a_port_can_be_listened_on_again_right_after(r, sockets):
+def test_a_port_can_be_listened_on_again_right_after_a_close(r, sockets):
     listener, conns = listen(r)
     host, port = listener.address
     sockets.connect(listener.address)
     run_until(r, lambda: conns)
-    conns[0].close()  # leaves a TIME_WAIT behind
+    conns[0].close()  # leaves a socket in TIME_WAIT
     listener.close()
     turns(r, 1)
     r.listen_tcp(host, port).close()
@@ -914,7 +914,7 @@ def test_bad_callbacks_raise_at_the_call(r, name):
     assert r.handles() == []
 
 
-def test_listening_from_another_thread_than_the_loops_is_refused(r):
+def test_listening_from_another_thread_is_refused(r):
     caught = []
 
     def listen_in_a_thread():
@@ -945,7 +945,7 @@ def test_closing_the_reactor_closes_its_listeners(sockets):
     assert conns[0].closed
 
 
-def test_connections_do_not_share_what_is_set_for_one(r, sockets):
+def test_connections_do_not_share_options_that_are_set_for_one(r, sockets):
     listener, conns = listen(r)
     for _ in range(2):
         sockets.connect(listener.address)
@@ -995,7 +995,7 @@ def test_a_storm_of_clients_that_reset_leaves_no_object_and_no_line_in_the_log(r
 
 @pytest.fixture
 def deferring(r):
-    """A listener that accepts clients when they have sent data, and the log of its callbacks."""
+    """A listener with `defer_accept`, and the log of its callbacks."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, defer_accept=True, **log.callbacks('on_data', 'on_close'))
     yield listener, log
@@ -1117,7 +1117,7 @@ def test_a_listener_whose_socket_was_shut_down_by_other_code_is_closed(r, flaky,
 @pytest.mark.scenario(42)
 def test_an_accepted_socket_that_is_lost_at_once_affects_no_other_handle():
     errors = []
-    kernel = FailingKernel('register', errno.EBADF, count=4)  # the wakeup, the listener, the client, our side
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # the wakeup, the listener, a client, its connection
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('10.0.0.1', 80)
         clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]
@@ -1245,7 +1245,7 @@ def test_the_callbacks_of_a_listener_can_be_replaced_for_later_connections(r):
     run_until(r, lambda: log and len(later) == 2)
     assert log == [('data', b'old')]
     assert later == [('connect',), ('data', b'new')]
-    server.on_data = None  # data is dropped, as without a callback
+    server.on_data = None  # from now on, data is dropped
     for conn in old, new:
         conn.close()
     run_until(r, lambda: not server.open_connections)

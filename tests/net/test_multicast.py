@@ -1,4 +1,4 @@
-"""Joining a group: the structs that are passed to the kernel, and invalid groups and interfaces."""
+"""Joining a multicast group: the structs that are passed to the kernel, and invalid groups and interfaces."""
 
 from __future__ import annotations
 

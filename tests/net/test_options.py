@@ -1,4 +1,4 @@
-"""The options of a connection: defaults, checks, and changed copies."""
+"""The options of a connection: their defaults, their checks, and changed copies."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_read_size_that_no_recv_can_allocate_is_refused(value):
 
 
 @pytest.mark.parametrize('value', ['no', None, 2, 1.0])
-def test_a_switch_is_on_or_off(value):
+def test_a_flag_is_true_or_false(value):
     with pytest.raises(TypeError, match='nodelay is True or False'):
         Options(nodelay=value)
     assert Options(nodelay=0).nodelay is False
@@ -198,13 +198,13 @@ def test_bad_options_raise_at_the_call_and_leave_nothing(r, sockets):
 
 
 def methods_with_options() -> list[Any]:
-    """Every public function that takes `**options`."""
+    """Return every public function that takes `**options`."""
     found = [reactor.run, reactor.serve.run, *(getattr(Reactor, name) for name in dir(Reactor))]
     return [each for each in found if callable(each) and 'options' in getattr(each, '__annotations__', {})]
 
 
 def misspelt(name: str) -> str:
-    """The name without its second to last letter."""
+    """Return the name without its second to last letter."""
     return name[:-2] + name[-1]
 
 
@@ -239,7 +239,7 @@ def test_all_methods_that_share_options_check_their_names():
     }
 
 
-def test_without_a_similar_option_all_are_named(r):
+def test_if_no_option_is_similar_all_are_listed(r):
     with pytest.raises(
         TypeError, match=r"adopt\(\) has no option 'colour'; it has handshake_timeout, high_water, .*, sock"
     ):

@@ -1,4 +1,4 @@
-"""The PROXY protocol: the client's address, which proxies are trusted, and no byte lost wherever a header is cut."""
+"""The PROXY protocol: the address of the client, trusted proxies, and headers that arrive in pieces."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.helpers.support import FailingKernel, Log, drain, in_thread, reset, r
 HERE = '127.0.0.1'
 HOME = ['127.0.0.0/8', '::1/128']
 KERNEL = Kernel()
-LONGEST_V2 = 4096  # bytes of a header
+LONGEST_V2 = 4096  # bytes: the longest version 2 header
 
 
 def tlv(kind, value):
@@ -53,7 +53,7 @@ def ends_unix(source, destination):
 
 
 def with_checksum(header):
-    """The header with a correct checksum as its last TLV."""
+    """Return the header with a correct checksum as its last TLV."""
     body = header[16:] + tlv(3, bytes(4))
     whole = v2(header[12] & 15, header[13], body)
     return whole[:-4] + struct.pack('!I', crc32c(whole))
@@ -62,7 +62,7 @@ def with_checksum(header):
 V4 = (('192.0.2.1', 51234), ('198.51.100.7', 443))
 V6 = (('2001:db8::1', 51234, 0, 0), ('2001:db8::7', 443, 0, 0))
 TLVS = [(0x01, b'h2'), (0x02, b'example.org'), (0x04, b''), (0xE0, bytes(300))]
-# For each: the header, and its (version, command, family, (source, destination), TLVs).
+# Maps a name to a header and its contents: (version, command, family, (source, destination), TLVs).
 HEADERS = {
     'v1-ipv4': (b'PROXY TCP4 192.0.2.1 198.51.100.7 51234 443\r\n', (1, 'PROXY', socket.AF_INET, V4, [])),
     'v1-ipv6': (b'PROXY TCP6 2001:DB8::1 2001:db8::7 51234 443\r\n', (1, 'PROXY', socket.AF_INET6, V6, [])),
@@ -90,16 +90,16 @@ BAD = {
     'an empty line': b'\r\n',
     'v1 without words': b'PROXY \r\n',
     'v1 of an unknown kind': b'PROXY TCP5 1.2.3.4 1.2.3.4 1 1\r\n',
-    'v1 in small letters': b'proxy TCP4 1.2.3.4 1.2.3.4 1 1\r\n',
-    'v1 with a word too few': b'PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n',
-    'v1 with a word too many': b'PROXY TCP4 1.2.3.4 1.2.3.4 1 1 1\r\n',
+    'v1 in lower case': b'proxy TCP4 1.2.3.4 1.2.3.4 1 1\r\n',
+    'v1 with one word too few': b'PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n',
+    'v1 with one word too many': b'PROXY TCP4 1.2.3.4 1.2.3.4 1 1 1\r\n',
     'v1 with two spaces': b'PROXY TCP4  1.2.3.4 1.2.3.4 1 1\r\n',
-    'v1 with the other family': b'PROXY TCP4 ::1 ::1 1 1\r\n',
+    'v1 with addresses of another family': b'PROXY TCP4 ::1 ::1 1 1\r\n',
     'v1 with a name': b'PROXY TCP4 localhost 1.2.3.4 1 1\r\n',
     'v1 with a NUL': b'PROXY TCP4 1.2.3.4\0 1.2.3.4 1 1\r\n',
     'v1 with a byte that is not ASCII': b'PROXY TCP4 \xff.2.3.4 1.2.3.4 1 1\r\n',
     'v1 with an address in octal': b'PROXY TCP4 1.2.3.04 1.2.3.4 1 1\r\n',
-    'v1 with a port too high': b'PROXY TCP4 1.2.3.4 1.2.3.4 65536 1\r\n',
+    'v1 with a port that is too high': b'PROXY TCP4 1.2.3.4 1.2.3.4 65536 1\r\n',
     'v1 with a port in octal': b'PROXY TCP4 1.2.3.4 1.2.3.4 1 01\r\n',
     'v1 with a signed port': b'PROXY TCP4 1.2.3.4 1.2.3.4 +1 1\r\n',
     'v1 that never ends': b'PROXY UNKNOWN ' + b'x' * 200,
@@ -118,7 +118,7 @@ BAD = {
 
 
 def listen(r, log=None, **options):
-    """A listener that expects PROXY headers, and the connections that `on_connect` was called with."""
+    """Make a listener that expects PROXY headers; returns it and a list, to which `on_connect` adds each connection."""
     conns = []
     callbacks = {} if log is None else log.callbacks('on_data', 'on_close')
 
@@ -140,7 +140,7 @@ def close_all(r, server, *conns):
 
 
 def taken(r, count):
-    """Run until `count` bytes have been received from the kernel."""
+    """Run until the reactor has received `count` bytes."""
     run_until(r, lambda: r.stats().bytes_in >= count)
 
 
@@ -196,7 +196,7 @@ def test_a_header_that_is_cut_anywhere_loses_no_byte_of_the_data_after_it(r, soc
 
 
 @each_header
-def test_a_header_that_comes_byte_by_byte_is_the_same(r, sockets, name):
+def test_a_header_that_arrives_byte_by_byte_is_read(r, sockets, name):
     header, (_, _, _, (source, _), _) = HEADERS[name]
     log = Log()
     server, conns = listen(r, log)
@@ -322,7 +322,7 @@ def test_an_invalid_header_ends_the_connection_before_on_connect(r, sockets, nam
 
 
 @pytest.mark.scenario(171)
-def test_a_header_that_is_late_ends_the_connection(kernel, fake, sockets, caplog):
+def test_a_late_header_ends_the_connection(kernel, fake, sockets, caplog):
     log = Log()
     server, _ = listen(fake, log, proxy_timeout=3)
     began = kernel.time
@@ -415,7 +415,7 @@ def test_health_checks_that_send_a_local_header_and_reset_are_not_logged(r, sock
 
 
 @pytest.mark.scenario(171)
-def test_a_part_of_a_header_does_not_spin(r, sockets):
+def test_a_partial_header_does_not_make_the_loop_spin(r, sockets):
     server, _ = listen(r)
     for part in b'PROXY TCP4 1', SIGNATURE[:5], HEADERS['v2-tlvs'][0][:-1]:
         sockets.connect(server.address).send(part)
@@ -485,7 +485,7 @@ def test_a_refused_socket_is_closed_even_if_setting_its_options_fails():
         r.connect_tcp('10.0.0.1', 80)
         kernel.count = 1
         run_until(r, lambda: r.stats().refused_untrusted)
-        assert kernel.count < 0  # it has failed once, as planned
+        assert kernel.count < 0  # setsockopt has failed once, as planned
 
 
 def test_ipv6_and_mapped_ipv4_peers_are_compared_with_the_networks_of_their_own_family(r, sockets):
@@ -631,7 +631,7 @@ def test_the_error_of_a_handshake_after_a_header_names_the_client(r, sockets, ce
     close_all(r, server)
 
 
-# -- connections before their header, as handles() shows them
+# -- connections that wait for their header
 
 
 def waiting(r, server):
@@ -682,7 +682,7 @@ def test_reading_can_be_paused_before_the_header_is_read(r, sockets, certificate
 
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_it_can_be_closed_before_the_header_is_read(r, sockets, how):
+def test_a_connection_can_be_closed_before_its_header_is_read(r, sockets, how):
     log = Log()
     server, _ = listen(r, log)
     client = sockets.connect(server.address)
@@ -698,7 +698,7 @@ def test_it_can_be_closed_before_the_header_is_read(r, sockets, how):
     close_all(r, server)
 
 
-def test_after_the_header_it_is_a_checked_stream_in_debug_mode(sockets):
+def test_in_debug_mode_a_connection_is_a_checked_stream_after_its_header(sockets):
     with Reactor(debug=True) as r:
         server, conns = listen(r)
         sockets.connect(server.address).send(HEADERS['v2-ipv4'][0])
@@ -751,7 +751,7 @@ def test_a_spurious_readability_is_ignored():
             run_until(r, lambda server=server: server.open_connections)
             kernel.count = count
             run_until(r, lambda conns=conns: conns)
-            assert kernel.count < 0  # it has failed, as planned
+            assert kernel.count < 0  # recv has failed, as planned
             assert conns[0].peername == V4[0]
 
 
@@ -816,7 +816,7 @@ whole_headers = st.sampled_from([header for header, _ in HEADERS.values()] + lis
 
 @st.composite
 def openings(draw):
-    """What a proxy might send first: a header, a header with a few bytes changed, or random bytes."""
+    """Draw the first bytes of a connection: a header, a header with a few changed bytes, or random bytes."""
     data = bytearray(draw(whole_headers) if draw(st.integers(0, 9)) else draw(st.binary(max_size=600)))
     for _ in range(draw(st.sampled_from((0, 0, 1, 3)))):
         if data:
@@ -825,7 +825,7 @@ def openings(draw):
 
 
 def expected(data):
-    """The expected result of these bytes and EOF: None for an error, else the data after the header."""
+    """Return the expected result of these bytes and an end of file: None for an error, or the data after the header."""
     for end in range(1, len(data) + 1):
         try:
             size = header_size(data[:end])

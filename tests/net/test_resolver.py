@@ -1,4 +1,4 @@
-"""Look-ups: run outside the loop's thread, reported once in the loop, limited in time, and cancelled by closing."""
+"""Look-ups: they run outside the loop's thread, are reported once in the loop, time out, and can be cancelled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns
 
 
 class Names(Kernel):
-    """Answers look-ups from `found`, an exception or a list, and records their arguments and threads."""
+    """A kernel that answers look-ups from `found`, an exception or a list, and records their arguments and threads."""
 
     def __init__(self, found: Any = ()) -> None:
         self.found = found
@@ -37,7 +37,7 @@ class Names(Kernel):
 
 
 class Slow(Names):
-    """Answers look-ups only after the test opens the gate."""
+    """A kernel that answers look-ups only after the test has opened the gate."""
 
     def __init__(self, found: Any = ()) -> None:
         super().__init__(found)
@@ -56,7 +56,7 @@ class Slow(Names):
 
 
 class Stalled(FakeKernel):
-    """Look-ups that the test runs by hand, on a clock that moves only in `select`."""
+    """A kernel whose look-ups are run by the test, and whose clock moves only in `select`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Answers(list):  # type: ignore[type-arg]
 
 
 def outcome(r: Reactor, kernel: Kernel, host: str = 'host.test', family: int = 0) -> tuple[Any, Any]:
-    """Look up and run until `on_done` is called, which must be once; returns its arguments."""
+    """Look up a name, check that `on_done` is called exactly once, and return its arguments."""
     answers = Answers()
     look_up(r, kernel, host, 80, family, answers.on_done)
     run_until(r, lambda: answers)
@@ -177,7 +177,7 @@ def test_a_look_up_that_stalls_delays_nothing_else(r):
     timer.cancel()
 
 
-def test_a_look_up_keeps_the_loop_running_and_says_so(r):
+def test_a_look_up_keeps_the_loop_running_and_why_alive_says_so(r):
     names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
     look_up(r, names, 'host.test', 80, 0, answers.on_done)
     assert 'to return' in '\n'.join(r.why_alive())
@@ -275,7 +275,7 @@ def test_a_finished_look_up_is_freed_without_the_garbage_collector():
 
 
 class Hung(Slow):
-    """Forward and reverse look-ups that hang until the gate is opened."""
+    """A kernel whose forward and reverse look-ups hang until the gate is opened."""
 
     def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
         self.asked.append((address, flags))
@@ -290,7 +290,7 @@ class Hung(Slow):
 
 @pytest.fixture
 def hung():
-    """A reactor whose look-ups hang until the test opens `kernel.gate`, which is open at the end."""
+    """A reactor whose look-ups hang until `kernel.gate` is opened, by the test or after it."""
     kernel = Hung([(AF_INET, ('10.0.0.1', 0)), (AF_INET6, ('fd00::1', 0, 0, 0)), (AF_INET, ('10.0.0.1', 0))])
     with Reactor(kernel=kernel) as reactor:
         yield reactor
@@ -394,7 +394,7 @@ def test_look_ups_that_wait_for_hung_ones_time_out_too_and_threads_stay_few(hung
     assert len([thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]) <= THREADS
     hung.kernel.gate.set()
     assert resolved(hung, 'host.test')[1] is None
-    assert len(hung.kernel.asked) <= THREADS + 1  # look-ups that have timed out before they started never run
+    assert len(hung.kernel.asked) <= THREADS + 1  # a look-up that times out before its thread starts never runs
 
 
 def test_an_answer_in_time_leaves_no_timer(hung):
@@ -512,7 +512,7 @@ def test_an_address_may_be_a_peername(hung, address):
     assert hung.kernel.asked[0][0] == ('192.0.2.1', 0)
 
 
-def test_an_ipv6_peername_is_looked_up_as_one(hung):
+def test_an_ipv6_peername_is_looked_up_as_ipv6(hung):
     hung.kernel.gate.set()
     assert names_of(hung, ('2001:db8::1', 80, 0, 0)) == ('host.test', None)
     assert hung.kernel.asked[0][0] == ('2001:db8::1', 0, 0, 0)
@@ -603,7 +603,7 @@ def test_a_look_up_for_which_no_thread_can_be_started_is_reported_as_an_error(r,
 
 
 class ByHand(Kernel):
-    """The real kernel with threads that the test runs by hand, and a name server that knows one host."""
+    """The real kernel, except that the test runs the threads, and that there is only one host name."""
 
     def __init__(self) -> None:
         self.threads: list[Any] = []
@@ -633,8 +633,8 @@ FAULTS = {'stack': (Deep, 24), 'memory': (Fault, 60)}
 @pytest.mark.parametrize('fault', FAULTS)
 @pytest.mark.parametrize('start', STARTS)
 def test_an_answer_without_stack_or_memory_is_reported_once_there_is_some(start, fault, caplog):
-    # The answer used to be lost with its callback: the look-up kept `run` running for ever, or the socket stayed
-    # CONNECTING.
+    # The answer used to be lost, and the callback was never called: the look-up kept `run` running forever, or the
+    # socket stayed CONNECTING.
     if fault == 'memory':
         need_faults()
     calls = bytearray(1)
@@ -656,7 +656,7 @@ def test_an_answer_without_stack_or_memory_is_reported_once_there_is_some(start,
                 pass
             turns(r, 5)
             if start == 'connect_udp':
-                handle.close()  # unless it has failed already
+                handle.close()  # this has no effect if the socket has failed
                 turns(r, 1)
             assert (calls[0], handle.closed, r.why_alive()) == (1, True, []), n
 

@@ -1,4 +1,4 @@
-"""Sockets made ready to listen: dual stack, shared ports, inherited sockets, and the files of Unix sockets."""
+"""Listening sockets: dual stack, shared ports, inherited sockets, and the files of Unix sockets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason='this machine has no IPv6
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    """A short path for a socket file. In the temporary folders of some machines, paths are too long for a socket."""
+    """A short path for a socket file: on some machines, paths in the temporary folder are too long for a socket."""
     monkeypatch.chdir(tmp_path)
     return 's'
 
@@ -199,7 +199,7 @@ def test_an_inherited_socket_is_listened_on(r, sockets, listening):
     end(r, *conns)
 
 
-def test_the_backlog_is_the_one_that_the_caller_gives(r):
+def test_the_backlog_is_the_one_that_the_caller_passes(r):
     class Recorded(socket.socket):
         def listen(self, backlog):
             backlogs.append(backlog)
@@ -231,7 +231,7 @@ def test_a_local_address_with_a_port_is_bound_at_once():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can leave the choice of the port to the connect')
-def test_a_local_address_without_a_port_takes_one_at_the_connect():
+def test_a_local_address_without_a_port_gets_a_port_at_the_connect():
     with socket.create_server((HERE, 0)) as server, socket.socket() as sock:
         bind_local(Kernel(), sock, (HERE, 0))
         assert sock.getsockname() == (HERE, 0)
@@ -287,7 +287,7 @@ def test_a_socket_file_on_which_no_program_listens_is_replaced(r, sockets, path)
 
 
 class Starting(Kernel):
-    """Starts a second program on the same path during one call of the first, and waits until it sleeps or has ended."""
+    """A kernel that runs a second program on the same path during one call, until that program sleeps or has ended."""
 
     def __init__(self, call, path):
         self.call, self.path = call, path
@@ -326,7 +326,7 @@ class Starting(Kernel):
 @needs_unix
 @pytest.mark.parametrize('form', [str, os.fsencode])
 def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
-    # A daemon does this when it changes to the root. The file of a relative path used to be left there.
+    # A daemon changes its directory to the root, and then the file of a relative path used to be left behind.
     with Reactor() as r:
         listener = r.listen_unix(form(path))
         monkeypatch.chdir('/')
@@ -337,8 +337,8 @@ def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path,
 @needs_unix
 @pytest.mark.parametrize('call', ['unlink', 'chmod'])
 def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_gets_an_error(path, call):
-    # One program used to remove the file of the other: a file that was made after the path had been checked, or that
-    # was bound but not listened on yet.
+    # One program used to remove the file of the other program, if that file was made after the path had been checked,
+    # or if its socket was bound but not listening yet.
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     kernel = Starting(call, path)
@@ -355,7 +355,7 @@ def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_get
 
 @needs_unix
 def test_a_file_that_was_replaced_after_it_was_checked_is_left_alone(path):
-    """This holds also where the directory cannot be locked."""
+    """This also holds if the directory cannot be locked."""
 
     class Unlocked(Kernel):
         looks = 0
@@ -428,14 +428,14 @@ def test_a_path_on_which_another_program_listens_is_left_alone(r, sockets, path)
         with pytest.raises(OSError, match=re.escape(path)) as caught:
             r.listen_unix(path)
         assert caught.value.errno == errno.EADDRINUSE
-        assert os.stat(path).st_ino == before  # the same file: only the time of its last connect differs
+        assert os.stat(path).st_ino == before  # still the same file
         connect(sockets, path)
     assert r.handles() == []
 
 
 @needs_unix
 def test_a_path_whose_listener_is_busy_is_left_alone_too(r, path):
-    """With a full backlog a connect fails with EAGAIN, which does not prove that no program listens there."""
+    """With a full backlog, a connect fails with EAGAIN, which does not mean that no program listens there."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
         other.listen(0)
@@ -458,7 +458,7 @@ def test_a_path_whose_listener_is_busy_is_left_alone_too(r, path):
 @pytest.mark.scenario(46)
 @needs_unix
 @pytest.mark.parametrize('mode', [0o600, 0o666, 0o660])
-def test_the_mode_is_set_before_it_listens(r, path, mode):
+def test_the_mode_is_set_before_the_socket_listens(r, path, mode):
     listening = []
 
     class Watching(Kernel):
@@ -601,7 +601,7 @@ def test_a_path_may_be_bytes(r, sockets, path):
     end(r, *conns)
 
 
-# -- missing features and missing permissions
+# -- platforms without a feature, and failing calls
 
 
 class NoSocket(Kernel):
@@ -706,7 +706,7 @@ def test_a_socket_that_cannot_be_made_to_listen_is_closed():
 
 
 class OneFamily(socket.socket):
-    """A socket on OpenBSD, whose IPv6 sockets never serve IPv4."""
+    """A socket as on OpenBSD, where IPv6 sockets never serve IPv4."""
 
     def setsockopt(self, level, option, *value):
         if (level, option) == (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):

@@ -1,4 +1,4 @@
-"""Open streams: reading, writing, back-pressure, time limits, callbacks and their exceptions, and attributes."""
+"""Open streams: reading, writing, back-pressure, time limits, callbacks and their exceptions, attributes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_without_on_data_bytes_are_read_and_dropped(r, sockets):
 
 
 @pytest.mark.scenario(59)
-def test_a_connection_is_read_once_a_turn_however_much_waits(r, sockets):
+def test_a_connection_is_read_once_a_turn_however_much_data_waits(r, sockets):
     conn, theirs = pair(r, sockets)
     other, theirs_2 = pair(r, sockets)
     fill(theirs)
@@ -136,7 +136,7 @@ def test_pausing_and_resuming_twice_is_the_same_as_once(r, sockets):
 
 
 def test_a_pause_by_another_callback_of_the_batch_holds(r, sockets):
-    """Both are ready in one batch. The one that is read first pauses the other, which must not be read any more."""
+    """Two connections are ready in one batch. The first pauses the second, which must then not be read."""
     conns, readers = [], []
 
     def on_data(conn, data):
@@ -296,7 +296,7 @@ def test_an_empty_write_makes_no_system_call(scripted, write):
 
 @pytest.mark.scenario(65)
 @pytest.mark.parametrize('data', ['text', None, 5, [b'x'], array.array('b')])
-def test_what_is_not_bytes_is_a_type_error_at_the_call(r, sockets, data):
+def test_writing_anything_but_bytes_raises_type_error_at_the_call(r, sockets, data):
     conn, theirs = pair(r, sockets)
     for write in conn.write, lambda data: conn.writelines([b'x', data]):
         with pytest.raises(TypeError, match='bytes, bytearray or memoryview'):
@@ -460,7 +460,7 @@ def test_ten_megabytes_in_one_write_arrive(r, sockets):
 
 @pytest.mark.scenario(63)
 def test_large_writes_are_not_copied_for_each_send(scripted):
-    """Ten megabytes that are sent in small steps: quadratic copying would move tens of gigabytes."""
+    """Ten megabytes are sent in small steps. Copying the rest after each step would move tens of gigabytes."""
     r, make = scripted
     conn, sock = make()
     sock.outcomes = deque()
@@ -548,7 +548,7 @@ def test_no_callback_runs_inside_a_call(r, sockets):
     assert sorted(calls) == ['on_close', 'on_data', 'on_drain', 'on_written', 'on_written']
 
 
-def test_an_exception_of_one_on_written_does_not_lose_the_next(r, sockets):
+def test_an_exception_in_one_on_written_does_not_prevent_the_next(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_error=log.on_error)
     conn.write(b'a', lambda conn: 1 / 0)
@@ -558,7 +558,7 @@ def test_an_exception_of_one_on_written_does_not_lose_the_next(r, sockets):
     end(r, conn)
 
 
-# -- backpressure
+# -- back-pressure
 
 
 @pytest.mark.scenario(60)
@@ -576,7 +576,7 @@ def test_write_returns_false_at_the_high_mark_and_on_drain_is_called_at_the_low_
     end(r, conn)
 
 
-def test_on_drain_is_called_also_when_a_later_write_reached_the_mark(scripted):
+def test_on_drain_is_also_called_when_a_later_write_reached_the_mark(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain)
@@ -624,7 +624,7 @@ def test_the_first_write_that_waits_respects_the_mark(scripted):
 
 
 def test_on_drain_is_not_called_when_the_mark_is_reached_again(scripted):
-    """Another callback fills the buffer between flush and `on_drain`, which is called once, after the second flush."""
+    """Another callback fills the buffer after it was flushed, so `on_drain` is called only after the next flush."""
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain, high_water=100, low_water=10)
@@ -722,7 +722,7 @@ def test_with_a_high_mark_of_zero_each_write_that_waits_returns_false(scripted):
 def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close, max_buffered=100_000)
-    assert conn.write(bytes(20 << 20), log.on_written) is False  # one write may have any size
+    assert conn.write(bytes(20 << 20), log.on_written) is False  # a single write may have any size
     assert not conn.closed
     assert conn.write(b'one more', log.on_written) is False
     assert conn.closed
@@ -739,7 +739,7 @@ def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
 
 
 def test_write_callbacks_count_towards_max_buffered(scripted):
-    """A stalled peer must not make a million callbacks of tiny writes wait."""
+    """Otherwise, a million tiny writes to a stalled peer could leave a million callbacks waiting."""
     _, make = scripted
     conn, sock = make(max_buffered=10_000)
     sock.outcomes = deque()
@@ -756,7 +756,7 @@ def test_stalled_and_dead_subscribers_do_not_affect_a_publisher(r, sockets):
     made = [pair(r, sockets, on_close=log.on_close, max_buffered=50_000, high_water=10_000) for _ in range(9)]
     subscribers = [conn for conn, _ in made]
     for _, theirs in made[3:6]:
-        theirs.close()  # this subscriber is dead
+        theirs.close()  # these subscribers are dead
     rounds = []
     received = [bytearray() for _ in range(3)]
 
@@ -765,7 +765,7 @@ def test_stalled_and_dead_subscribers_do_not_affect_a_publisher(r, sockets):
             if not conn.closed:
                 conn.write(b'm' * 5000)  # never raises, whatever the subscriber does
         rounds.append(1)
-        for i in range(3):  # these read; the last three stall
+        for i in range(3):  # only these subscribers read; the last three stall
             received[i] += drain(made[i][1])
         if len(rounds) < 200:
             r.call_soon(publish)
@@ -865,7 +865,7 @@ def test_the_write_timeout_begins_with_the_write_that_has_to_wait(kernel, fake, 
     conn, _ = pair(fake, sockets, on_close=log.on_close, write_timeout=5)
 
     def write():
-        fill(conn.sock)  # so that even the first byte has to wait
+        fill(conn.sock)  # so that every byte has to wait
         conn.writelines([b'x']) if kind == 'writelines' else conn.write(kind(1))
         assert conn.buffered == 1
 
@@ -876,7 +876,7 @@ def test_the_write_timeout_begins_with_the_write_that_has_to_wait(kernel, fake, 
 
 
 def late(kernel, r, act):
-    """Make the loop find a timer that calls `act` and, after it, a time limit of 2 s due in the same turn."""
+    """Block the loop, so that a timer that calls `act` and then a time limit of 2 s are due in the same turn."""
 
     def block():
         kernel.time += 5
@@ -889,7 +889,7 @@ def late(kernel, r, act):
 
 
 def test_unread_bytes_prevent_a_read_timeout_after_a_slow_callback(kernel, fake, sockets):
-    """The peer has sent in time; the program was late to read."""
+    """The peer has sent data in time, and the program is late to read it."""
     log = Log()
     conn, theirs = pair(fake, sockets, read_timeout=2, **log.callbacks('on_data', 'on_close'))
     late(kernel, fake, lambda: theirs.send(b'in time'))
@@ -1083,7 +1083,7 @@ def test_with_catch_errors_off_an_exception_leaves_run(sockets, name):
         conn, theirs = pair(r, sockets, **callbacks)
         with pytest.raises(ZeroDivisionError):
             trigger(r, conn, theirs, name)
-        turns(r, 1)  # it can run again
+        turns(r, 1)  # the reactor can run again
 
 
 @pytest.mark.scenario(116)
@@ -1193,12 +1193,12 @@ def test_an_interrupt_in_a_completion_leaves_the_others_for_the_next_run(r, sock
         r.run()
     late = r.call_later(3, r.stop)
     late.unref()
-    assert r.run() is True  # nothing is left to wait for
+    assert r.run() is True  # there is nothing left to wait for
     late.cancel()
     assert log == [('written',), ('close', None)]
 
 
-# -- facts
+# -- attributes, references, counters
 
 
 def test_peername_and_sockname_are_those_of_the_socket(r, sockets):
@@ -1238,7 +1238,7 @@ def test_repr_shows_descriptor_state_addresses_and_waiting_bytes(r, sockets):
     assert 'CLOSED' in repr(conn) and 'fd=-1' in repr(conn)
 
 
-def test_without_a_socket_its_descriptor_is_minus_one(r, sockets):
+def test_the_descriptor_of_a_stream_without_a_socket_is_minus_one(r, sockets):
     waiting = r.connect_tcp('127.0.0.1', 9)
     ended, _ = pair(r, sockets)
     end(r, ended)
@@ -1378,7 +1378,7 @@ def test_closing_the_reactor_aborts_its_connections_and_calls_on_close(sockets):
 
 @pytest.mark.scenario(77)
 def test_a_keepalive_failure_is_reported_with_the_kernels_error(scripted):
-    """When keepalive gives up, the next recv fails with ETIMEDOUT, which is not one of our time limits."""
+    """When keepalive gives up, recv fails with ETIMEDOUT, which must not look like a time limit of the reactor."""
     r, make = scripted
     log = Log()
     _, sock = make(**log.callbacks('on_data', 'on_eof', 'on_close'))
@@ -1474,7 +1474,7 @@ def test_an_on_close_without_memory_for_its_call_is_called_later(r, sockets):
     conn.data = log
     conn.abort()
     turns(r, 1)
-    assert conn.data is log  # nothing of the user's is dropped before on_close has been called
+    assert conn.data is log  # the user's objects are dropped only after on_close has been called
     conn.on_close = log.on_close
     turns(r, 2)
     assert log == [('close', None)]
@@ -1562,7 +1562,7 @@ def test_a_time_limit_that_could_not_be_removed_without_memory_does_nothing(kern
         conn.close()
     kernel.time += 10
     turns(fake, 3)
-    assert log == []  # it lingers: the peer may still take the rest
+    assert log == []  # the connection lingers: the peer can still receive the rest
     assert conn.closed
     conn.abort()
     turns(fake, 2)

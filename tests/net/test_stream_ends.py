@@ -1,4 +1,4 @@
-"""How streams end: with one `on_close` as the last callback, with the right reason, and with nothing left open."""
+"""How streams end: `on_close` is called once, last and with the right reason, and nothing is left open."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALL = ('on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
 
 
 def stall(conn):
-    """Write so much that most of it has to wait."""
+    """Write so much data that most of it has to wait."""
     conn.write(bytes(16 << 20))
     assert conn.buffered
 
@@ -163,7 +163,7 @@ def test_write_eof_ends_our_side_after_waiting_bytes_and_reading_goes_on(r, sock
 
 
 @pytest.mark.parametrize('on_eof', [True, False])
-def test_when_both_sides_have_ended_it_closes_by_itself(r, sockets, on_eof):
+def test_when_both_sides_have_ended_a_connection_closes_by_itself(r, sockets, on_eof):
     for first in 'ours', 'theirs':
         log = Log()
         conn, theirs = pair(r, sockets, on_close=log.on_close, on_eof=log.on_eof if on_eof else None)
@@ -264,8 +264,8 @@ def test_close_stops_reading(r, sockets):
     assert log == [('close', None)]
 
 
-def test_a_large_answer_survives_a_close_with_the_next_request_already_here(r, sockets):
-    """Closing a socket with unread input would reset it and lose data that the peer has not read yet."""
+def test_a_large_answer_survives_a_close_after_the_next_request_has_arrived(r, sockets):
+    """Closing a socket with unread input would reset the connection, and lose data that the peer has not read yet."""
     answer = os.urandom(4 << 20)
     log = Log()
 
@@ -347,7 +347,7 @@ def test_write_after_an_end_that_was_not_reported_yet_is_dropped(r, sockets):
     answers = []
     conn, theirs = pair(r, sockets, on_close=log.on_close)
     theirs.close()
-    # This runs after the connection has failed and before on_close is called.
+    # The call runs after the connection has failed, but before on_close is called.
     r.call_soon(lambda: answers.append(conn.write(b'x', log.on_written)))
     run_until(r, lambda: log)
     assert answers == [False]
@@ -459,7 +459,7 @@ def test_abort_takes_an_exception_and_nothing_else(r, sockets):
     end(r, conn)
 
 
-def test_abort_while_closing_ends_it_at_once(r, sockets):
+def test_abort_while_closing_ends_a_connection_at_once(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     stall(conn)
@@ -608,7 +608,7 @@ def test_a_send_that_fails_later_also_delivers_received_data(scripted):
 
 
 def test_pausing_during_the_last_deliveries_stops_them(r, sockets):
-    """`if not conn.write(data): conn.pause_reading()` is the usual pattern. Here the write has failed."""
+    """Pausing when `write` returns False is the usual pattern. Here, the write returns False because it has failed."""
     log = Log()
 
     def on_data(conn, data):
@@ -683,7 +683,7 @@ def test_writing_on_to_a_dead_peer_raises_and_logs_nothing(r, sockets, caplog):
     assert caplog.records == []
 
 
-# -- ending from within each callback
+# -- ending in each callback
 
 
 ENDINGS = ['close', 'abort', 'write_eof']
@@ -736,7 +736,7 @@ def test_a_connection_can_be_ended_in_any_callback(r, sockets, name, ending, pen
 
 
 @pytest.mark.scenario(9)
-def test_a_connection_ended_by_another_one_of_the_batch_gets_no_more_events(r, sockets):
+def test_a_connection_ended_by_another_of_the_same_batch_gets_no_more_events(r, sockets):
     log = Log()
     conns = []
 
@@ -880,7 +880,7 @@ def test_a_new_socket_of_other_code_is_not_affected_either(r, sockets):
 
 @pytest.mark.scenario(14)
 def test_a_lost_descriptor_number_is_not_closed_when_the_loss_is_reported(r, sockets):
-    """Other code closes the descriptor and a write notices it. Before on_close, a new socket gets the number."""
+    """Other code closes the descriptor, and a write notices it. Before on_close, a new socket gets the same number."""
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     number = conn.fileno()
@@ -893,13 +893,13 @@ def test_a_lost_descriptor_number_is_not_closed_when_the_loss_is_reported(r, soc
             assert len(log) == 1
             assert log[0][1].errno == errno.EBADF
             if same:
-                new_socket.getsockname()  # OSError if it was closed
+                new_socket.getsockname()  # raises OSError if it was closed
         finally:
             if conn.sock is None and sys.exc_info()[0] is not None:
                 new_socket.detach()
 
 
-# -- nothing is left
+# -- nothing is left in memory
 
 
 WAYS = [
@@ -930,12 +930,12 @@ def no_gc():
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """Disable the log: the tracebacks in its records would keep frames alive."""
+    """Disable the log, because the tracebacks in its records would keep frames alive."""
     monkeypatch.setattr(logging.getLogger('reactor'), 'disabled', True)
 
 
 class Thing:
-    """An object of the user's that a weak reference can watch."""
+    """A user's object to which weak references can be made."""
 
     def __call__(self, *args):
         pass
@@ -1081,7 +1081,7 @@ ENDED_IN = [
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 @pytest.mark.parametrize('name', ENDED_IN)
 def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, sockets, name, ending):
-    """`another` is the on_close of another connection, `accepted` and `connected` are the on_connect of this one."""
+    """`another` is the on_close of another connection; `accepted` and `connected` are the on_connect of this one."""
     log, answer = Log(), b'answer' * (2 << 20)
 
     def finish(conn, *args):
@@ -1137,7 +1137,7 @@ def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, socke
 
 
 @pytest.mark.scenario(74)
-@pytest.mark.skipif(sys.platform != 'linux', reason='other kernels may give out such a port again')
+@pytest.mark.skipif(sys.platform != 'linux', reason='other kernels may reuse such a port')
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 def test_a_close_keeps_its_port_in_use_for_a_while_and_an_abort_does_not(r, sockets, ending):
     ours, theirs = tcp_sockets(sockets)
@@ -1145,14 +1145,14 @@ def test_a_close_keeps_its_port_in_use_for_a_while_and_an_abort_does_not(r, sock
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     conn = r.adopt(ours)
     address = conn.sockname
-    # This is more than the peer has room for: after a close, the kernel still has bytes and a FIN to send. The state
-    # after that, TIME_WAIT, would keep the port too, but the kernel skips it when its table of such sockets is full.
+    # The peer has no room for all of these bytes, so after a close the kernel still has bytes and a FIN to send. The
+    # next state, TIME_WAIT, would keep the port too, but the kernel skips it when its table of such sockets is full.
     conn.write(b'x' * 150_000)
     assert not conn.buffered
     getattr(conn, ending)()
     turns(r, 2)
     assert ours.fileno() == -1
-    theirs.settimeout(20)  # the kernel sends the rest in small pieces, with pauses
+    theirs.settimeout(20)  # the kernel sends the remaining bytes in small pieces, with pauses
     with socket.socket() as new_socket, theirs.makefile('rb') as rest:
         if ending == 'close':
             with pytest.raises(OSError) as caught:
@@ -1181,7 +1181,7 @@ def test_a_foreign_close_is_reported_when_the_write_side_is_ended(r, sockets, en
 
 
 def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped(scripted):
-    # The write used to be refused as if the user had closed the connection, and that error was passed to on_close.
+    # This write used to raise an error, as if the user had closed the connection, and the error was passed to on_close.
     r, make = scripted
     log = Log()
     conn, sock = make(on_close=log.on_close)
@@ -1241,7 +1241,7 @@ def test_an_on_close_without_stack_for_its_call_is_called_again(kind, sockets):
     calls, again = bytearray(1), 0
 
     def on_close(handle, exc):
-        calls[0] += 1  # this needs no stack, so every call that began is counted
+        calls[0] += 1  # this needs no stack, so every call is counted
 
     with Reactor() as r:
         for left in range(1, 30):
@@ -1250,7 +1250,7 @@ def test_an_on_close_without_stack_for_its_call_is_called_again(kind, sockets):
             else:
                 handle = r.bind_udp('127.0.0.1', 0, on_close=on_close)
             calls[0] = 0
-            handle.abort()  # so that the call of on_close is all that remains
+            handle.abort()  # only the call of on_close remains
             try:
                 near_limit(left, lambda handle=handle: handle.handle_closed(None))
             except RecursionError:

@@ -50,7 +50,7 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 @pytest.fixture
 def tls(r, certificates):  # noqa: F811
-    """A server and clients for it: `tls.listen(**callbacks)`, `tls.connect(**callbacks)`."""
+    """An object that makes a server and its clients: `tls.listen(**callbacks)`, `tls.connect(**callbacks)`."""
 
     class Maker:
         certs = certificates
@@ -65,7 +65,7 @@ def tls(r, certificates):  # noqa: F811
             return r.connect_tcp('127.0.0.1', port, on_data, ssl=context or certificates.client(), **options)
 
         def pair(self, ours_calls=None, theirs_calls=None, server=None, client=None):
-            """Two connected streams with the given callbacks."""
+            """Make two connected streams with the given callbacks."""
             ours = []
             self.listen(context=server, on_connect=ours.append, **(ours_calls or {}))
             theirs = self.connect(context=client, **(theirs_calls or {}))
@@ -86,7 +86,7 @@ def plain_client(server):
 
 
 def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
-    """Run a server with these callbacks and a client on a kernel with these faults; returns how the client ended."""
+    """Run a server and a client on kernels with these faults; returns the exceptions that the clients ended with."""
     ends = []
 
     def ended(server, conn, exc):
@@ -105,7 +105,7 @@ def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
 
 
 def test_handshake_data_that_had_to_wait_causes_no_on_drain(certificates):  # noqa: F811
-    # With low marks and a kernel that was slow to take the certificate, on_drain used to be called before on_connect.
+    # With low marks and a kernel that was slow to accept the certificate, on_drain used to be called before on_connect.
     log = Log()
     callbacks = log.callbacks('on_connect', 'on_drain')
     simulated(certificates, ('send.again', 'send.short'), high_water=0, **callbacks)
@@ -113,7 +113,7 @@ def test_handshake_data_that_had_to_wait_causes_no_on_drain(certificates):  # no
 
 
 def test_on_data_is_never_called_without_on_connect(r, certificates, tmp_path):  # noqa: F811
-    # When the session tickets after the handshake could not be sent, data used to be delivered without an on_connect.
+    # If the session tickets after the handshake could not be sent, data used to be delivered without on_connect.
     log = Log()
     path = str(tmp_path / 'socket')
     callbacks = log.callbacks('on_connect', 'on_eof', 'on_close')
@@ -158,7 +158,7 @@ def test_bytes_go_both_ways_and_both_sides_know_the_agreed_parameters(r, tls, ve
     end(r, ours, theirs)
 
 
-def test_it_works_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
+def test_tls_works_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
     seen = []
     path = str(tmp_path / 'tls')
     server = r.listen_unix(path, lambda conn, data: seen.append(data), ssl=certificates.server())
@@ -187,8 +187,8 @@ def test_data_written_before_the_handshake_is_sent_after_on_connect(r, tls):
     run_until(r, lambda: not tls.server.open_connections)
 
 
-def test_data_written_before_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
-    # It used to be sent before on_connect, in which a program checks the certificate of its peer.
+def test_data_written_earlier_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
+    # The data used to be sent before on_connect, in which a program checks the certificate of its peer.
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
@@ -269,7 +269,7 @@ def test_on_drain_is_called_however_much_the_kernel_takes_at_once(r, sockets, ce
 
 
 def test_a_write_that_waits_only_for_the_handshake_returns_false_and_on_drain_follows(r, sockets, certificates):  # noqa: F811
-    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. It waits, so it is counted in `buffered`.
+    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. While it waits, it counts as buffered.
     log, seen = Log(), bytearray()
     a, b = sockets()
     fill(a)
@@ -425,7 +425,7 @@ def test_a_flood_of_handshakes_is_handled_a_few_in_a_turn(r, tls, monkeypatch):
     tls.listen(on_connect=done.append)
     conns = [tls.connect() for _ in range(50)]
     run_until(r, lambda: len(done) == 50)
-    assert max(collections.Counter(steps).values()) <= 4  # 1.1 ms each with RSA, and a turn must end within 5
+    assert max(collections.Counter(steps).values()) <= 4  # each takes 1.1 ms with RSA, and a turn must end within 5 ms
     done.clear()
     server_side.clear()
     end(r, *conns)
@@ -559,7 +559,7 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
 
 @pytest.mark.parametrize('version', VERSIONS)
 def test_a_side_that_ends_with_unread_records_still_reads_them_all(r, tls, version):
-    # OpenSSL reads when it sends close_notify, and used to throw away the records that it found.
+    # OpenSSL also reads when it sends close_notify, and the records that it read used to be lost.
     received, log = [], Log()
 
     def end_at_once(conn, data):
@@ -613,9 +613,9 @@ def test_a_stream_that_is_cut_short_is_an_error_after_its_data(r, tls):
 
 @pytest.mark.parametrize('paused', [False, True])
 @pytest.mark.parametrize('cut', [False, True])
-def test_a_cut_is_reported_also_by_a_python_that_ignores_it(r, tls, cut, paused):
-    # Python before 3.11.4, including that of Debian 12, sets this option in every context.
-    # So a truncated answer used to look complete.
+def test_a_cut_is_reported_even_by_a_python_that_ignores_it(r, tls, cut, paused):
+    # Python before 3.11.4, for example in Debian 12, sets OP_IGNORE_UNEXPECTED_EOF in every context, so a truncated
+    # answer used to look complete.
     log = Log()
     context = tls.certs.server(options=ssl.OP_ALL | ssl.OP_IGNORE_UNEXPECTED_EOF)
     ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, server=context)
@@ -632,7 +632,7 @@ def test_a_cut_is_reported_also_by_a_python_that_ignores_it(r, tls, cut, paused)
 
 
 @pytest.mark.scenario(89)
-def test_a_damaged_record_ends_it_after_the_records_before_it(r, tls):
+def test_a_damaged_record_ends_the_connection_after_the_records_before_it(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close})
     theirs.write(b'good')
@@ -643,7 +643,7 @@ def test_a_damaged_record_ends_it_after_the_records_before_it(r, tls):
     end(r, theirs)
 
 
-def test_a_close_after_more_than_max_buffered_still_sends_it_all(r, tls):
+def test_a_close_after_more_than_max_buffered_still_sends_everything(r, tls):
     seen = bytearray()
     log = Log()
     calls = {'on_data': lambda conn, data: seen.extend(data), 'on_close': log.on_close}
@@ -683,7 +683,7 @@ def test_data_that_arrives_after_our_close_notify_is_dropped(r, tls):
 
 
 def test_undecrypted_data_is_dropped_with_the_connection(r, tls):
-    # A program that keeps its closed connections used to keep 64 KiB of ciphertext with each, and `unread` stayed True.
+    # A closed connection used to keep up to 64 KiB of ciphertext, and its `unread` stayed True.
     log = Log()
     ours, theirs = tls.pair({'on_data': lambda conn, data: conn.pause_reading(), 'on_close': log.on_close})
     for _ in range(10):
@@ -700,7 +700,8 @@ def test_undecrypted_data_is_dropped_with_the_connection(r, tls):
 
 @pytest.mark.parametrize('failed', ['the connect', 'the handshake'])
 def test_before_the_end_of_the_handshake_the_agreed_parameters_are_none(r, sockets, certificates, failed):  # noqa: F811
-    # These used to raise: AttributeError before the connect, and ValueError for the certificate during the handshake.
+    # These attributes used to raise AttributeError before the connect, and the certificate ValueError during the
+    # handshake.
     agreed, log = ['version', 'cipher', 'alpn', 'peer_certificate', 'peer_certificate_der'], []
 
     def look(conn, exc=None):
@@ -762,7 +763,7 @@ def test_a_closed_connection_is_freed_by_reference_counts(r, tls):
 
 @pytest.mark.parametrize('sent', [b'', b'\x16\x03\x01', b'not TLS'])
 def test_the_error_of_a_handshake_that_fails_does_not_keep_the_connection(r, tls, sent):
-    """A program may keep the error. If it had a cause, the traceback of that exception would keep every frame alive."""
+    """A program may keep the error. A traceback in the error or in its cause would keep the connection alive."""
     errors, refs = [], []
 
     def on_close(conn, exc):
@@ -870,7 +871,7 @@ def test_start_tls_keeps_a_paused_connection_paused(r, sockets, certificates):  
 
 
 def half(certificates, sock, server_side):  # noqa: F811
-    """TLS of a peer that the test plays by hand: (SSL object, BIO that it reads from, BIO that it writes to)."""
+    """Begin a handshake as the peer; returns (SSL object, BIO that it reads from, BIO that it writes to)."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = certificates.server() if server_side else certificates.client()
     name = None if server_side else 'localhost'
@@ -885,7 +886,7 @@ def half(certificates, sock, server_side):  # noqa: F811
 
 @pytest.fixture
 def local(r, sockets, certificates):  # noqa: F811
-    """Make two TLS streams on a socketpair, where a failed send shows at once; the options are for the first one."""
+    """Make two TLS streams on a socket pair, where a send fails at once; the options are for the first stream."""
 
     def make(**options):
         a, b = sockets()
@@ -986,7 +987,7 @@ def test_a_spurious_readability_is_ignored(r, local):
 def test_a_context_for_both_sides_requires_server_side(r, sockets):
     conn = r.adopt(sockets()[0])
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # this kind of context is deprecated
+        warnings.simplefilter('ignore', DeprecationWarning)  # PROTOCOL_TLS is deprecated
         context = ssl.SSLContext(ssl.PROTOCOL_TLS)
     with pytest.raises(ValueError, match='server_side='):
         conn.start_tls(context)
@@ -1067,7 +1068,7 @@ def test_when_a_send_fails_as_the_handshake_times_out_the_send_error_is_reported
     assert [type(exc) for _, exc in log] == [BrokenPipeError]
 
 
-# -- losses
+# -- lost connections and data
 
 
 def test_a_write_after_a_failure_that_was_not_reported_yet_is_dropped(r, local):
@@ -1124,7 +1125,7 @@ def test_records_received_before_a_failed_write_are_delivered_when_reading_is_re
 
 @pytest.mark.parametrize('held', [False, True])
 def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
-    # The write used to raise after a part of the ciphertext was lost, and the peer could not decrypt later writes.
+    # The write used to raise after some of the ciphertext had been lost, so the peer could not decrypt later writes.
     if is_traced():
         pytest.skip('UNTESTED while branches are counted: the tracer itself runs out of stack')
     pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
@@ -1226,7 +1227,7 @@ def test_a_write_after_an_end_that_the_peer_did_not_receive_raises(r, local):
         ours.write(b'x', log.on_written)
     assert log == []
     turns(r, 3)
-    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # a read would report the same
+    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # a read would fail with the same error
 
 
 def test_a_peer_that_does_not_receive_our_end_is_still_read(r, local):
@@ -1348,7 +1349,7 @@ def test_a_selector_without_room_for_a_connection_is_reported(certificates, tmp_
         turns(r, 2)
         kernel.room = True
         assert [(name, type(exc)) for name, exc in log] == [('close', SelectorFull)]
-        assert log[0][1].__traceback__ is None  # it would keep the connection alive with the exception
+        assert log[0][1].__traceback__ is None  # with a traceback, the exception would keep the connection alive
         assert r.stats().outgoing == 0
 
 
@@ -1357,7 +1358,7 @@ def test_a_selector_without_room_for_a_connection_is_reported(certificates, tmp_
 
 @pytest.fixture
 def hostile(r, sockets, certificates):  # noqa: F811
-    """Make (a stream of ours with these options, a `Peer` on the other end), both after the handshake."""
+    """Make a stream with these options and a `Peer` at its other end; both have completed the handshake."""
     if ENGINE.missing:
         pytest.skip(f'NOT TESTED: {ENGINE.missing}')
 
@@ -1383,8 +1384,8 @@ def hostile(r, sockets, certificates):  # noqa: F811
 @pytest.mark.parametrize('act', ['fin', 'say_and_fin', 'flip', 'flip_and_fin', 'cut', 'garbage', 'renegotiate', 'keys'])
 @pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3])
 def test_a_misbehaving_member_of_a_chat_room_does_not_affect_the_others(r, hostile, act, version):
-    # The write used to raise SSLEOFError or SSLWantReadError in the callback of the member that had sent the message,
-    # and that member was aborted.
+    # Writing to the misbehaving member used to raise SSLEOFError or SSLWantReadError in the callback of the member that
+    # had sent the message, and that member was aborted.
     log, sent, room = Log(), [], []
 
     def send_to_all(conn, data):
@@ -1413,7 +1414,7 @@ def test_a_misbehaving_member_of_a_chat_room_does_not_affect_the_others(r, hosti
 @pytest.mark.scenario(89)
 @pytest.mark.parametrize('act', ['fin', 'flip'])
 def test_a_failure_after_data_that_paused_reading_is_reported_and_writes_are_dropped(r, hostile, act):
-    # All writes used to raise SSLEOFError until resume_reading().
+    # Before resume_reading(), all writes used to raise SSLEOFError.
     log = Log()
 
     def on_data(conn, data):
@@ -1422,7 +1423,7 @@ def test_a_failure_after_data_that_paused_reading_is_reported_and_writes_are_dro
         assert act == 'fin' or conn.write(b'x', log.on_written) is False
 
     ours, peer = hostile(on_data=on_data, on_close=log.on_close)
-    peer.conn.pause_reading()  # so that its own callbacks do not close it
+    peer.conn.pause_reading()  # so that the callbacks of the peer do not close its connection
     peer.tls.write(b'data')
     if act == 'flip':
         peer.tls.write(b'more')
@@ -1442,7 +1443,7 @@ def test_a_failure_after_data_that_paused_reading_is_reported_and_writes_are_dro
 
 
 def stalled(r, hostile, client, **options):
-    """A connection of ours whose peer has begun a new handshake and has not continued it yet."""
+    """Make a stream whose peer has begun a new handshake, but has not continued it yet."""
     ours, peer = hostile(TLS_1_2, client, **options)
     peer.conn.pause_reading()
     peer.conn.on_eof = lambda conn: None
@@ -1477,7 +1478,7 @@ def test_data_written_during_a_new_handshake_is_sent_after_it_in_order(r, hostil
     assert [args for name, *args in log if name == 'written'] == [[1], [2], [3]]
     assert ('drain',) in log or then != 'nothing'
     if then == 'close':
-        run_until(r, lambda: ours.state == 'CLOSING')  # without another call
+        run_until(r, lambda: ours.state == 'CLOSING')  # no other call is needed
     peer.do('close_notify')
     end(r, *[conn for conn in (ours, peer.conn) if conn is not None])
     run_until(r, lambda: 'close' in log.names())
@@ -1517,7 +1518,7 @@ def test_an_end_during_a_new_handshake_is_an_error_while_writes_wait_for_it(r, h
 
 def test_an_end_of_the_stream_while_writes_wait_for_a_new_handshake_is_an_error(r, hostile, monkeypatch):
     def encrypt(session, pieces):
-        raise ssl.SSLWantReadError  # as OpenSSL does in the middle of a new handshake
+        raise ssl.SSLWantReadError  # OpenSSL raises this in the middle of a new handshake
 
     left = []
     ours, peer = hostile(TLS_1_2, on_close=lambda conn, exc: left.append((exc, conn.buffered)))
@@ -1551,7 +1552,7 @@ def test_data_that_waited_for_a_handshake_counts_as_not_sent_when_the_first_send
 
 
 class CannotSend(socket.socket):
-    """A socket that receives, but cannot send any more. When it is asked to send, it calls `last_words` of the peer."""
+    """A socket that can receive but not send. Each send first calls `last_words`, in which the peer sends data."""
 
     def send(self, *args):
         self.last_words()
@@ -1561,7 +1562,7 @@ class CannotSend(socket.socket):
 
 
 def end_handshake(sock, parts, conn):
-    """Send the end of the handshake to `conn`, whose answer cannot be sent. When it tries to answer, data arrives."""
+    """Send the end of the handshake to `conn`. The answer cannot be sent, and data arrives during the attempt."""
     peer, incoming, outgoing = parts
 
     def last_words():
@@ -1576,8 +1577,8 @@ def end_handshake(sock, parts, conn):
 
 
 def test_a_client_whose_handshake_cannot_be_answered_is_not_read_before_on_connect(r, tls, sockets, monkeypatch):
-    # The handshake had to wait for the next turn, and ended in its completions phase. `on_connect` was to be called in
-    # the completions phase after that, and data read in between used to reach `on_data` first.
+    # A handshake that has to wait for the next turn ends in the completions phase of that turn, and `on_connect` is
+    # called one phase later. Data that was read in between used to reach `on_data` before `on_connect`.
     monkeypatch.setattr('reactor.net.handshake.HANDSHAKES_PER_TURN', 1)
     log = Log()
     server = tls.listen(on_connect=log.on_connect, on_data=log.on_data, on_close=log.on_close)
@@ -1623,7 +1624,7 @@ def test_a_damaged_record_after_a_failed_send_causes_no_alert_and_keeps_the_reas
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('requested', [False, True])
 def test_a_flood_of_new_keys_is_cut_off(r, hostile, client, requested):
-    # 64 KiB of them used to block the loop for 60 ms, and for 140 ms when each had to be answered.
+    # 64 KiB of key updates used to block the loop for 60 ms, or for 140 ms if each of them had to be answered.
     log = Log()
     _, peer = hostile(client=client, on_close=log.on_close)
     for _ in range(33 if not client else 40):
@@ -1660,7 +1661,7 @@ def test_without_a_limit_one_record_without_data_is_handled_in_each_phase(r, hos
     while not received:
         r.run_once(0)
         left.append(len(ours.tls._incoming))
-    assert r.stats().loop_count - turns_before >= 100 / 2  # once in the dispatch, once as a completion
+    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn handles a record in two phases
     assert received == b'behind' and log == []
     end(r, ours, peer.conn)
 
@@ -1717,8 +1718,8 @@ def test_bytes_that_cannot_be_a_record_are_refused_at_once(r, sockets, certifica
     assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
 
 
-def test_a_callback_in_a_handshake_may_write_to_others(r, tls):
-    """All connections of a loop share two buffers."""
+def test_a_callback_in_a_handshake_can_write_to_other_connections(r, tls):
+    """All connections of a loop share the same two buffers."""
     received, conns = [], []
     ours, theirs = tls.pair({}, {'on_data': lambda conn, data: received.append(data)})
 
@@ -1737,7 +1738,7 @@ def test_a_callback_in_a_handshake_may_write_to_others(r, tls):
 
 @pytest.mark.parametrize('act', ['close', 'write_eof', 'write', 'start_tls'])
 def test_a_callback_in_a_handshake_does_not_disturb_that_handshake(r, tls, sockets, act):
-    """A fatal alert after the client's first message fails the handshake, whatever the callback does to others."""
+    """A fatal alert ends the handshake, even if a callback uses other connections, which share the same buffers."""
     log = Log()
     ours, theirs = tls.pair({}, {})
     plain = r.adopt(sockets()[0])
@@ -1763,7 +1764,7 @@ def test_a_callback_in_a_handshake_does_not_disturb_that_handshake(r, tls, socke
 
 
 @pytest.mark.parametrize(('size', 'whole'), [(0, False), (1, True), (16384, True), (16385, False)])
-def test_data_that_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
+def test_data_that_fits_into_one_record_is_encrypted_as_one_record(r, local, size, whole):
     ours, theirs = local()
     record = ours.tls.encrypt_record(bytes(size))
     assert bool(record) is whole
@@ -1778,7 +1779,7 @@ def test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer(r, tls):
     ours, theirs = tls.pair({}, calls)
     another = tls.connect()
     run_until(r, lambda: another.state == 'OPEN')
-    another.tls.ssl_object.write(b'sent by no one')  # as when memory runs out right after this call
+    another.tls.ssl_object.write(b'sent by no one')  # stays in the buffer, as if memory had run out
     ours.tls.buffers.incoming.write(b'nor this')
     ours.write(b'hello')
     theirs.write(b'hello')
@@ -1788,12 +1789,12 @@ def test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer(r, tls):
     end(r, ours, theirs, another)
 
 
-def test_data_left_over_from_a_failed_call_is_dropped_also_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
+def test_data_left_over_from_a_failed_call_is_also_dropped_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
     ours, theirs = local()
     a, b = sockets()
     beginning = r.adopt(a)
     beginning.start_tls(certificates.client(), server_hostname='localhost')
-    run_until(r, lambda: select.select([b], [], [], 0)[0])  # the first step is done, and it waits for the next one
+    run_until(r, lambda: select.select([b], [], [], 0)[0])  # only the first step of the handshake is done
     buffers = ours.tls.buffers
     buffers.outgoing.write(b'left behind')
     ours.writelines([b'hello'])
@@ -1805,7 +1806,7 @@ def test_a_write_that_openssl_refuses_ends_that_connection(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_close': log.on_close})
     with contextlib.suppress(ssl.SSLError):
-        ours.tls.ssl_object.unwrap()  # an owner of the connection must not do this
+        ours.tls.ssl_object.unwrap()  # a program must not do this
     assert ours.write(b'x', log.on_written) is False
     assert ours.write(b'y') is False
     assert ours.closed and log == []
@@ -1838,7 +1839,7 @@ import reactor
 certificates = Certificates.__new__(Certificates)
 certificates.folder = Path({folder!r})
 certificates.authority = certificates.folder / 'authority.pem'
-COUNT, SIZE = 200, 1 << 20  # so many that an arena of the allocator does not matter
+COUNT, SIZE = 200, 1 << 20  # enough that the size of an allocator arena does not matter
 
 def rss():
     gc.collect()
@@ -1900,7 +1901,7 @@ def test_a_connection_keeps_no_memory_of_sent_and_received_data(certificates):  
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answered, uploaded, early = map(int, done.stdout.split())
-    # Both ends are in this process, and with so few connections the measurement is rough.
+    # Both ends are in the same process, and with so few connections the measurement is rough.
     assert answered < 32768 and uploaded < 32768, (answered, uploaded)
     assert early < 200_000, f'{early} bytes for an idle connection and data written before its handshake'
 
@@ -1910,7 +1911,7 @@ def test_a_connection_keeps_no_memory_of_sent_and_received_data(certificates):  
 
 def s_client(server, *options):
     if shutil.which('openssl') is None:
-        pytest.skip('openssl s_client was not tried: the command is missing')
+        pytest.skip('not tested with openssl s_client: openssl is not installed')
     return subprocess.Popen(
         ['openssl', 's_client', '-connect', f'127.0.0.1:{server.address[1]}', *options],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -1974,7 +1975,7 @@ def test_a_peer_that_asks_for_new_handshakes_and_reads_nothing_is_aborted(r, tls
     client.stdin.write(b'R\n')
     client.stdin.flush()
     run_until(r, lambda: select.select([conn.sock], [], [], 0)[0])
-    client.send_signal(signal.SIGSTOP)  # it stops reading, but the socket buffers take 32 MB or more
+    client.send_signal(signal.SIGSTOP)  # the client no longer reads, but the socket buffers hold 32 MB or more
     conn.write(bytes(60_000_000))
     turns(r, 3)
     assert conn.buffered > 1000 and log == []
@@ -2040,8 +2041,8 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
         r.adopt(ours, ssl=certificates.server())
 
 
-def test_handshakes_that_start_when_all_waiting_ones_have_ended_are_a_few_in_a_turn_too(r, tls, monkeypatch):
-    # Their turn used to be scheduled twice, and each time as many of them took a step.
+def test_handshakes_that_start_when_all_waiting_handshakes_have_ended_are_limited_too(r, tls, monkeypatch):
+    # The next step of these handshakes used to be scheduled twice, so twice as many of them took a step in a turn.
     in_turn, shake = TLSStream.shake_hands_in_turn, TLSStream._shake_hands
     ended, steps, done = [], [], []
 

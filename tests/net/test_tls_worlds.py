@@ -1,7 +1,7 @@
-"""TLS peers that misbehave, on simulated systems: no law is broken, and no other connection is affected.
+"""TLS peers that misbehave, on simulated systems: they break no law and affect no other connection.
 
-The worlds are in `tests/helpers/tls_worlds.py`. Keys are random, and with them the lengths of some messages: a seed
-repeats the program, but not every byte. `--tls-worlds N` tries more of them; without `--slow` only a fifth is tried.
+The worlds are in `tests/helpers/tls_worlds.py`. The keys and the lengths of some messages are random, so a seed repeats
+the program, but not every byte. `--tls-worlds N` sets the number of worlds; without `--slow`, only a fifth of them run.
 """
 
 from __future__ import annotations

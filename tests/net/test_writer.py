@@ -1,4 +1,4 @@
-"""The queue of bytes that wait, on its own. `test_model_writer.py` checks it in a stream, against a model."""
+"""The queue of bytes that wait to be sent. `test_model_writer.py` compares it, inside a stream, with a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names(marks) -> list[object]:
     return [args[0] for _, _, args in marks]
 
 
-# -- the queue alone
+# -- the queue without a stream
 
 
 def test_a_new_writer_is_empty():
@@ -85,7 +85,7 @@ def test_advancing_inside_and_across_buffers_leaves_the_rest():
     assert (writer.buffered, writer.buffers()) == (0, [])
 
 
-def test_appending_after_a_buffer_went_out_in_part_keeps_the_order():
+def test_appending_after_a_buffer_was_sent_in_part_keeps_the_order():
     writer = Writer()
     writer.extend((b'0123456789',), None, ())
     writer.advance(4)
@@ -143,7 +143,7 @@ def test_a_line_is_sent_completely_however_it_is_split(steps):
 
 
 class Unreadable:
-    """A piece whose bytes cannot be copied because there is no memory."""
+    """A piece whose bytes cannot be copied, because memory has run out."""
 
     def __len__(self):
         return 10
@@ -167,7 +167,7 @@ def test_either_all_pieces_are_queued_or_none(before):
 
 
 @pytest.mark.parametrize('size', [1, GATHER_BELOW + 1])
-def test_a_send_ends_after_the_last_callback_that_it_may_make_due(size):
+def test_a_send_ends_before_it_makes_too_many_callbacks_due(size):
     writer, reported = Writer(), []
     for number in range(2 * MARKS_PER_SEND + 7):
         writer.extend((b'x' * size,), print, (number,))
