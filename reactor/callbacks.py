@@ -67,7 +67,7 @@ class PipeOptions(TypedDict, total=False):
         high_water: While this many bytes or more wait to be sent, `write` returns False. Default: 64 KiB.
         low_water: After `write` has returned False, `on_drain` is called once no more than this many bytes wait.
             Default: a quarter of `high_water`, at most 16 KiB.
-        max_buffered: A write while this many bytes or more wait is dropped, and aborts the connection with
+        max_buffered: While this many bytes or more wait, a write is dropped and aborts the connection with
             `WriteBufferFull`. A single write may have any size. Default: 16 MiB.
         linger: How long `close` may take before the connection is reset. 0: bytes that the kernel does not accept
             at once are discarded. Default: 30.
@@ -94,8 +94,8 @@ class StreamOptions(PipeOptions, total=False):
     Attributes:
         nodelay: Set TCP_NODELAY, so that small writes are sent without delay. Default: True.
         keepalive: Have the kernel probe a silent peer. Either seconds of silence before the first probe, or a tuple
-            `(idle, interval, count)`, which adds the seconds between probes and how many may stay unanswered. None or
-            0: off (default).
+            `(idle, interval, count)`, which adds the seconds between probes and how many probes may stay unanswered.
+            None or 0: off (default).
         handshake_timeout: Abort with `HandshakeTimeout` when a TLS handshake takes longer. Default: 60.
         max_empty_records: How many TLS records without data (key updates, session tickets) the peer may send in a row.
             A record of more than 1 KiB counts as several. Beyond this limit, the connection is reset with `TLSError`.

@@ -44,7 +44,7 @@ class ReadTimeout(ReactorError, TimeoutError):
 
 
 class WriteTimeout(ReactorError, TimeoutError):
-    """Bytes waited, and the kernel took none within the write timeout; or `close` took longer than `linger`."""
+    """Bytes waited, and the kernel accepted none within the write timeout; or `close` took longer than `linger`."""
 
 
 class IdleTimeout(ReactorError, TimeoutError):

@@ -90,8 +90,8 @@ class Reactor(Loop):
             sock: A bound stream socket to listen on instead; the listener owns it, and `host` and `port` are ignored.
             proxy_protocol: Networks of your proxies, such as `['10.0.0.0/8', '::1/128']`; other clients are reset. Each
                 connection must begin with a header of HAProxy's PROXY protocol, version 1 or 2. `conn.peername` is then
-                the client, and `conn.proxy` the header. TLS, `on_connect` and the time limits start after it. If the
-                header is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close` gets a
+                the client, and `conn.proxy` the header. TLS, `on_connect` and time limits start after the header. If it
+                is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close` gets a
                 `ProxyError`, or None when the peer sent nothing, as health checks do.
             **options: See `ListenOptions`.
 
@@ -247,7 +247,7 @@ class Reactor(Loop):
         """Open a UDP socket with one peer.
 
         The socket receives only from this peer, and `on_send_error` reports ICMP errors such as "port unreachable".
-        Returns at once; datagrams sent before the look-up ends wait. A failure is never raised: `on_close` reports it.
+        Returns at once; datagrams are queued until the name is looked up. `on_close` reports a failure; none is raised.
 
         Args:
             host, port: The peer. A name is looked up in a thread; its first address with a route is the peer.
@@ -288,8 +288,8 @@ class Reactor(Loop):
 
         Args:
             address: A str such as `'192.0.2.1'`, or a tuple that begins with such a str, as `conn.peername` does.
-            on_done: `on_done(name, error)`, called in the loop; one is None. `ResolveError`: the address has no name.
-            timeout: Seconds until `error` is a `ResolveTimeout`. None: no limit.
+            on_done: `on_done(name, error)`, called in the loop; one of the two is None.
+            timeout: Seconds until `error` is a `ResolveTimeout`. None: no limit. Other errors are `ResolveError`.
 
         Returns:
             A handle. Closing it cancels the look-up: `on_done` is not called.

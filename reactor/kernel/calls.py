@@ -1,9 +1,10 @@
 """`Kernel`: every call to the operating system that is not a method of a socket.
 
-Here are the clock, the selectors, new sockets and pipes, name look-ups and socket files. Threads, children, signals and
-forks are in the base class `Processes`. Nothing here knows the loop.
+It provides the clock, selectors, new sockets and pipes, name look-ups and socket files. Its base class `Processes`
+provides threads, children, signals and forks. Nothing here knows the loop.
 
-This costs nothing where it matters: the loop looks up the clock and `select` once, and calls sockets directly.
+The indirection costs nothing where it matters: the loop looks up the clock and `select` once, and calls sockets
+directly.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Kernel(Processes):
     nodelay_inherited = NODELAY_INHERITED
     reset_on_close = RESET_ON_CLOSE
     reuse_address = REUSE_ADDRESS
-    # Errors of a connect that is in progress. EWOULDBLOCK is one only on Windows. Elsewhere it is EAGAIN, which means
-    # that no port is left.
+    # Errors of a connect that is in progress. EWOULDBLOCK is among them only on Windows. Elsewhere it equals EAGAIN,
+    # which means that no port is left.
     connecting: frozenset[int] = frozenset(
         {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
     )
@@ -105,7 +106,7 @@ class Kernel(Processes):
 
         Returns 0 if it is not ready: the selector's event was stale, or was for another descriptor that had this
         number. Returns ONLY_ERROR if the descriptor can neither be read nor written, but is reported because of an
-        error, such as an unread error queue. Otherwise returns `events`; so it does on platforms without `poll`.
+        error, such as an unread error queue. Otherwise, and on platforms without `poll`, returns `events`.
         """
         if not HAS_POLL:
             return events

@@ -25,7 +25,7 @@ DROP_FIRST_SEGMENTS = (
     (0x30, 0, 0, 13),  # load the byte with the flags
     (0x45, 0, 1, 2),  # if SYN is not set, skip one instruction
     (0x06, 0, 0, 0),  # drop the segment
-    (0x06, 0, 0, 0xFFFFFFFF),  # keep it
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep the segment
 )
 # Linux only: reports how many datagrams the kernel dropped. The module `socket` lacks the name.
 SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1

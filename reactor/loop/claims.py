@@ -104,7 +104,7 @@ class WakeupClaim:
         self._below: Below = None
 
     def acquire(self) -> None:
-        """Install our bell, again if other code has removed it."""
+        """Install our bell if it is not installed."""
         owners = self._kernel.owners
         if self in owners:
             self._install()

@@ -146,4 +146,4 @@ def _number(file: Any) -> int:
 
 def _check_events(events: int) -> None:
     if type(events) is not int or events not in WANTS:
-        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for nothing, not {shown(events)}')
+        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for none, not {shown(events)}')

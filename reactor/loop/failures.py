@@ -70,7 +70,7 @@ class Failures:
             self._settle(exc, handle)
         except (MemoryError, RecursionError) as failure:
             if failure is exc:
-                raise  # with `catch_errors=False`
+                raise  # `catch_errors` is False: the exception leaves `run`
             self._reserve = None
             if handle is not None:
                 self._completions.append((handle, _fail, (exc,)))

@@ -260,7 +260,7 @@ class Loop(LoopAPI):
         if self._starved:  # the failures that the last turn could not handle come first
             self.failures.end_starved()
             self._run_completions(len(self.completions))
-            limit = 0  # perhaps nothing is left to wait for
+            limit = 0  # do not sleep: perhaps nothing is left to wait for
         ready = self._poll(limit)
         began = self.now
         counters.loop_count += 1
@@ -410,7 +410,7 @@ class Loop(LoopAPI):
             except Exception as exc:
                 self.failures.callback_failed(exc, handle)
 
-    # -- around it
+    # -- entering and leaving
 
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions

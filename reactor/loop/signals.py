@@ -160,7 +160,7 @@ class Signals:
             self._take_interrupt()  # first: from here on SIGINT never raises in the middle of our own code
             try:
                 self._in_run = True
-                if sleeps:  # so that signals wake it; otherwise flags are enough, and run_once(0) costs a third less
+                if sleeps:  # a loop that does not sleep needs only the flags, so run_once(0) costs a third less
                     self._holds_wakeup = True
                     self._claim.acquire()
             except BaseException:

@@ -31,9 +31,9 @@ class Stall:
     def __init__(self) -> None:
         self.row: int = 0  # dispatches without progress, in consecutive turns
         self.turn: int = -1  # the turn of the last such dispatch, or the turn in which the handle was watched again
-        self.delay: float = MOMENT  # how long it is parked next time, in seconds
-        self.parked_at: float = -EPISODE  # when it was parked last, by the loop's clock
-        self.timer: Timer | None = None  # pending while it is parked
+        self.delay: float = MOMENT  # how long the handle is parked next time, in seconds
+        self.parked_at: float = -EPISODE  # when the handle was last parked, by the loop's clock
+        self.timer: Timer | None = None  # pending while the handle is parked
 
 
 class Spins:
@@ -47,7 +47,7 @@ class Spins:
         self._timers = timers
         self._counters = counters
         self.stalls: dict[Handle, Stall] = {}
-        self._replaced_at = -EPISODE  # when the selector was replaced last, by the loop's clock
+        self._replaced_at = -EPISODE  # when the selector was last replaced, by the loop's clock
 
     def no_progress(self, handle: Handle) -> None:
         """Called by a handle that was dispatched and could do nothing.
@@ -106,9 +106,9 @@ class Spins:
     def select_failed(self, exc: Exception, timeout: float | None) -> float | None:
         """Handle a `select` that raised. A single descriptor that other code has closed makes the whole call fail.
 
-        Returns the timeout of the poll, or 0 if its duration means nothing. Raises OSError if no watched descriptor
-        caused the failure. The selector is not replaced then, because its descriptor may now be another file, which
-        would be closed.
+        Returns the timeout of the poll, or 0 if the length of the poll says nothing about busy loops. Raises OSError if
+        no watched descriptor caused the failure. The selector is not replaced then, because its descriptor may now be
+        another file, which would be closed.
         """
         if self._watchers.evict_closed():
             return timeout
@@ -132,7 +132,7 @@ class Spins:
             log(
                 'warning',
                 '%s was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
-                'again after a pause, which is doubled up to %g s. An unread error queue causes this: read it with '
+                'again after a pause, which is doubled up to %g s. An unread error queue can cause this: read it with '
                 'recvmsg(..., MSG_ERRQUEUE), or do not enable it (IP_RECVERR, SO_TIMESTAMPING)',
                 handle,
                 STALLED,

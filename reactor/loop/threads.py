@@ -102,7 +102,7 @@ class ThreadPool:
             self._swept = turn
             self._drop_cancelled()
         if len(self._queue) >= QUEUE_LIMIT:
-            self._refuse(call, f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued')
+            self._refuse(call, f'{QUEUE_LIMIT} calls already wait for a thread; {name_of(fn)} was not queued')
         else:
             try:
                 self._queue.append(call)

@@ -79,7 +79,7 @@ class Timer:
         """Let this timer keep `run` running again, which is the default.
 
         Raises:
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called outside the loop's thread.
         """
         self.timers.ref(self)
 
@@ -87,7 +87,7 @@ class Timer:
         """Let `run` end while this timer is pending. A timer that is reset after firing keeps `run` running again.
 
         Raises:
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called outside the loop's thread.
         """
         self.timers.unref(self)
 
@@ -178,7 +178,7 @@ class TimerHeap:
         timers, moved = [], self.moved.copy()
         for timer in self.due:
             if moved.get(timer):
-                moved[timer] -= 1  # skip this entry; a later one may count
+                moved[timer] -= 1  # skip this entry; a later entry of the timer may count
             elif timer.deadline is not None:
                 timers.append(timer)
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):

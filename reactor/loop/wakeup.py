@@ -55,7 +55,7 @@ class Wakeup(Handle):
         self._kernel = kernel
         self._soon = soon
         self._rung = False
-        self._replaced_at = -EPISODE  # when the sockets were replaced last, by the loop's clock
+        self._replaced_at = -EPISODE  # when the sockets were last replaced, by the loop's clock
         self._open()
 
     def _open(self) -> None:
@@ -82,7 +82,7 @@ class Wakeup(Handle):
         return self.sock.fileno() < 0
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-        """Queue a call, from any thread."""
+        """Queue a call. May be called in any thread."""
         entry = fn, args
         self.calls.append(entry)
         if not self._rung:
@@ -129,7 +129,7 @@ class Wakeup(Handle):
                     continue
                 if self.loop.guard.closed:
                     raise HandleClosed('this reactor is closed; make a new one') from None
-                # Otherwise other code has closed it. The loop will replace it, and read the queue then.
+                # Otherwise other code has closed the socket. The loop will replace it, and then read the queue.
             return
 
     def _hang_up(self) -> None:
@@ -138,10 +138,10 @@ class Wakeup(Handle):
         try:
             self._bell.shutdown(SHUT_WR)
         except OSError:
-            pass  # other code has closed it, which the loop will notice
+            pass  # other code has closed the socket, which the loop will notice
 
     def handle_read(self) -> None:
-        """Queue the calls that wait, and the callbacks of signals."""
+        """Move the waiting calls, and the callbacks of signals, to the soon queue."""
         try:
             data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:

@@ -346,9 +346,9 @@ class Watchers:
                 self.selector.register(fd, events, handle)
                 return
             if sock is getattr(holder, 'sock', handle):
-                raise ReactorError(f'this socket belongs to {describe(holder)} already') from None
+                raise ReactorError(f'this socket already belongs to {describe(holder)}') from None
             if sock is None and holder.fileno() == fd:
-                raise ReactorError(f'descriptor {fd} belongs to {describe(holder)} already; close that first') from None
+                raise ReactorError(f'descriptor {fd} already belongs to {describe(holder)}; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
         except MemoryError:  # the handle may be in the map, but not be polled
