@@ -2,8 +2,8 @@
 
 Each option is documented here once, and the methods of `Reactor` refer to these classes.
 
-The modules below the facade use these types too, but import this module for type checkers only. At run time imports
-point down.
+The modules below the facade use these types too, but import this module only for type checkers. At run time, a module
+imports only from layers below its own.
 
 Annotations are not postponed here. A TypedDict compiles postponed annotations one by one, which would add 4 ms to the
 import.
@@ -24,7 +24,7 @@ from .system.process import Process
 if TYPE_CHECKING:
     from .facade import Reactor
 
-    # The modules below use only what `Loop` has. Users find the Reactor in the attribute `loop` of a handle.
+    # The modules below use only methods of `Loop`. For users, the attribute `loop` of a handle is a `Reactor`.
     Loop = Reactor
 
 # -- callbacks of connections and listeners
@@ -59,22 +59,22 @@ class PipeOptions(TypedDict, total=False):
     Sizes are in bytes, times in seconds. Time limits are checked about once a second, so a connection may end up to a
     second late, never early.
 
-    Whichever method takes an option, it raises TypeError for a value of the wrong type, such as `'5'`, 1.5 bytes, or
-    True for a number, and ValueError for a value out of range.
+    Every method that takes an option raises TypeError for a value of the wrong type, such as `'5'`, 1.5 bytes, or True
+    for a number, and ValueError for a value out of range.
 
     Attributes:
-        read_size: Most bytes that one `recv` takes. Default: 64 KiB.
+        read_size: Maximum number of bytes that one `recv` reads. Default: 64 KiB.
         high_water: While this many bytes or more wait to be sent, `write` returns False. Default: 64 KiB.
-        low_water: After `write` returned False, `on_drain` is called when no more than this many bytes wait. Default: a
-            quarter of `high_water`, at most 16 KiB.
-        max_buffered: A write while this many bytes or more wait is dropped, and aborts the connection with
+        low_water: After `write` has returned False, `on_drain` is called once no more than this many bytes wait.
+            Default: a quarter of `high_water`, at most 16 KiB.
+        max_buffered: While this many bytes or more wait, a write is dropped and aborts the connection with
             `WriteBufferFull`. A single write may have any size. Default: 16 MiB.
-        linger: How long `close` may take before the connection is reset. 0: bytes that the kernel does not take right
-            away are discarded. Default: 30.
-        read_timeout: Abort with `ReadTimeout` when no byte was received for this long. None (default): no limit.
-        write_timeout: Abort with `WriteTimeout` when bytes wait and the kernel took none for this long. None (default):
-            no limit.
-        idle_timeout: Abort with `IdleTimeout` when no byte was sent or received for this long. None (default): no
+        linger: How long `close` may take before the connection is reset. 0: bytes that the kernel does not accept
+            at once are discarded. Default: 30.
+        read_timeout: Abort with `ReadTimeout` when no byte has been received for this long. None (default): no limit.
+        write_timeout: Abort with `WriteTimeout` when bytes wait and the kernel has accepted none for this long. None
+            (default): no limit.
+        idle_timeout: Abort with `IdleTimeout` when no byte has been sent or received for this long. None (default): no
             limit.
     """
 
@@ -89,17 +89,17 @@ class PipeOptions(TypedDict, total=False):
 
 
 class StreamOptions(PipeOptions, total=False):
-    """Options of every connection: those of `PipeOptions`, and these.
+    """Options of every connection, in addition to `PipeOptions`.
 
     Attributes:
         nodelay: Set TCP_NODELAY, so that small writes are sent without delay. Default: True.
         keepalive: Have the kernel probe a silent peer. Either seconds of silence before the first probe, or a tuple
-            `(idle, interval, count)`, which adds the seconds between probes and how many may stay unanswered. None or
-            0: off (default).
+            `(idle, interval, count)`, which adds the seconds between probes and how many probes may stay unanswered.
+            None or 0: off (default).
         handshake_timeout: Abort with `HandshakeTimeout` when a TLS handshake takes longer. Default: 60.
         max_empty_records: How many TLS records without data (key updates, session tickets) the peer may send in a row.
-            A record of more than 1 KiB counts as several. Beyond that the connection is reset with `TLSError`. None: no
-            limit. Default: 32.
+            A record of more than 1 KiB counts as several. Beyond this limit, the connection is reset with `TLSError`.
+            None: no limit. Default: 32.
     """
 
     nodelay: bool
@@ -109,20 +109,20 @@ class StreamOptions(PipeOptions, total=False):
 
 
 class AdoptOptions(StreamOptions, total=False):
-    """Options of `adopt`: those of `StreamOptions`, and the callbacks of an open connection.
+    """Options of `adopt`, in addition to `StreamOptions`: the callbacks of an open connection.
 
-    Callbacks run in the loop, never inside your call of a method, `Reactor.close` excepted. They are attributes of the
+    Callbacks run in the loop, never inside a method that you call, except `Reactor.close`. They are attributes of the
     connection and may be replaced at any time.
 
     Attributes:
         on_eof: `on_eof(conn)`: the peer has ended its side. The connection stays open for writing. Without this
-            callback it is closed as soon as the bytes that wait are sent.
+            callback, the connection is closed as soon as the waiting bytes are sent.
         on_drain: `on_drain(conn)`: `write` returned False, and now no more than `low_water` bytes wait.
         on_close: `on_close(conn, exc)`: called exactly once, as the last callback. `exc` is None after a clean end or
-            your own `close`, otherwise the reason: an `OSError` of the kernel, an error of this package, the argument
-            of `abort`, or the exception of a callback.
+            your own `close`. Otherwise it is the reason: an `OSError` of the kernel, an error of this package, the
+            argument of `abort`, or the exception of a callback.
         on_error: `on_error(conn, exc)`: another callback of this connection raised `exc`. The connection stays open.
-            Without this callback the exception goes where `catch_errors` of the `Reactor` says.
+            Without this callback, the exception is handled as `catch_errors` of the `Reactor` says.
     """
 
     on_eof: OnEof | None
@@ -132,20 +132,21 @@ class AdoptOptions(StreamOptions, total=False):
 
 
 class ListenOptions(AdoptOptions, total=False):
-    """Options of `listen_tcp` and `listen_unix`: those of `AdoptOptions` for each accepted connection, and these.
+    """Options of `listen_tcp` and `listen_unix`, in addition to `AdoptOptions`, which apply to accepted connections.
 
     Attributes:
-        on_connect: `on_connect(conn)`: a connection was accepted. A PROXY header and a TLS handshake come first, if the
-            listener has them.
-        on_accept_error: `on_accept_error(listener, exc)`: accepting has failed and pauses, for example because no
-            descriptor is left, or the listener is lost. Called once per episode. Without it a warning is logged.
-        backlog: How many connections the kernel may establish before they are accepted. Default: SOMAXCONN.
-        max_connections: How many accepted connections may be open at once. More clients wait in the backlog. None
+        on_connect: `on_connect(conn)`: a connection was accepted. If the listener uses PROXY headers or TLS, this is
+            called after the header and the handshake.
+        on_accept_error: `on_accept_error(listener, exc)`: accepting failed and is paused, for example because no
+            descriptor is left; or other code has closed the listener's socket. Called once per episode. Without this
+            callback, a warning is logged.
+        backlog: How many established connections may wait in the kernel to be accepted. Default: SOMAXCONN.
+        max_connections: How many accepted connections may be open at once. Further clients wait in the backlog. None
             (default): no limit.
         ssl: An `ssl.SSLContext` for servers: accepted connections use TLS. After a failed handshake `on_close` gets a
             `TLSError`, and `on_connect` is not called.
-        proxy_timeout: With `proxy_protocol`: close a connection with `ProxyTimeout` when its PROXY header takes longer,
-            in seconds. Default: 10.
+        proxy_timeout: With `proxy_protocol`: close a connection with `ProxyTimeout` when its PROXY header takes longer
+            than this many seconds. Default: 10.
         limits: A `Limits` object: which clients are accepted, and how much they may use. Several listeners may share
             it.
     """
@@ -160,17 +161,17 @@ class ListenOptions(AdoptOptions, total=False):
 
 
 class ConnectOptions(AdoptOptions, total=False):
-    """Options of `connect_tcp` and `connect_unix`: those of `AdoptOptions`, and these.
+    """Options of `connect_tcp` and `connect_unix`, in addition to `AdoptOptions`.
 
     Attributes:
-        on_connect: `on_connect(conn)`: connected, and the TLS handshake is done if there is one. Not called when
+        on_connect: `on_connect(conn)`: the connection is established, TLS handshake included. Not called when
             connecting fails: `on_close` reports that.
-        timeout: Seconds from the call until `on_connect`, look-up and handshake included; then `on_close` gets a
-            `ConnectTimeout`. None (default): no limit.
+        timeout: How many seconds may pass from the call until `on_connect`, look-up and handshake included. After that
+            `on_close` gets a `ConnectTimeout`. None (default): no limit.
         ssl: Use TLS. An `ssl.SSLContext` for clients, or True for one that verifies the server with the authorities of
             the operating system.
-        server_hostname: The name that the certificate of the server must have. Default: the host. ValueError without
-            `ssl`.
+        server_hostname: The name that the certificate of the server must have. Default: the host. Raises ValueError
+            without `ssl`.
     """
 
     on_connect: OnConnect | None
@@ -189,7 +190,7 @@ class DatagramOptions(TypedDict, total=False):
         on_error: `on_error(sock, exc)`: another callback raised `exc`.
         broadcast: Allow sending to broadcast addresses. Default: False.
         max_queued: How many bytes may wait while the kernel has no room. Each datagram counts 256 bytes more than its
-            data. When they are used up, `send` drops the new datagram and returns False. Default: 1 MiB.
+            data. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
     """
 
     on_send_error: OnSendError | None
@@ -204,13 +205,13 @@ class ReactorOptions(TypedDict, total=False):
     """The arguments of `Reactor`, `reactor.run` and `reactor.serve.run`.
 
     Attributes:
-        selector: A new selector of the module `selectors`, which the reactor will close. None (default): the best one
-            of the platform.
-        kernel: Stands for the operating system, for tests and simulation. None (default): the real one.
+        selector: A new selector of the module `selectors`, which the reactor will close. None (default): the
+            platform's best selector.
+        kernel: A replacement for the operating system, for tests and simulation. None (default): the real one.
         catch_errors: What happens to an exception that a callback raises. True (default): it is logged with its
             traceback; if the callback belongs to a connection without `on_error`, that connection is aborted. Clients
             can cause such exceptions at will, so at most one a second is logged for the connections of a listener. All
-            are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of the log. False: the
+            are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of logging. False: the
             exception leaves `run`.
         slow_callback: Seconds. A callback, or a whole turn, that takes this long or longer is counted and logged, with
             the name and line of the callback, at most once a second. None (default): off, or 0.1 with `debug=True`.

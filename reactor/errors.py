@@ -1,4 +1,4 @@
-"""The reactor's own errors: a limit was exceeded, a timeout is over, a call came too late.
+"""The reactor's own errors: a limit was exceeded, a timeout expired, or a call came too late.
 
 Errors of the operating system stay `OSError`. Every message says what happened, with which peer, and what to do about
 it.
@@ -32,7 +32,7 @@ class SelectorFull(ReactorError):
 
 
 class WriteBufferFull(ReactorError):
-    """A write came while `max_buffered` bytes already waited. The peer is too slow; the connection was reset."""
+    """A write came while `max_buffered` bytes were already waiting. The peer is too slow; the connection was reset."""
 
 
 class FrameTooLong(ReactorError, ValueError):
@@ -44,7 +44,7 @@ class ReadTimeout(ReactorError, TimeoutError):
 
 
 class WriteTimeout(ReactorError, TimeoutError):
-    """Bytes waited, and the kernel took none within the write timeout; or `close` took longer than `linger`."""
+    """Bytes waited, and the kernel accepted none within the write timeout; or `close` took longer than `linger`."""
 
 
 class IdleTimeout(ReactorError, TimeoutError):
@@ -52,11 +52,11 @@ class IdleTimeout(ReactorError, TimeoutError):
 
 
 class DrainTimeout(ReactorError, TimeoutError):
-    """A connection was still open when the timeout of `drain` was over."""
+    """A connection was still open when the timeout of `drain` expired."""
 
 
 class TooSlow(ReactorError, TimeoutError):
-    """A client sent or received more slowly than the `min_rate` of its `Limits` demands."""
+    """A client sent or received more slowly than the `min_rate` of its `Limits` requires."""
 
 
 class LifetimeOver(ReactorError, TimeoutError):
@@ -91,4 +91,4 @@ class ProxyTimeout(ProxyError, TimeoutError):
 
 
 class SendFileError(ReactorError, OSError):
-    """A file became shorter while `send_file` sent it, or could not be read: the promised bytes cannot follow."""
+    """A file became shorter while `send_file` sent it, or could not be read, so the promised bytes cannot be sent."""

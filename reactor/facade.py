@@ -1,7 +1,7 @@
 """The object that a program holds: a loop that can listen, connect, look up names and start children.
 
-Each method hands its arguments to the module that checks them and builds the object. The facade knows every transport,
-so that the loop does not have to.
+Other modules check the arguments and do the work: `net/endpoints.py` (sockets), `net/resolver.py` (look-ups), `system/`
+(children, watched paths) and `net/drain.py`. The facade knows every transport, so that the loop does not have to.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Reactor(Loop):
     """A single-threaded network reactor on the selectors of the standard library; a context manager that calls `close`.
 
     `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once in each turn, after the
-    wait for events. Only `call_soon_threadsafe` and `Notifier.trigger` may be called from other threads than the one
-    that runs the reactor.
+    wait for events. Threads other than the one that runs the reactor may call only `call_soon_threadsafe` and
+    `Notifier.trigger`.
 
     Every method raises TypeError or ValueError for a wrong argument, and names the nearest option for a misspelt one.
     Methods that start something raise `HandleClosed` after `close`, and `ReactorError` in another thread while the
     reactor runs; those that are called often check the thread only with `debug=True`. Methods that open a descriptor
-    raise `SelectorFull` when the selector has no room for it. Each method lists its other errors itself.
+    raise `SelectorFull` when the selector has no room for it. The docstring of each method lists its other errors.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Reactor(Loop):
             host: Name or address to listen on. A name is looked up during the call, which blocks. None: all addresses.
             port: Port number; 0 picks a free one.
             on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
-            reuse_port: Let several processes listen on the port (SO_REUSEPORT); the kernel divides the clients.
-            defer_accept: For protocols in which the client sends first: accept it when its first bytes are there, and
-                read them at once (TCP_DEFER_ACCEPT, where available). A silent client is accepted after about a second.
+            reuse_port: Let several processes listen on the port (SO_REUSEPORT); the kernel distributes the clients.
+            defer_accept: For protocols in which the client sends first: accept a client when its first bytes are there,
+                and read them at once (TCP_DEFER_ACCEPT, if available). A silent client is accepted after about 1 s.
             sock: A bound stream socket to listen on instead; the listener owns it, and `host` and `port` are ignored.
             proxy_protocol: Networks of your proxies, such as `['10.0.0.0/8', '::1/128']`; other clients are reset. Each
                 connection must begin with a header of HAProxy's PROXY protocol, version 1 or 2. `conn.peername` is then
-                the client, and `conn.proxy` the header. TLS, `on_connect` and the time limits start after it. If the
-                header is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close` gets a
+                the client, and `conn.proxy` the header. TLS, `on_connect` and time limits start after the header. If it
+                is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close` gets a
                 `ProxyError`, or None when the peer sent nothing, as health checks do.
             **options: See `ListenOptions`.
 
@@ -99,7 +99,7 @@ class Reactor(Loop):
             The listener, which accepts clients from the next turn on.
 
         Raises:
-            OSError: The address is in use, permission is missing, or the platform lacks what an option needs.
+            OSError: The address is in use, permission is denied, or the platform does not support an option.
             ResolveError: The host has no address.
         """
         check_names(Reactor.listen_tcp, options, ListenOptions)
@@ -116,13 +116,13 @@ class Reactor(Loop):
     ) -> Listener:
         """Listen on a Unix socket.
 
-        A socket file that no program listens on any more is replaced. Any other file at `path` is left alone, and an
+        An old socket file, on which no program listens, is replaced. Any other file at `path` is left alone, and an
         error is raised. Closing the listener removes the file.
 
         Args:
-            path: Path of the socket file. One that begins with `@` or NUL is abstract and makes no file (Linux).
+            path: Path of the socket file. A path that begins with `@` or NUL is abstract and makes no file (Linux).
             on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
-            mode: Permission bits of the socket file, such as 0o660. None: as the umask has it.
+            mode: Permission bits of the socket file, such as 0o660. None: they depend on the umask.
             proxy_protocol: True: each connection must begin with a PROXY header, as with `listen_tcp`.
             **options: See `ListenOptions`.
 
@@ -130,7 +130,7 @@ class Reactor(Loop):
             The listener.
 
         Raises:
-            OSError: Another program listens there, the path is too long or not a socket, or permission is missing.
+            OSError: Another program listens there, the path is too long or not a socket, or permission is denied.
         """
         check_names(Reactor.listen_unix, options, ListenOptions)
         return self._endpoints.listen_unix(path, on_data, mode, proxy_protocol, options)
@@ -147,14 +147,14 @@ class Reactor(Loop):
     ) -> Stream:
         """Connect to a TCP server.
 
-        Returns at once. What you write meanwhile is kept, and sent after `on_connect`. All addresses of the host are
-        tried, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305). A failure is never raised: `on_close` reports it.
+        Returns at once. Data that you write before `on_connect` is queued, and sent after it. All addresses of the host
+        are tried, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305). A failure is never raised: `on_close` reports it.
 
         Args:
             host, port: The server. A name is looked up in a thread.
             on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
             family: AF_INET or AF_INET6 to try only addresses of that family; 0 for both.
-            local_address: `(host, port)` to connect from, the host in numbers; port 0 picks a free one.
+            local_address: `(host, port)` to connect from. The host is a numeric address; port 0 picks a free port.
             **options: See `ConnectOptions`.
 
         Returns:
@@ -168,7 +168,7 @@ class Reactor(Loop):
     ) -> Stream:
         """Connect to a Unix socket.
 
-        As `connect_tcp`. While the backlog of the listener is full, it tries again until `timeout`.
+        Works like `connect_tcp`. While the backlog of the listener is full, connecting is retried until `timeout`.
 
         Args:
             path: Path of the socket file, or an abstract one; see `listen_unix`.
@@ -179,17 +179,17 @@ class Reactor(Loop):
             The connection.
 
         Raises:
-            OSError: The path is too long, or the platform has no such sockets.
+            OSError: The path is too long, or the platform has no Unix sockets.
         """
         check_names(Reactor.connect_unix, options, ConnectOptions)
         return self._endpoints.connect_unix(path, on_data, options)
 
     def adopt(self, sock: socket, on_data: OnData | None = None, **options: Unpack[AdoptOptions]) -> Stream:
-        """Make a connection of a connected stream socket, which it owns from then on.
+        """Make a connection from a connected stream socket, and take ownership of the socket.
 
         Args:
-            sock: The socket; it becomes non-blocking. For TLS, adopt it before it is wrapped and call `start_tls`.
-            on_data: `on_data(conn, data)`: bytes were received, from the next turn on. None: they are dropped.
+            sock: The socket; it becomes non-blocking. For TLS, adopt a socket that is not wrapped and call `start_tls`.
+            on_data: `on_data(conn, data)`: bytes were received, from the next turn on. None: bytes are dropped.
             **options: See `AdoptOptions`.
 
         Returns:
@@ -199,7 +199,7 @@ class Reactor(Loop):
             TypeError: `sock` is not a stream socket, or is an `ssl.SSLSocket`.
             ValueError: The socket listens.
             OSError: The socket is closed.
-            ReactorError: A handle of this reactor has the socket already.
+            ReactorError: A handle of this reactor already has the socket.
         """
         check_names(Reactor.adopt, options, AdoptOptions)
         return self._endpoints.adopt(sock, on_data, options)
@@ -214,12 +214,12 @@ class Reactor(Loop):
         sock: socket | None = None,
         **options: Unpack[DatagramOptions],
     ) -> DatagramSocket:
-        """Open a UDP socket that receives datagrams from any address, and sends to any.
+        """Open a UDP socket that receives datagrams from any address, and sends to any address.
 
         Args:
             host, port: Where to receive, as with `listen_tcp`.
-            on_datagram: `on_datagram(sock, data, address)`: a datagram arrived. None: they are read and dropped.
-            reuse_port: Let several sockets have the port (SO_REUSEPORT); the kernel divides the senders.
+            on_datagram: `on_datagram(sock, data, address)`: a datagram arrived. None: datagrams are read and dropped.
+            reuse_port: Let several sockets share the port (SO_REUSEPORT); the kernel distributes the senders.
             sock: A bound or connected datagram socket to use instead, UDP or Unix. The returned socket owns it, and
                 `host`, `port`, `reuse_port` and `broadcast` are ignored.
             **options: See `DatagramOptions`.
@@ -228,7 +228,7 @@ class Reactor(Loop):
             The socket.
 
         Raises:
-            OSError: The address is in use, or permission is missing.
+            OSError: The address is in use, or permission is denied.
             ResolveError: The host has no address.
         """
         check_names(Reactor.bind_udp, options, DatagramOptions)
@@ -246,14 +246,14 @@ class Reactor(Loop):
     ) -> DatagramSocket:
         """Open a UDP socket with one peer.
 
-        It receives from this peer only, and `on_send_error` reports ICMP errors such as "port unreachable". Returns at
-        once; what you send meanwhile waits. A failure is never raised: `on_close` reports it.
+        The socket receives only from this peer, and `on_send_error` reports ICMP errors such as "port unreachable".
+        Returns at once; datagrams are queued until the name is looked up. `on_close` reports a failure; none is raised.
 
         Args:
             host, port: The peer. A name is looked up in a thread; its first address with a route is the peer.
             on_datagram: `on_datagram(sock, data, address)`, as with `bind_udp`.
             family: AF_INET or AF_INET6 to use only addresses of that family; 0 for both.
-            local_address: `(host, port)` to send from, the host in numbers; port 0 picks a free one.
+            local_address: `(host, port)` to send from. The host is a numeric address; port 0 picks a free port.
             **options: See `DatagramOptions`.
 
         Returns:
@@ -265,34 +265,34 @@ class Reactor(Loop):
     def resolve(self, host: str, on_done: OnResolved, *, family: int = 0, timeout: float | None = None) -> LookUp:
         """Look up the addresses of a name, with the resolver of the operating system, in a thread.
 
-        Look-ups share four threads with `run_in_thread`, and 1,000 calls may wait for one. A look-up that was closed or
-        timed out keeps its thread until the operating system gives up.
+        Look-ups share four threads with `run_in_thread`, and up to 1,000 calls wait for a thread. A look-up that was
+        closed or timed out keeps its thread until the operating system gives up.
 
         Args:
-            host: The name. An address in numbers needs no thread.
-            on_done: `on_done(addresses, error)`, called in the loop, one of them None. `addresses` is a list of str,
-                IPv4 and IPv6 mixed, each once, in the order of the operating system. `connect_tcp` takes each as host.
+            host: The name. A numeric address needs no thread.
+            on_done: `on_done(addresses, error)`, called in the loop; one of the two is None. `addresses` is a list of
+                unique str, IPv4 and IPv6 mixed, in the operating system's order. `connect_tcp` takes each as host.
             family: AF_INET or AF_INET6 for addresses of that family only; 0 for both.
             timeout: Seconds until `error` is a `ResolveTimeout`; other errors are `ResolveError`. None: as long as the
-                operating system tries, often 30 seconds and more.
+                operating system tries, often 30 seconds or more.
 
         Returns:
-            A handle. `close` cancels the look-up, and `on_done` is not called.
+            A handle. Closing it cancels the look-up: `on_done` is not called.
         """
         return resolve(self, self.kernel, host, family, on_done, timeout)
 
     def resolve_address(
         self, address: str | tuple[Any, ...], on_done: OnName, *, timeout: float | None = None
     ) -> LookUp:
-        """Look up the name of an address, in a thread; otherwise as `resolve`.
+        """Look up the name of an address in a thread, like `resolve`.
 
         Args:
-            address: In numbers, such as `'192.0.2.1'`, or a tuple that begins with such a str, as `conn.peername` does.
-            on_done: `on_done(name, error)`, called in the loop, one of them None. `ResolveError`: it has no name.
-            timeout: Seconds until `error` is a `ResolveTimeout`. None: no limit.
+            address: A str such as `'192.0.2.1'`, or a tuple that begins with such a str, as `conn.peername` does.
+            on_done: `on_done(name, error)`, called in the loop; one of the two is None.
+            timeout: Seconds until `error` is a `ResolveTimeout`. None: no limit. Other errors are `ResolveError`.
 
         Returns:
-            A handle. `close` cancels the look-up, and `on_done` is not called.
+            A handle. Closing it cancels the look-up: `on_done` is not called.
 
         Raises:
             ValueError: The address is a name.
@@ -314,17 +314,17 @@ class Reactor(Loop):
     ) -> Process:
         """Start a program as a child process.
 
-        Returns when the program runs. The child gets its three standard descriptors, those of `pass_fds` and no others,
-        and the signal handling that a shell would give it. Closing the process handle or the reactor kills it.
+        Returns when the program runs. The child gets only its three standard descriptors and those in `pass_fds`, and
+        the signal handling that a shell would give it. Closing the process handle or the reactor kills the child.
 
         Args:
             args: The words of the command, the program first. No shell is involved.
             stdin, stdout, stderr: None: inherited. `reactor.DEVNULL`: nothing. A file or descriptor, which stays yours.
                 `reactor.PIPE`: a pipe, with a stream of the same name on the returned handle; without `on_data`, its
                 input is read and dropped. `stderr` may be `reactor.STDOUT`: the same as stdout.
-            on_exit: `on_exit(process, code, signal)`: the child has ended, one of the two is None. Called once.
-            env: Its whole environment. None: that of this process.
-            cwd: The directory in which it starts. None: that of this process.
+            on_exit: `on_exit(process, code, signal)`: the child has ended; `code` or `signal` is None. Called once.
+            env: The child's whole environment. None: the environment of this process.
+            cwd: The directory in which the child starts. None: the directory of this process.
             pass_fds: More descriptors for the child (numbers, or objects with `fileno()`), under the same numbers.
             **options: See `PipeOptions`. `read_size`, `read_timeout` and `idle_timeout` apply to stdout and stderr; the
                 water marks, `max_buffered`, `linger` and `write_timeout` to stdin.
@@ -347,16 +347,16 @@ class Reactor(Loop):
 
         Args:
             path: The file or directory.
-            fn: `fn(handle, path, change, *args)`, called in the loop. `path` is the path as you gave it, or one below
-                it. `change` is 'created', 'changed' or 'deleted'; a renaming is 'deleted' and 'created'.
+            fn: `fn(handle, path, change, *args)`, called in the loop. `path` is the path as you gave it, or a path in
+                that directory. `change` is 'created', 'changed' or 'deleted'; a rename is 'deleted' and 'created'.
 
         Returns:
-            A handle. `close` ends the watch.
+            A handle. Closing it ends the watch.
 
         Raises:
             FileNotFoundError: There is nothing at `path`.
-            OSError: A limit of the operating system is reached, or permission is missing.
-            ReactorError: The library watchdog is missing.
+            OSError: A limit of the operating system is reached, or permission is denied.
+            ReactorError: The library watchdog is not installed.
         """
         self._check(fn)
         return watch(self, self.kernel, path, fn, args)
@@ -365,23 +365,23 @@ class Reactor(Loop):
         """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
 
         For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
-        clients in its queue and closes; one that is paused or full waits for room. Accepted connections are closed when
-        they are idle: not `busy`, nothing to send and nothing unread, for half a second (two with 10,000 connections).
-        `stop` is called when none is left, and no other stream is busy or has bytes to send.
+        clients in its queue and closes; a paused or full listener waits for room first. An accepted connection is
+        closed once it is idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
+        10,000 connections). `stop` is called when none is left, and no other stream is busy or has bytes to send.
 
-        Streams that you connected or adopted are yours to close. Datagrams, children, threads and timers are not waited
-        for. Listeners and connections with `unref` stay, so that health checks and live views work to the end.
+        You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads and
+        timers. Listeners and connections with `unref` stay open, so that health checks and live views work to the end.
 
         Args:
-            timeout: Seconds from now until connections that are left are reset with `DrainTimeout`. A second call can
-                only make it earlier.
-            lame_duck: For how many of these seconds clients are still accepted, so that load balancers notice first.
+            timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call can
+                only make that earlier.
+            lame_duck: How many of these seconds clients are still accepted, so that load balancers notice first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 
     @property
     def draining(self) -> bool:
-        """Whether `drain` was called. Then fail readiness checks, and close each connection after its next response."""
+        """Whether `drain` was called. If so, fail readiness checks, and close connections after their next response."""
         return self._drain is not None
 
 
@@ -389,11 +389,11 @@ def run(main: Callable[[Reactor], object], **options: Unpack[ReactorOptions]) ->
     """Make a `Reactor`, run it, and close it whatever happens.
 
     Args:
-        main: Called with the reactor in its first turn. An exception that it raises leaves `run`, after that turn.
+        main: Called with the reactor in its first turn. An exception that it raises leaves `run` after that turn.
         **options: See `ReactorOptions`.
 
     Returns:
-        True when nothing was left to wait for, False after `stop`; see `Reactor.run`, also for what is raised.
+        True when nothing was left to wait for, False after `stop`. `Reactor.run` documents the errors.
     """
     check_names(run, options, ReactorOptions)
     with Reactor(**options) as r:

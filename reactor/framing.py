@@ -7,8 +7,8 @@ When all messages are of one kind, one of four functions makes an `on_data` for 
 
     r.listen_tcp(host, port, framing.lines(on_line))
 
-A protocol that changes its framing on the way (the lines of a header, then a body of known size) keeps a `Frames` for
-each connection, feeds it, and asks it for what comes next:
+A protocol that switches its framing (first the lines of a header, then a body of known size) keeps a `Frames` object
+for each connection, feeds it with bytes, and takes messages from it:
 
     def on_data(conn, data):
         frames = conn.data
@@ -17,11 +17,11 @@ each connection, feeds it, and asks it for what comes next:
             ...
 
 Such a loop handles all messages of a chunk in one turn, and a chunk may have as many messages as bytes. `Framing`
-passes on a limited number in a turn. It also takes a function of yours, which asks the frames for its next message.
+passes on a limited number in each turn. It also accepts your own function to take the next message from the frames.
 
 The messages do not depend on how the bytes were cut into chunks. Each message has a size limit, and `FrameTooLong` is
-raised as soon as it is exceeded. No byte is searched twice, and none is moved more than a few times, so a message costs
-O(bytes) in any number of chunks.
+raised as soon as it is exceeded. No byte is searched twice, and none is moved more than a few times. So the cost of a
+message is proportional to its size, in any number of chunks.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
-LIMIT = 65536  # bytes of one message: asyncio's limit for a line
+LIMIT = 65536  # most bytes of one message, as asyncio limits a line
 # The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, which leaves
-# each callback 30 us of the 5 ms for which one peer may hold the loop. Another turn costs 1 % of that.
+# each callback 30 us of the 5 ms for which one peer may occupy the loop. An additional turn costs 1 % of that.
 MESSAGES_PER_TURN = 128
 
 
@@ -45,10 +45,10 @@ class Frames:
     """The received bytes of one connection, until they are taken as messages; `len(frames)` is how many are left.
 
     Each method that takes a message returns it, or None while it is incomplete. When a message exceeds the limit, the
-    method raises `FrameTooLong`, and again in each later call: nothing is skipped.
+    method raises `FrameTooLong`, and so does each later call, because nothing is skipped.
 
     Args:
-        limit: Most bytes of one message, its delimiter or prefix not counted. Each method also accepts a `limit`.
+        limit: Maximum size of a message in bytes, without its delimiter or prefix. Each method also accepts a `limit`.
 
     Raises:
         TypeError, ValueError: `limit` is not a number of bytes.
@@ -59,9 +59,9 @@ class Frames:
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit: int = check_size('limit', limit)
         self._buffer: bytes | bytearray = b''
-        self._start = 0  # where the bytes begin that were not taken yet
+        self._start = 0  # index of the first byte that was not taken yet
         self._sought = b''  # the delimiter that was searched for last
-        self._searched = 0  # how many bytes after `_start` are known not to begin it
+        self._searched = 0  # at how many positions from `_start` on this delimiter is known not to begin
 
     def __len__(self) -> int:
         return len(self._buffer) - self._start
@@ -84,7 +84,7 @@ class Frames:
         """Take the next line, without its LF or CR LF.
 
         Args:
-            limit: Most bytes of the line. None: the limit of the frames.
+            limit: Maximum size of the line in bytes. None: the limit of the frames.
 
         Returns:
             The line, or None while it is incomplete.
@@ -94,7 +94,7 @@ class Frames:
         """
         size = self._find(b'\n')
         bare = self._without_cr(size)
-        # Without an LF, the last byte may be the CR before it.
+        # While the LF has not arrived, the last byte may be the CR before it.
         self._check('a line', bare if size >= 0 else len(self) - 1, limit)
         return self._wait() if size < 0 else self._take(bare, size - bare + 1)
 
@@ -103,10 +103,10 @@ class Frames:
 
         Args:
             delimiter: At least one byte.
-            limit: Most bytes of the message. None: the limit of the frames.
+            limit: Maximum size of the message in bytes. None: the limit of the frames.
 
         Returns:
-            The message, or None while the delimiter is not there.
+            The message, or None while the delimiter has not arrived.
 
         Raises:
             FrameTooLong: The message is longer than the limit.
@@ -115,16 +115,16 @@ class Frames:
         if not delimiter:
             raise ValueError('a delimiter has at least one byte')
         size = self._find(delimiter)
-        # Without a delimiter, the last bytes may be the beginning of one.
+        # While the delimiter has not arrived, the last bytes may be its beginning.
         self._check('a message', size if size >= 0 else len(self) - len(delimiter) + 1, limit)
         return self._wait() if size < 0 else self._take(size, len(delimiter))
 
     def exactly(self, size: int, limit: int | None = None) -> bytes | None:
-        """Take the next `size` bytes. For more than the limit, take them as they arrive, with `rest(size)`.
+        """Take the next `size` bytes. To take more than the limit, call `rest(size)` as bytes arrive.
 
         Args:
-            size: How many bytes.
-            limit: Most bytes of the message. None: the limit of the frames.
+            size: How many bytes to take.
+            limit: Maximum size of the message in bytes. None: the limit of the frames.
 
         Returns:
             The bytes, or None while there are fewer.
@@ -139,12 +139,12 @@ class Frames:
     def prefixed(
         self, width: int = 4, byteorder: Literal['big', 'little'] = 'big', limit: int | None = None
     ) -> bytes | None:
-        """Take the next message that follows its length, an unsigned number.
+        """Take the next message, which follows its length, an unsigned number.
 
         Args:
             width: How many bytes the length has.
             byteorder: Byte order of the length.
-            limit: Most bytes of the message. None: the limit of the frames.
+            limit: Maximum size of the message in bytes. None: the limit of the frames.
 
         Returns:
             The message without its length, or None while it is incomplete.
@@ -165,10 +165,10 @@ class Frames:
         return self._take(size, 0, width)
 
     def rest(self, most: int | None = None) -> bytes:
-        """Return the bytes that are there: a part of a long body, or all of them, to pass to another parser.
+        """Take the buffered bytes: a part of a long body, or all bytes, to pass them to another parser.
 
         Args:
-            most: Most bytes to take. None: all.
+            most: Maximum number of bytes to take. None: all.
 
         Raises:
             TypeError, ValueError: `most` is not a number of bytes.
@@ -177,7 +177,7 @@ class Frames:
         return self._take(size if most is None else min(size, check_size('most', most)), 0)
 
     def _find(self, delimiter: bytes) -> int:
-        """Return how many bytes come before the delimiter, -1 while it is not there."""
+        """Return how many bytes come before the delimiter, or -1 while it has not arrived."""
         if delimiter != self._sought:
             self._sought, self._searched = delimiter, 0
         at = self._buffer.find(delimiter, self._start + self._searched)
@@ -210,28 +210,28 @@ class Frames:
         return None
 
     def _trim(self) -> None:
-        # Only when fewer bytes are left than were taken, so moving costs no more than taking did.
+        # Only when fewer bytes are left than were taken, so moving them costs no more than taking did.
         if self._start > len(self._buffer) // 2:
             self._buffer = bytearray(memoryview(self._buffer)[self._start :])
             self._start = 0
 
 
 class Framing:
-    """An `on_data` for any number of connections, which calls `on_message(conn, message)` for each whole message.
+    """An `on_data` for any number of connections, which calls `on_message(conn, message)` for each complete message.
 
     At most 128 messages of a connection are passed on in one turn, and the others in the next turns. Until then nothing
-    more is received from this peer, nor its end reported; `conn.reading` stays True.
+    more is received from this peer and its end is not reported; `conn.reading` stays True.
 
-    A connection gets a `Framed` as its `on_data` when its first bytes arrive, and costs nothing before. After
-    `conn.pause_reading()` the messages that are left, and the end of the stream, wait for `conn.resume_reading()`. An
-    exception of `on_message` is handled like one of `on_data`; if the connection stays open, the other messages follow.
+    A connection gets a `Framed` as its `on_data` when its first bytes arrive, and costs nothing before that. After
+    `conn.pause_reading()` the remaining messages, and the end of the stream, wait for `conn.resume_reading()`. An
+    exception in `on_message` is handled like one in `on_data`; if the connection stays open, the other messages follow.
 
     Args:
-        on_message: Called for each message, in order, and not after it has closed the connection.
-        take: Returns the next message or None: a method of `Frames`, or a function of yours. Called with the frames.
+        on_message: Called for each message in order, until it closes the connection.
+        take: A method of `Frames` or your own function, called with the frames. Returns the next message or None.
         *args: More arguments for `take`.
-        limit: Most bytes of a message. When a peer sends a longer one, the connection is reset, and `on_close` gets
-            `FrameTooLong`.
+        limit: Maximum size of a message in bytes. When a peer sends a longer message, the connection is reset, and
+            `on_close` gets `FrameTooLong`.
 
     Raises:
         TypeError, ValueError: A function is not callable, or `limit` is not a number of bytes.
@@ -263,7 +263,7 @@ class Framing:
 class Framed(Frames):
     """The `on_data` of one connection; a `Framing` makes it.
 
-    To go on with another framing, take `conn.on_data.rest()` before you replace `conn.on_data`.
+    To switch to another framing, take `conn.on_data.rest()` before you replace `conn.on_data`.
     """
 
     __slots__ = ('_queued', '_turn', 'framing')
@@ -271,20 +271,20 @@ class Framed(Frames):
     def __init__(self, framing: Framing) -> None:
         super().__init__(framing.limit)
         self.framing: Framing = framing
-        self._queued = False  # whether a completion will pass on the messages that are left
-        self._turn = 0  # the turn in which it was queued; it runs in a later one
+        self._queued = False  # whether a queued completion will pass on the remaining messages
+        self._turn = 0  # the turn in which that was queued; it runs in a later turn
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         self.feed(data)
         self.handle_resumed(conn)
 
     def handle_resumed(self, conn: Stream) -> None:
-        """Pass on the messages that are here. Called as a completion after `resume_reading`."""
+        """Pass on the buffered messages. Called as a completion after `resume_reading`."""
         if not self._queued:
             self._pass_on(conn)
 
     def handle_rest(self, conn: Stream) -> None:
-        """Pass on the messages that the last turn left. Called as a completion."""
+        """Pass on the messages that an earlier turn has left. Called as a completion."""
         if conn.loop.counters.loop_count == self._turn:
             conn.loop.completions.append((conn, _handle_rest, (self,)))
             return
@@ -296,7 +296,7 @@ class Framed(Frames):
         framing, left, more = self.framing, MESSAGES_PER_TURN, True
         try:
             while left and conn.on_data == self and conn.reading:
-                more = False  # so that nothing goes on when `take` raises
+                more = False  # so that no message is expected if `take` raises
                 try:
                     message = framing.take(frames, *framing.args)
                 except FrameTooLong as exc:
@@ -308,14 +308,14 @@ class Framed(Frames):
                 left -= 1
                 framing.on_message(conn, message)
         finally:
-            # Also after an exception: nothing may overtake the messages that are left, not even the end of the stream.
+            # Also after an exception: nothing may overtake the remaining messages, not even the end of the stream.
             # Only `take` knows whether there are more, because it may return a message that needs no bytes.
             if more and conn.on_data == frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif more and conn.on_data == frames and not conn.closed:
                 hold_reading(conn)
-            elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # the messages of another framing
+            elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # unless another framing has messages
                 continue_reading(conn)
 
     def _wait_for_turn(self, conn: Stream) -> None:
@@ -328,7 +328,7 @@ def lines(on_line: Callable[[Stream, bytes], object], *, limit: int = LIMIT) -> 
 
     Args:
         on_line: Called for each line; see `Framing`.
-        limit: Most bytes of a line. A longer one resets the connection with `FrameTooLong`.
+        limit: Maximum size of a line in bytes. A longer line resets the connection with `FrameTooLong`.
     """
     return Framing(on_line, Frames.line, limit=limit)
 
@@ -338,8 +338,8 @@ def delimited(on_message: Callable[[Stream, bytes], object], delimiter: bytes, *
 
     Args:
         on_message: Called for each message; see `Framing`.
-        delimiter: At least one byte; it is dropped.
-        limit: Most bytes of a message. A longer one resets the connection with `FrameTooLong`.
+        delimiter: At least one byte. The delimiter is dropped.
+        limit: Maximum size of a message in bytes. A longer message resets the connection with `FrameTooLong`.
 
     Raises:
         ValueError: The delimiter is empty.
@@ -359,9 +359,9 @@ def prefixed(
 
     Args:
         on_message: Called for each message, without its length; see `Framing`.
-        width: How many bytes the length has, an unsigned number.
+        width: How many bytes the length has, which is an unsigned number.
         byteorder: Byte order of the length.
-        limit: Most bytes of a message. A longer one resets the connection with `FrameTooLong`.
+        limit: Maximum size of a message in bytes. A longer message resets the connection with `FrameTooLong`.
 
     Raises:
         TypeError, ValueError: `width` or `byteorder` is wrong.
@@ -376,8 +376,8 @@ def blocks(on_block: Callable[[Stream, bytes], object], size: int, *, limit: int
 
     Args:
         on_block: Called for each block; see `Framing`.
-        size: Bytes of a block, at least 1.
-        limit: Most bytes of a block. None: `size`.
+        size: Size of a block in bytes, at least 1.
+        limit: Maximum size of a block in bytes. None: `size`.
 
     Raises:
         TypeError, ValueError: `size` is not a number of bytes, or is 0.
@@ -392,7 +392,7 @@ def _handle_rest(conn: Stream, framed: Framed) -> None:
 
 
 def check_size(name: str, size: int) -> int:
-    """Return a number of bytes. Raise TypeError for another type, ValueError below 0."""
+    """Return a number of bytes. Raise TypeError for another type, ValueError for a negative number."""
     if not isinstance(size, int):
         raise TypeError(f'{name} is a number of bytes, not {size!r}')
     if size < 0:

@@ -1,4 +1,4 @@
-"""Names for annotations that are not the reactor's own classes. Every module may import this one.
+"""Names for annotations that are not the reactor's own classes. Every module may import this module.
 
 It is imported at run time, not only by type checkers, so that `typing.get_type_hints` finds these names in the module
 that defines a method.
@@ -20,7 +20,7 @@ else:
     # Importing `ssl` takes as long as importing the whole reactor, and few programs need it.
     MemoryBIO = SSLContext = SSLError = SSLObject = Any
 
-Ts = TypeVarTuple('Ts')  # the user's own arguments of a callback
+Ts = TypeVarTuple('Ts')  # the user's own arguments for a callback
 Result = TypeVar('Result')
 
 Buffer = bytes | bytearray | memoryview

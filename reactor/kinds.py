@@ -1,7 +1,7 @@
 """The classes that a reactor uses for its connections, listeners and datagram sockets.
 
 With `debug=True` these are classes that check the caller's thread, so the check costs nothing otherwise. Listeners with
-limits, or for proxies, are made here too, because their class is above `net`.
+limits, or for proxies, are made here too, because their class is in a layer above `net`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class GuardedListenerMaker:
-    """Makes a listener that has limits, or accepts clients through proxies; see `Kinds.guard`."""
+    """Makes a listener that has limits, or that accepts clients through proxies; see `Kinds.guard`."""
 
     __slots__ = ('_kinds', '_limits', '_proxy')
 

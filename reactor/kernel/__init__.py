@@ -1,8 +1,8 @@
 """Every call to the operating system that is not a method of a socket, and the differences between platforms.
 
 Below `reactor.facade` no other package imports `socket`, `select`, `selectors`, `time`, `os`, `signal`, `threading` or
-`subprocess`, constants excepted. So a program can run on another kernel, a scripted or simulated one, which is passed
-as `Reactor(kernel=...)`.
+`subprocess`, except for constants. So a program can run on a scripted or simulated kernel, which is passed as
+`Reactor(kernel=...)`.
 """
 
 from .calls import Kernel

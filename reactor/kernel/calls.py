@@ -1,9 +1,10 @@
 """`Kernel`: every call to the operating system that is not a method of a socket.
 
-Here are the clock, the selectors, new sockets and pipes, name look-ups and socket files. Threads, children, signals and
-forks are in the base class `Processes`. Nothing here knows the loop.
+It provides the clock, selectors, new sockets and pipes, name look-ups and socket files. Its base class `Processes`
+provides threads, children, signals and forks. Nothing here knows the loop.
 
-It costs nothing where it matters: the loop looks up the clock and `select` once, and calls sockets directly.
+The indirection costs nothing where it matters: the loop looks up the clock and `select` once, and calls sockets
+directly.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-ONLY_ERROR = 4  # a result of `Kernel.readiness`
+ONLY_ERROR = 4  # `Kernel.readiness` returns this for a descriptor that only has an error to report
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # pause in seconds; another program binds and listens in less than one pause
 ResolveFailure = socket.gaierror
 
 
 class Kernel(Processes):
-    """The real operating system. A simulated kernel has the same methods, with sockets and selectors of its own."""
+    """The real operating system. A simulated kernel has the same methods, with its own sockets and selectors."""
 
     # Differences between platforms. The reactor asks the kernel that it was given, which may simulate another platform.
     clock_step: float = platforms.step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
@@ -45,7 +46,8 @@ class Kernel(Processes):
     nodelay_inherited: bool = platforms.NODELAY_INHERITED
     reset_on_close: bytes = platforms.RESET_ON_CLOSE
     reuse_address: bool = platforms.REUSE_ADDRESS
-    # Results of a connect that has begun. EWOULDBLOCK is one on Windows only; elsewhere it is EAGAIN: no port is left.
+    # Errors of a connect that is in progress. EWOULDBLOCK is among them only on Windows. Elsewhere it equals EAGAIN,
+    # which means that no port is left.
     connecting: frozenset[int] = frozenset(
         {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
     )
@@ -63,8 +65,8 @@ class Kernel(Processes):
     def room_of(self, selector: selectors.BaseSelector) -> Callable[[int], bool] | None:
         """Return a function that tests whether `selector` has room for a descriptor, or None if it always has.
 
-        `select` has no room beyond FD_SETSIZE. The function is looked up once, because a method call for each new
-        connection costs it 0.5 % of its instructions.
+        `select` has no room beyond FD_SETSIZE. The function is looked up once, because a method call would cost each
+        new connection 0.5 % of its instructions.
         """
         if not isinstance(selector, selectors.SelectSelector):
             return None
@@ -86,9 +88,9 @@ class Kernel(Processes):
     def readiness(self, fd: int, events: int) -> int:
         """Ask the kernel, without the selector, whether a descriptor is ready.
 
-        Returns 0 if it is not: the event of the selector was stale, or for another descriptor that had this number.
-        Returns ONLY_ERROR if it can neither be read nor written, but is reported for an error, such as an unread error
-        queue. Otherwise returns `events`, also on platforms without `poll`.
+        Returns 0 if it is not ready: the selector's event was stale, or was for another descriptor that had this
+        number. Returns ONLY_ERROR if the descriptor can neither be read nor written, but is reported because of an
+        error, such as an unread error queue. Otherwise, and on platforms without `poll`, returns `events`.
         """
         if not platforms.HAS_POLL:
             return events
@@ -97,14 +99,14 @@ class Kernel(Processes):
         try:
             found = poll.poll(0)
         except OSError:
-            return events  # no memory to find out
+            return events  # the kernel has no memory to find out
         if not found:
             return 0
-        # After a hang-up a read returns. If the descriptor is not open, the next call with it fails, which is enough.
+        # After a hang-up, a read returns at once. If the descriptor is not open, the next call with it fails.
         return ONLY_ERROR if found[0][1] & ~select.POLLPRI == select.POLLERR else events
 
     def received_memory(self, fd: int) -> int:
-        """Return how many bytes of memory hold received data of a socket, error queue included. 0 if not known."""
+        """Return how many bytes of memory hold received data of a socket, error queue included; 0 if unknown."""
         try:
             sock = socket.socket(fileno=fd)
             try:
@@ -138,7 +140,7 @@ class Kernel(Processes):
         return ours, theirs
 
     def pipe(self, writing: bool) -> tuple[PipeSocket, PipeSocket]:
-        """Make a pipe: our end, which is non-blocking, and the child's end. `writing`: ours is the one to write to."""
+        """Make a pipe. Return our end, which is non-blocking, and the child's. `writing`: we write, the child reads."""
         if os.name != 'posix':
             raise OSError(errno.ENOTSUP, 'pipes of children cannot be watched on this platform; use files or DEVNULL')
         reader, writer = map(PipeSocket, os.pipe())
@@ -148,7 +150,7 @@ class Kernel(Processes):
 
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         """Return the addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""
-        # A str is encoded with the idna codec, whose import costs a megabyte, even for numbers. Bytes are not.
+        # A str, even a numeric address, is encoded with the idna codec, whose import costs a megabyte. Bytes are not.
         plain = host.encode() if host is not None and host.isascii() else host
         return socket.getaddrinfo(plain, port, family, kind, 0, flags)
 
@@ -157,7 +159,7 @@ class Kernel(Processes):
         return socket.inet_pton(family, host)
 
     def unpack_address(self, family: int, packed: bytes) -> str:
-        """Return an address in numbers from its bytes."""
+        """Return a numeric address from its bytes."""
         return socket.inet_ntop(family, packed)
 
     def interface_index(self, name: str) -> int:
@@ -179,7 +181,7 @@ class Kernel(Processes):
         try:
             return any(events & select.POLLIN for _, events in poll.poll(0))
         except OSError:
-            return True  # no memory to find out; the caller asks again later
+            return True  # the kernel has no memory to find out; the caller asks again later
 
     def drop_new_connections(self, sock: Any) -> bool:
         """Drop the SYN of each new client of a listening socket. Return whether that is possible: on Linux, for TCP.
@@ -214,31 +216,31 @@ class Kernel(Processes):
     def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
         """Return (bytes received, bytes acknowledged by the peer, bytes not sent yet) of a TCP connection.
 
-        Raises OSError when it no longer exists, or is not TCP.
+        Raises OSError if the connection no longer exists, or is not TCP.
         """
-        # Fields of struct tcp_info. On an older Linux it is shorter, and missing fields count as 0.
+        # Fields of struct tcp_info. On an older Linux it is shorter, and the fields that it lacks count as 0.
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
         order: Literal['little', 'big'] = sys.byteorder
         received, acked = int.from_bytes(info[128:136], order), int.from_bytes(info[120:128], order)
         return received, acked, int.from_bytes(info[144:148], order)
 
     def close_fd(self, fd: int) -> None:
-        """Close a descriptor that has no object of its own."""
+        """Close a descriptor that no object owns."""
         os.close(fd)
 
     def sleep(self, seconds: float) -> None:
-        """Block the thread. Used only where the loop cannot do anything else, such as without memory for one byte."""
+        """Block the thread. Used only where the loop cannot go on, such as when the kernel has no memory for a byte."""
         time.sleep(seconds)
 
     def identity(self, fd: int) -> Any:
-        """Return what distinguishes an open file from a later one with the same number, None when it is not open.
+        """Return the device and inode of an open file, which distinguish it from a later file with the same number.
 
-        It is the pair of device and inode.
+        Returns None if `fd` is not open.
         """
         try:
             found = os.fstat(fd)
         except (OSError, ValueError):
-            # On Windows fstat does not accept sockets, so the number has to be enough.
+            # On Windows fstat does not accept sockets, so the number alone has to do.
             return fd if os.name != 'posix' and self.is_open(fd) else None
         return found.st_dev, found.st_ino
 
@@ -251,7 +253,7 @@ class Kernel(Processes):
         return os.strerror(error)
 
     def socket_file(self, path: str | bytes) -> tuple[int, int] | None:
-        """Return device and inode of the socket file at `path`, None when nothing is there.
+        """Return the device and inode of the socket file at `path`, or None if nothing is there.
 
         Raises FileExistsError for anything that is not a socket.
         """
@@ -261,7 +263,7 @@ class Kernel(Processes):
             return None
         if not stat.S_ISSOCK(found.st_mode):
             raise FileExistsError(
-                f'{os.fsdecode(path)!r} exists and is not a socket: it was left alone, choose another path'
+                f'{os.fsdecode(path)!r} exists and is not a socket: it was left alone; choose another path'
             )
         return found.st_dev, found.st_ino
 
@@ -297,14 +299,14 @@ class Kernel(Processes):
         return -1
 
     def unlink(self, path: str | bytes) -> None:
-        """Remove a socket file. It may be gone already."""
+        """Remove a socket file, if it still exists."""
         try:
             os.unlink(path)
         except FileNotFoundError:
             pass
 
     def find_path(self, path: Any) -> tuple[str, str, str | None]:
-        """Return a path as text, the real directory to watch for it, and its name there (None: everything in it).
+        """Return a path as text, the real directory to watch for it, and its name there (None: the whole directory).
 
         Raises FileNotFoundError when nothing is there, and PermissionError when the directory cannot be read.
         """
@@ -334,10 +336,10 @@ class Kernel(Processes):
         return os.dup(fd)
 
     def sendfile(self, sock: Socket, fd: int, offset: int, count: int) -> int:
-        """Send bytes of a file without copying them. Raises OSError (EINVAL) where they have to be read."""
+        """Send bytes of a file without copying them. Raises OSError (EINVAL) if they have to be read instead."""
         # The number of a simulated socket means nothing to the operating system.
         if not platforms.HAS_SENDFILE or not isinstance(sock, socket.SocketType):
-            raise OSError(errno.EINVAL, 'no sendfile here')
+            raise OSError(errno.EINVAL, 'sendfile is not available')
         return os.sendfile(sock.fileno(), fd, offset, count)
 
     def read_file(self, fd: int, offset: int, count: int) -> bytes:

@@ -1,12 +1,12 @@
 """The calls of `Kernel` that concern processes, threads, signals and forks.
 
 The class keeps one list for the whole process, `owners`: the reactors that have installed signal handlers or the wakeup
-descriptor. A forked child gives these back.
+descriptor. In a forked child, each of them restores what was installed before.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # functions of `signal` make enums, which takes 10 us each
+import _signal  # type: ignore[import-not-found]  # functions of `signal` convert to enums, which takes 10 us per call
 import errno
 import os
 import signal
@@ -25,7 +25,8 @@ EXIT_UNKNOWN = 255  # the exit code of a child that other code has reaped
 
 @cache
 def _in_main_interpreter() -> bool:
-    # Called in the main thread of an interpreter. The number is invalid; a sub-interpreter refuses it with ValueError.
+    # Called in the main thread of an interpreter. For this invalid descriptor, the main interpreter raises OSError,
+    # and a sub-interpreter raises ValueError.
     try:
         signal.set_wakeup_fd(-2)
     except OSError:
@@ -37,16 +38,16 @@ def _in_main_interpreter() -> bool:
 
 @cache
 def _watch_forks() -> None:
-    # Called once in a process, because the hooks cannot be removed.
+    # Runs only once in a process, because the hooks cannot be removed.
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
-_masks: dict[int, Any] = {}  # the blocked signals of each thread that is forking now
+_masks: dict[int, Any] = {}  # the signal mask of each thread that is forking now
 
 
 def _before_fork() -> None:
-    # A signal that reaches the child before our handlers are removed there would be lost, so block signals meanwhile.
+    # A signal that reaches the child before our handlers are removed there would be lost, so block signals until then.
     if Processes.owners:
         _masks[threading.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, _signal.valid_signals())
 
@@ -70,14 +71,14 @@ class Processes:
 
     # The handler that raises `KeyboardInterrupt`.
     default_int_handler: Callable[[int, Any], object] = staticmethod(signal.default_int_handler)
-    owners: ClassVar[list[Any]] = []  # the latest at the end: see `WakeupClaim`
+    owners: ClassVar[list[Any]] = []  # the latest owner is last; see `WakeupClaim`
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a daemon thread."""
         threading.Thread(target=target, name=name, daemon=True).start()
 
     def pid(self) -> int:
-        """Return the number of this process, which is another one after a fork."""
+        """Return the ID of this process, which is different after a fork."""
         return os.getpid()
 
     def thread(self) -> int:
@@ -91,7 +92,7 @@ class Processes:
     def spawn(
         self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
     ) -> Popen[bytes]:
-        """Start a child. Returns when its program runs; raises the OSError if it does not."""
+        """Start a child. Return when its program runs; raise OSError if the program cannot be started."""
         import subprocess
 
         if passed and os.name != 'posix':
@@ -99,7 +100,7 @@ class Processes:
         return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=passed)
 
     def pidfd(self, pid: int) -> int:
-        """Return a descriptor that becomes readable when a child has ended, -1 if there is none."""
+        """Return a descriptor that becomes readable when a child has ended, or -1 if there is none."""
         try:
             return os.pidfd_open(pid)
         except (AttributeError, OSError):
@@ -113,7 +114,7 @@ class Processes:
         if os.name != 'posix':
             return child.poll()
         if child.returncode is not None:
-            return child.returncode  # it was reaped when no memory was left to report it
+            return child.returncode  # it was reaped before, when no memory was left to report that
         # Not `child.poll`, which returns 0 for a child that other code has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
@@ -126,7 +127,7 @@ class Processes:
         return child.returncode
 
     def signal_child(self, child: Popen[bytes], pidfd: int, signum: int) -> None:
-        """Send a signal to a child that was not reaped yet."""
+        """Send a signal to a child that has not been reaped yet."""
         if pidfd >= 0:
             signal.pidfd_send_signal(pidfd, signum)
         elif os.name == 'posix':
@@ -135,15 +136,15 @@ class Processes:
             child.send_signal(signum)
 
     def set_wakeup_fd(self, fd: int) -> int:
-        """Have each signal write a byte to `fd`. Return the descriptor from before, -1 for none."""
+        """Have each signal write a byte to `fd`. Return the previous descriptor, or -1 if there was none."""
         return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
     def signal(self, signum: int, handler: Any) -> Any:
-        """Install a signal handler, and return the one from before."""
+        """Install a signal handler, and return the previous one."""
         return _signal.signal(signum, handler if callable(handler) else int(handler))
 
     def getsignal(self, signum: int) -> Any:
-        """Return the installed handler of a signal, None if it was not installed from Python."""
+        """Return the installed handler of a signal, or None if it was not installed from Python."""
         return _signal.getsignal(signum)
 
     def raise_signal(self, signum: int) -> None:
@@ -151,7 +152,7 @@ class Processes:
         signal.raise_signal(signum)
 
     def watch_forks(self) -> None:
-        """From now on, restore in each forked child what the reactors in `owners` have installed.
+        """From now on, have each forked child undo what the reactors in `owners` have installed.
 
         The child inherits our handlers and the wakeup descriptor. Without this, SIGTERM would not end it, and bytes for
         its own signals would be written to our wakeup, or to whatever file gets that number in the child.

@@ -19,7 +19,7 @@ def send_first(sock: socket.socket, buffers: list[Any]) -> int:
 
 
 def close_socket(sock: Any) -> None:
-    """Close a socket. Errors are ignored (other code has closed it, the peer has reset it): the descriptor is gone."""
+    """Close a socket. Ignore errors (other code has closed it, the peer has reset it): the descriptor is gone."""
     try:
         sock.close()
     except OSError:
@@ -29,9 +29,9 @@ def close_socket(sock: Any) -> None:
 class LeanSocket(socket.SocketType):
     """A socket without the additions of `socket.socket`: files, enums, an instance dictionary.
 
-    It exists for `accept`: that of `socket.socket` makes two enum members and runs three Python functions for each
-    connection, which is a tenth of the cost of a short connection. Accepted sockets are plain `SocketType`, and half as
-    large.
+    It exists for `accept`. The method of `socket.socket` looks up two enum members and runs three Python functions for
+    each connection, which is a tenth of the cost of a short connection. Accepted sockets are plain `SocketType`
+    objects, which are half as large.
     """
 
     __slots__ = ()
@@ -46,9 +46,9 @@ class LeanSocket(socket.SocketType):
 
 
 class PipeSocket:
-    """One end of a pipe, with the methods of a socket that a stream calls, so that streams need not know of pipes.
+    """One end of a pipe, with the methods of a socket that a stream calls, so that streams need not know about pipes.
 
-    What a pipe does not have (addresses, options) fails with the error that the kernel would give.
+    Methods that do not apply to a pipe (addresses, options) fail with the error that the kernel would give.
     """
 
     __slots__ = ('_fd',)

@@ -1,1 +1,1 @@
-"""What runs and when: the turn, timers, watchers, the wakeup, signals, threads. Nothing here knows a protocol."""
+"""The event loop: its turn, timers, watchers, wakeup, signals and threads. No module here knows a protocol."""

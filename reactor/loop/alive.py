@@ -1,4 +1,12 @@
-"""What keeps a loop running, and `why_alive`, which lists the reasons."""
+"""The reasons that keep `run` going, and `why_alive`, which lists them.
+
+Until `stop` is called, `run` goes on while there is at least one of these:
+
+- a call of `call_soon` or `call_soon_threadsafe` that waits for its turn;
+- a callback that waits for the completions phase, such as `on_written` or `on_close`;
+- a pending timer, unless its `unref` was called;
+- an open handle (a connection, listener, look-up, signal handler, call in a thread ...), unless its `unref` was called.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +23,7 @@ MOST_REASONS = 1 << 31  # the largest `limit` of `why_alive`
 
 
 class Alive:
-    """Finds everything that waits in one loop: calls, completions, timers and handles."""
+    """Finds the reasons that keep one loop running: calls, completions, timers and handles."""
 
     __slots__ = ('_completions', '_soon', '_timers', '_wakeup', '_watchers')
 
@@ -34,7 +42,7 @@ class Alive:
         self._wakeup = wakeup
 
     def any_reason(self) -> bool:
-        """Whether something is left to wait for."""
+        """Whether there is any reason to keep running."""
         return bool(
             self._soon
             or self._watchers.referenced
@@ -44,7 +52,7 @@ class Alive:
         )
 
     def reasons(self) -> Iterator[str]:
-        """Yield a line for each thing that waits: what it is, since when, and what it waits for."""
+        """Yield one line for each reason: what waits, since when, and for what."""
         timers, now = self._timers, self._timers.clock()
         for fn, _ in [*self._soon, *self._wakeup.calls]:
             yield f'call_soon of {name_of(fn)}: waits for its turn'
@@ -61,7 +69,7 @@ class Alive:
                 yield f'{describe(handle)}: since {now - handle.since:.0f} s, waits for {handle.waits_for()}'
 
     def handles(self) -> list[Handle]:
-        """Return every open handle except the wakeup, which never counts."""
+        """Return every open handle except the wakeup, which does not keep the loop running."""
         return [handle for handle in self._watchers if handle is not self._wakeup]
 
     def count_handles(self) -> int:

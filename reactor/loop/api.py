@@ -1,6 +1,6 @@
 """The methods of a loop that a program calls, except those that run and close it.
 
-Each checks its arguments and passes them to the part of the loop that does the work.
+Each method checks its arguments and passes them to the part of the loop that does the work.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .watcher import Handle, Watchers
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 YEAR = 365 * 86400  # seconds
-MOST_SIGNUM = 128  # on FreeBSD; each operating system refuses numbers that it does not have
+MOST_SIGNUM = 128  # FreeBSD has the most signals; an operating system with fewer refuses larger numbers itself
 
 
 class LoopAPI:
-    """One half of `Loop`. The other half makes the parts and runs them."""
+    """The base class of `Loop`, which creates the parts of the loop and runs them."""
 
     __slots__ = (
         '_alive', '_clock', '_exit_callbacks', '_guarded', '_idlers', '_repeating_timer', '_signals', '_soon',
@@ -61,9 +61,9 @@ class LoopAPI:
     watchers: Watchers
 
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call a function in the next soon phase: this turn's if it has not begun, else the next turn's.
+        """Call a function in the next soon phase: this turn's if it has not begun, otherwise the next turn's.
 
-        An exception that it raises goes where `catch_errors` says.
+        An exception that it raises is handled as `catch_errors` says.
 
         Args:
             fn: Called as `fn(*args)`, after the functions of earlier calls.
@@ -78,9 +78,9 @@ class LoopAPI:
         self._soon.append((fn, args))
 
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call a function in the loop; as `call_soon`, but may be called in any thread.
+        """Call a function in the loop, like `call_soon`. May be called in any thread.
 
-        Wakes the loop if it sleeps. Calls from one thread are made in order.
+        Wakes the loop if it sleeps. Functions that one thread passes are called in order.
 
         Args:
             fn: Called as `fn(*args)` in the loop's thread.
@@ -99,7 +99,7 @@ class LoopAPI:
         """Call a function after a delay, never early.
 
         Args:
-            delay: Seconds from now, on a fresh clock. Below 0 means 0. Any finite delay is accepted.
+            delay: Seconds from now, by a fresh clock reading. Any finite number is allowed; a negative one counts as 0.
             fn: Called as `fn(*args)` in the timers phase.
             *args: Arguments for `fn`.
 
@@ -119,7 +119,7 @@ class LoopAPI:
         """Call a function when the loop's clock reaches a deadline.
 
         Args:
-            deadline: A reading of the monotonic clock, in seconds, as `now` is.
+            deadline: A reading of the monotonic clock, in seconds, like `now`.
             fn: Called as `fn(*args)` in the timers phase.
             *args: Arguments for `fn`.
 
@@ -137,15 +137,15 @@ class LoopAPI:
         self._check(fn)
         deadline = number('deadline', deadline)
         wait = deadline - self._clock()
-        if YEAR < wait < 1000 * YEAR:  # beyond that it is meant as "never"
-            message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is a reading of the clock of '
-            warnings.warn(f'{message}r.now, not of time.time()', RuntimeWarning, stacklevel=2)
+        if YEAR < wait < 1000 * YEAR:  # a longer wait probably means "never"
+            message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is compared with '
+            warnings.warn(f'{message}r.now, not with time.time()', RuntimeWarning, stacklevel=2)
         return self.timers.add_at(self._timer, deadline, max(0, wait), fn, args)
 
     def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call a function at a fixed rate, for the first time after one interval.
 
-        The rate does not drift. Calls that were missed are skipped. An exception of `fn` does not end the timer.
+        The rate does not drift. Calls that were missed are skipped. An exception in `fn` does not end the timer.
 
         Args:
             interval: Seconds between two calls, above 0.
@@ -169,9 +169,9 @@ class LoopAPI:
     def add_signal_handler(self, signum: int, fn: Callable[[*Ts], object], *args: *Ts) -> SignalHandler:
         """Call a function in the loop each time a signal arrives.
 
-        The handler stays until it is removed or the reactor is closed; then the previous handler is restored. Another
-        handler for the same signal replaces it. It keeps `run` running unless `unref` is called. Signals that arrive
-        together may cause a single call.
+        The handler stays until it is removed or the reactor is closed; then the previous handler is restored. A second
+        call of this method for the same signal replaces `fn`. The handler keeps `run` running unless its `unref` is
+        called. Several signals that arrive together may cause only one call.
 
         Args:
             signum: Number of the signal.
@@ -179,7 +179,7 @@ class LoopAPI:
             *args: Arguments for `fn`.
 
         Returns:
-            The handler; `close` removes it.
+            The handler; close it to remove it.
 
         Raises:
             ReactorError: Called outside the main thread of the main interpreter.
@@ -225,14 +225,15 @@ class LoopAPI:
     ) -> ThreadCall:
         """Call a function in a daemon thread, and pass its result to the loop.
 
-        Four calls run at once, and 1,000 more may wait. Closing the returned handle cancels the call: `on_done` is not
-        called, and a call that has begun runs to its end.
+        Up to four calls run at once, and up to 1,000 more wait. Closing the returned handle cancels the call: a call
+        that has begun runs to its end, but `on_done` is not called.
 
         Args:
             fn: Called as `fn(*args)` in the thread.
             *args: Arguments for `fn`.
-            on_done: `on_done(result, error)`, called in the loop's thread, one of them None. `error` is what `fn`
-                raised, or a `ReactorError` when too many calls wait or no thread can be started.
+            on_done: `on_done(result, error)`, called in the loop's thread. `error` is None when `fn` returned.
+                Otherwise `result` is None, and `error` is the exception that `fn` raised, or a `ReactorError` because
+                too many calls wait or no thread can be started.
 
         Returns:
             A handle; it keeps `run` running until the call is done.
@@ -240,7 +241,7 @@ class LoopAPI:
         Raises:
             TypeError: `fn` or `on_done` is not callable.
             HandleClosed: The reactor is closed.
-            ReactorError: Called in another thread than the one that runs the reactor.
+            ReactorError: Called in a thread other than the one that runs the reactor.
         """
         self._check(fn)
         if on_done is not None:
@@ -250,17 +251,17 @@ class LoopAPI:
     def watch_fd(
         self, fd: int | HasFileno, events: int, fn: Callable[[Descriptor, int, *Ts], object], *args: *Ts
     ) -> Descriptor:
-        """Call a function whenever a descriptor is ready, once in each turn while it is.
+        """Call a function in each turn in which a descriptor is ready.
 
-        The descriptor stays yours: it is never read, written or closed here. It has to be non-blocking if you read more
-        than once. Close the returned handle first, and the descriptor afterwards. If the descriptor is closed too
-        early, a warning is logged, and the watch ends. An exception of `fn` also ends it.
+        The descriptor stays yours: the reactor never reads, writes or closes it. It has to be non-blocking if `fn`
+        reads more than once. Close the returned handle first, and the descriptor afterwards. If the descriptor is
+        closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
 
         Args:
             fd: A number, or an object with `fileno()`: a pipe, a socket of another library, inotify, an eventfd.
-            events: `reactor.READ`, `reactor.WRITE`, both, or 0 for nothing yet. `set_events` of the handle changes it.
-            fn: `fn(handle, event, *args)`; `event` is READ or WRITE. When both are ready it is called twice, first for
-                READ, then for WRITE if that is still wanted.
+            events: `reactor.READ`, `reactor.WRITE`, both, or 0 for none yet. `set_events` of the handle changes them.
+            fn: `fn(handle, event, *args)`; `event` is READ or WRITE. If the descriptor is ready for both, `fn` is
+                called twice: for READ, and then for WRITE if that is still wanted.
             *args: More arguments for `fn`.
 
         Returns:
@@ -269,19 +270,19 @@ class LoopAPI:
         Raises:
             PermissionError: `fd` is a regular file, a directory, or another descriptor that is always ready.
             OSError: `fd` is not open.
-            ReactorError: A handle of this reactor has the descriptor already.
+            ReactorError: Another handle of this reactor already has the descriptor.
             SelectorFull: The selector has no room for another descriptor.
             TypeError, ValueError: An argument is wrong.
             HandleClosed: The reactor is closed.
         """
         self._check(fn)
         callback('fn', fn, '(handle, event)', len(args))
-        return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # it is a `Loop`
+        return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # `self` is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
-        """Call a function once in each turn, before all other calls of the soon phase.
+        """Call a function once in each turn, before all other calls in the soon phase.
 
-        The loop does not sleep while there is an idler, so it uses a whole processor. This is for work in small pieces.
+        While there is an idler, the loop never sleeps and uses a whole processor. Use idlers for work in small pieces.
 
         Args:
             fn: Called as `fn(*args)`.
@@ -298,10 +299,10 @@ class LoopAPI:
         return self._idlers.add(fn, args)
 
     def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
-        """Make a handle whose `trigger()`, called in any thread or signal handler, causes a call in the loop.
+        """Make a handle with which any thread or signal handler can have a function called in the loop.
 
-        Several triggers before the call cause one call. The notifier keeps `run` running while it is open, unless
-        `unref` is called.
+        Its `trigger()` requests the call. Several triggers before the call cause only one call. The notifier keeps
+        `run` running while it is open, unless its `unref` is called.
 
         Args:
             fn: Called as `fn(*args)` in the loop's thread.
@@ -316,10 +317,10 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         self._check(fn)
-        return Notifier(self, fn, args, once)  # type: ignore[arg-type]  # it is a `Loop`
+        return Notifier(self, fn, args, once)  # type: ignore[arg-type]  # `self` is a `Loop`
 
     def add_exit_callback(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Have `close` call a function before it closes anything; the last one added is called first.
+        """Have `close` call a function before it closes any handle. The function added last is called first.
 
         Args:
             fn: Called as `fn(*args)`.
@@ -338,15 +339,15 @@ class LoopAPI:
         It is readable when a descriptor of this reactor is ready. Timers do not make it readable: see `timeout`.
 
         Raises:
-            ReactorError: The selector has no descriptor (`poll` and `select`).
+            ReactorError: The selector has no descriptor (`poll` and `select` have none).
             HandleClosed: The reactor is closed.
         """
         if self.guard.closed:
-            raise HandleClosed('this reactor is closed and has no descriptor any more; make a new one')
+            raise HandleClosed('this reactor is closed and no longer has a descriptor; make a new one')
         selector = self.watchers.selector
         fileno = getattr(selector, 'fileno', None)
         if fileno is None:
-            raise ReactorError(f'{type(selector).__name__} has no descriptor of its own; call run_once(0) regularly')
+            raise ReactorError(f'{type(selector).__name__} has no descriptor; call run_once(0) regularly')
         fd: int = fileno()
         return fd
 
@@ -355,19 +356,19 @@ class LoopAPI:
         return Stats(self.counters, len(self.timers), self._alive.count_handles())
 
     def handles(self) -> list[Handle]:
-        """Return everything that is open: connections, listeners, look-ups, calls in threads, signal handlers...
+        """Return all open handles: connections, listeners, look-ups, calls in threads, signal handlers...
 
         Timers are not handles.
         """
         return self._alive.handles()
 
     def why_alive(self, limit: int | None = None) -> list[str]:
-        """Return one line for each reason why `run` goes on: what it is, since when, and what it waits for.
+        """Return one line for each reason why `run` goes on: what waits, since when, and for what.
 
         40,000 lines take a fifth of a second.
 
         Args:
-            limit: Most lines. None: all.
+            limit: Maximum number of lines. None: all.
 
         Raises:
             TypeError, ValueError: `limit` is not a number of lines.
@@ -381,7 +382,7 @@ class LoopAPI:
             handles = self.handles()
             if handles:
                 count = f'{len(handles)} handle{"" if len(handles) == 1 else "s"}, such as {describe(handles[0])}'
-                message = f'a Reactor is destroyed that was never run, with {count}: call run(), or close()'
+                message = f'a Reactor that was never run is destroyed with {count}: call run(), or close()'
                 warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def _check(self, fn: object) -> None:

@@ -1,11 +1,11 @@
-"""Time limits of many members, checked once a second, all under a single timer.
+"""Time limits of many members, such as connections, checked once a second with a single timer.
 
-Each second in which a member is to be checked has a bucket of members. A member moves only when it is checked, never
-when something happens to it. So a connection with an idle timeout costs no timer operation for its bytes, only a time
-stamp. Its limit is found up to a second late, never early; when more members are due in one second than a turn can
-check, the last ones are checked some turns later.
+The members that are due in the same second are in one bucket. A member moves to another bucket only when it is checked,
+not when bytes arrive for it. So a connection with an idle timeout needs no timer operation for its bytes, only a time
+stamp. An exceeded limit is noticed up to a second late, never early. When more members are due in one second than a
+turn can check, the others are checked in the next turns.
 
-Kernels keep their own time limits like this ("timer wheels", Varghese and Lauck, 1987).
+Kernels implement their own timeouts like this ("timer wheels", Varghese and Lauck, 1987).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Alarm(Protocol):
 
 class Member(Protocol):
     def handle_look(self, now: float) -> None:
-        """Called in the second that was asked for. To be checked again, the member adds itself again."""
+        """Called in the second for which the member was added. To be checked again, it must add itself again."""
 
 
-MOST_STALE = 64  # the heap is rebuilt when it has this many more entries than twice the number of buckets
-LOOKS_PER_TURN = 128  # about 2 ms: thousands of members due in the same second must not block the loop
+MOST_STALE = 64  # the heap is rebuilt when its length exceeds twice the number of buckets by more than this
+LOOKS_PER_TURN = 128  # these take about 2 ms: thousands of members due in the same second must not block the loop
 
 
 class Buckets:
-    """Members, by the second of the loop's clock in which they are checked."""
+    """Maps seconds of the loop's clock to the members that are checked then."""
 
     __slots__ = ('_armed', '_buckets', '_clock', '_later', '_seconds', '_timer')
 
@@ -41,7 +41,7 @@ class Buckets:
         self._clock = clock
         self._later = later  # makes a timer that does not keep the loop running
         self._buckets: dict[int, dict[Member, None]] = {}
-        self._seconds: list[int] = []  # a heap of the seconds that have a bucket, and some that had one
+        self._seconds: list[int] = []  # a heap of the seconds that have a bucket, or had one
         self._timer: Alarm | None = None  # for the earliest bucket; it never keeps the loop running
         self._armed = 0
 
@@ -49,7 +49,7 @@ class Buckets:
         return sum(len(bucket) for bucket in self._buckets.values())
 
     def add(self, member: Member, when: float) -> int:
-        """Have `member` checked in the first full second from `when` on. Return that second, for `discard`."""
+        """Have `member` checked at the first whole second that is not before `when`. Return it, for `discard`."""
         second = ceil(when)
         bucket = self._buckets.get(second)
         if bucket is not None:
@@ -70,7 +70,7 @@ class Buckets:
         return second
 
     def discard(self, member: Member, second: int) -> None:
-        """Do not check `member`, which was to be checked in `second`."""
+        """Remove `member` from the bucket of `second`."""
         bucket = self._buckets.get(second)
         if bucket is not None and member in bucket:
             del bucket[member]
@@ -81,13 +81,13 @@ class Buckets:
             self._arm()  # an earlier call may have run out of memory before it cancelled the timer
 
     def clear(self) -> None:
-        """Forget all members, when the loop is closed."""
+        """Forget all members. Called when the loop is closed."""
         self._buckets.clear()
         self._seconds.clear()
         self._arm()
 
     def _earliest(self) -> int:
-        """Return the earliest second that has a bucket, 0 when there is none."""
+        """Return the earliest second that has a bucket, or 0 if there is none."""
         seconds, buckets = self._seconds, self._buckets
         while seconds and seconds[0] not in buckets:
             heappop(seconds)
@@ -97,7 +97,7 @@ class Buckets:
         timer, earliest = self._timer, self._earliest()
         if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
             return
-        if self._buckets:  # the new timer first: if it cannot be made, the old one fires early and tries again
+        if self._buckets:  # make the new timer first: if that fails, the old one fires early and makes it then
             self._timer = self._later(earliest - self._clock(), self._look)
             self._armed = earliest
         if timer is not None:
@@ -106,15 +106,15 @@ class Buckets:
             self._timer = None
 
     def _look(self) -> None:
-        """Check the members that are due, at most LOOKS_PER_TURN. For the others the timer is due again at once."""
+        """Check the members that are due, at most LOOKS_PER_TURN. If more are due, fire again in the next turn."""
         now, left = self._clock(), LOOKS_PER_TURN
         while left and self._buckets and (second := self._earliest()) <= now:
             bucket = self._buckets[second]
             for member in list(islice(bucket, left)):
-                if member in bucket:  # else the check of another member has discarded it
+                if member in bucket:  # otherwise the check of another member has discarded it
                     left -= 1
                     member.handle_look(now)
-                    bucket.pop(member, None)  # afterwards: a check that fails because memory has run out is made again
+                    bucket.pop(member, None)  # after the check, which is repeated if memory runs out in it
             if bucket:
                 break
             if self._buckets.get(second) is bucket:

@@ -1,8 +1,8 @@
-"""Checks of arguments that are numbers, switches, paths or callbacks.
+"""Checks for arguments that are numbers, flags, paths or callbacks.
 
-They are in one place so that the same mistake gives the same message in every method. A value of the wrong type or unit
-is refused in the call that passes it, and the message names the argument and shows the value. A bool is not a number
-here: `idle_timeout=True` is a mistake, not one second.
+All methods share them, so the same mistake gives the same message everywhere. A wrong value is refused by the method to
+which it is passed, and the message names the argument and shows the value. A bool is not a number here:
+`idle_timeout=True` is a mistake, not one second.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from .log import describe, place_of
 
-FOREVER = 1e15  # seconds, 31 million years. Longer times are cut to this, so that they can be added to a clock reading
-LONGEST_REPR = 100  # characters of a value in a message
+FOREVER = 1e15  # seconds (31 million years); longer times are cut to this, so that they can be added to a clock reading
+LONGEST_REPR = 100  # how many characters of a value a message shows
 INFINITY = float('inf')
 TAKES_ANY_NUMBER = 0x04  # CO_VARARGS, in the flags of a code object: the function has `*args`
 
@@ -37,7 +37,7 @@ def number(name: str, value: Any, unit: str = 'number of seconds') -> float:
 
 
 def seconds(name: str, value: Any) -> float:
-    """Return a duration of at least 0. Raises as `number`, and ValueError below 0."""
+    """Return a duration, which must be at least 0. Raises as `number` does, and ValueError for a negative value."""
     duration = number(name, value)
     if duration < 0:
         raise ValueError(f'{name} is a finite number of seconds, at least 0, not {shown(value)}')
@@ -45,9 +45,9 @@ def seconds(name: str, value: Any) -> float:
 
 
 def time_limit(name: str, value: Any, hint: str = '') -> float:
-    """Return a duration above 0.
+    """Return a duration, which must be above 0.
 
-    A limit of 0 would end everything at once, and was perhaps meant as "no limit". Raises as `seconds`, and ValueError
+    A limit of 0 would expire at once; the caller may have meant "no limit". Raises as `seconds` does, and ValueError
     for 0.
     """
     limit = seconds(name, value)
@@ -57,7 +57,7 @@ def time_limit(name: str, value: Any, hint: str = '') -> float:
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, unit: str = 'number of bytes') -> int:
-    """Return an int from `least` to `most`. Raises TypeError for another type, ValueError for one out of range."""
+    """Return an int from `least` to `most`. Raises TypeError for another type, ValueError if it is out of range."""
     bounds = f'at least {least}' if most is None else f'{least} to {most}'
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'{name} is a {unit}, {bounds}, not {shown(value)}')
@@ -80,11 +80,11 @@ def file_path(name: str, value: Any) -> None:
     if not isinstance(value, str | bytes) and not hasattr(value, '__fspath__'):
         raise TypeError(f'{name} is a path, a str, bytes or os.PathLike, not {shown(value)}')
     if b'\0' in (value if isinstance(value, bytes) else str(value).encode('utf-8', 'surrogatepass')):
-        raise ValueError(f'{name} is a path and has a NUL inside: {shown(value)}')
+        raise ValueError(f'{name} is a path with a NUL inside: {shown(value)}')
 
 
 def check_parts(selector: Any, kernel: Any) -> None:
-    """Check the `selector` and `kernel` of a reactor. Raises TypeError, and ValueError for a used selector."""
+    """Check the `selector` and `kernel` of a reactor. Raises TypeError, or ValueError if the selector is not new."""
     if selector is not None and not hasattr(selector, 'get_map'):
         raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
     if selector is not None and (selector.get_map() is None or len(selector.get_map())):
@@ -94,7 +94,7 @@ def check_parts(selector: Any, kernel: Any) -> None:
 
 
 def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
-    """Raise TypeError unless `fn` can be called: with `arguments`, such as '(conn, data)', and as many `more`."""
+    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` other values."""
     if not callable(fn):
         hint = '; was it called instead of passed?' if fn is None else ''
         raise TypeError(f'{name} must be callable, not {shown(fn)}{hint}')
@@ -110,7 +110,7 @@ def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
 
 
 def _misfit(function: FunctionType, given: int, bound: bool) -> str:
-    """Say why a function cannot be called with `given` positional arguments, the first of them `self` if `bound`."""
+    """Return why a function cannot take `given` positional arguments (the first is `self` if `bound`), or ''."""
     code = function.__code__
     most, names = code.co_argcount, code.co_varnames
     for name in names[most : most + code.co_kwonlyargcount]:

@@ -1,11 +1,11 @@
-"""What a loop installs in the process, and how it is given back: signal handlers, and Python's wakeup descriptor.
+"""Installs signal handlers and Python's wakeup descriptor in the process, and restores the previous ones.
 
-The process is shared with code that does not know us (asyncio, `signal.signal`) and with other reactors, and all of
-them begin and end in any order. So a claim is undone only if it is still what is installed, and nothing that was
-installed later is touched.
+Other reactors and other code (asyncio, callers of `signal.signal`) install their own in the same process, and all of
+them start and stop in any order. So a claim is undone only while its handler or descriptor is still installed, and
+whatever was installed later is left alone.
 
-A dropped claim may still be called: code that installed a handler over it may call it, or install it again, at any
-time. Then it behaves like the handler that it had replaced, so no signal ever goes to a closed reactor.
+A dropped claim may still be called: code that replaced it with another handler may call it or reinstall it at any time.
+The claim then behaves like the handler that it had replaced, so no signal ever reaches a closed reactor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT = 0  # SIG_DFL
 
 
 class SignalClaim:
-    """The handler that we install for a signal. It calls `fn` until it is dropped.
+    """A handler that the reactor installs for a signal. It calls `fn` until `drop` is called.
 
     Raises ValueError when there is no such signal.
     """
@@ -41,14 +41,14 @@ class SignalClaim:
         self._kernel.signal(self.signum, self)
 
     def drop(self) -> None:
-        """Restore the handler from before, if ours is still installed."""
-        self.fn = None  # first: from here on it behaves like the handler that it replaced
+        """Restore the previous handler, if this one is still installed."""
+        self.fn = None  # first: from here on this claim behaves like the handler that it replaced
         if self._kernel.getsignal(self.signum) is self:
             self._restore()
 
     def _restore(self) -> Any:
         before = living(self.previous)
-        # None: the previous handler was not installed from Python and cannot be put back.
+        # None: the previous handler was not installed from Python and cannot be restored.
         self._kernel.signal(self.signum, DEFAULT if before is None else before)
         return before
 
@@ -60,7 +60,7 @@ class SignalClaim:
             before = living(self.previous)
             if callable(before):
                 before(signum, frame)
-        else:  # other code has installed it again after it was dropped
+        else:  # other code has reinstalled this claim after it was dropped
             before = self._restore()
             if callable(before):
                 before(signum, frame)
@@ -69,27 +69,27 @@ class SignalClaim:
 
 
 class InterruptClaim(SignalClaim):
-    """The handler for SIGINT while a loop runs, in place of the one that raises `KeyboardInterrupt`."""
+    """The SIGINT handler while a loop runs. It replaces Python's own, which raises `KeyboardInterrupt` at any point."""
 
     __slots__ = ()
 
 
 def living(handler: Any) -> Any:
-    """Return the handler itself or, if it was dropped, the first handler below it that was not."""
+    """Return the handler itself or, if it was dropped, the latest handler before it that was not."""
     while isinstance(handler, SignalClaim) and handler.fn is None:
         handler = handler.previous
     return handler
 
 
 class WakeupClaim:
-    """Python's wakeup descriptor, while a loop needs it. A signal writes a byte to it, which ends the loop's sleep.
+    """Installs a loop's bell as Python's wakeup descriptor. Each signal then writes a byte to it and wakes the loop.
 
-    Another descriptor may have been installed before ours, by another reactor or by other code. That of other code is
-    remembered with its device and inode, because its number may be given to another file. We pass on to it the bytes of
-    its signals, and restore it.
+    Another reactor or other code may have installed its own descriptor before. A descriptor of other code is remembered
+    with its device and inode, because its number may later belong to another file. The bytes of signals are passed on
+    to it, and it is restored at the end.
 
-    `kernel.owners` lists the claims of all reactors of this process that have installed anything. When a reactor is
-    closed before one that installed its claim later, the later claim remembers what the closed one had remembered.
+    `kernel.owners` lists the installed claims of all reactors in this process. When a reactor releases its claim, a
+    claim that was installed on top of it takes over the descriptor that it had remembered.
     """
 
     __slots__ = ('_below', '_kernel', '_number', '_wakeup', 'on_fork')
@@ -98,11 +98,11 @@ class WakeupClaim:
         self.on_fork: Callable[[], object] = on_fork
         self._kernel = kernel
         self._wakeup = wakeup
-        self._number = -1  # the descriptor of our bell that Python has; -1 while it is not to be installed
+        self._number = -1  # the number under which our bell is installed; -1 while it must not be installed
         self._below: Below = None
 
     def acquire(self) -> None:
-        """Install our bell, unless it is installed."""
+        """Install our bell if it is not installed."""
         owners = self._kernel.owners
         if self in owners:
             self._install()
@@ -116,14 +116,14 @@ class WakeupClaim:
             self._below = ours[0] if ours else (found, self._kernel.identity(found))
 
     def release(self) -> None:
-        """Restore the descriptor from before, if our bell is still installed. Does nothing without `acquire`.
+        """Restore the previous descriptor, if our bell is still installed. Does nothing unless `acquire` was called.
 
-        When memory runs out it can be called again: the claim stays in `owners` until everything is done.
+        If memory runs out, it can be called again, because the claim stays in `owners` until the last step.
         """
         owners, below = self._kernel.owners, self._below
         if self not in owners:
             return
-        # First: if a signal arrives in here, its handler calls `check`, which must not install our bell again.
+        # First: if a signal arrives during this call, its handler calls `check`, which must not reinstall our bell.
         number, self._number = self._number, -1
         found = self._set(-1)
         if found == number or (found < 0 and isinstance(below, WakeupClaim)):
@@ -142,7 +142,7 @@ class WakeupClaim:
             self._install()
 
     def bell_replaced(self) -> None:
-        """Our bell is another socket now: install it, if the one before was installed."""
+        """Called when our bell is a new socket: install it, if the old one was installed."""
         if self in self._kernel.owners:
             self._install()
 
@@ -150,18 +150,18 @@ class WakeupClaim:
         before, self._number = self._number, self._wakeup.bell_fileno()
         found = self._set(self._number)
         if found not in (-1, before, self._number):
-            self._set(found)  # other code has installed its own descriptor later, which stays
+            self._set(found)  # other code has installed its own descriptor since then, which stays
 
     def pass_on(self, data: bytes) -> None:
         """Write the bytes of signals to the descriptor that was installed before ours."""
         below = self._below
         if isinstance(below, WakeupClaim):
-            below.pass_on(data)  # the other reactor's bell itself is rung by its signal handlers
+            below.pass_on(data)  # the other reactor's signal handlers ring its bell themselves
         elif below is not None and self._number_of(below) >= 0:
             try:
                 self._kernel.write(below[0], data)
             except OSError:
-                pass  # it is full, so its reader will wake up anyway, or it was closed just now
+                pass  # the descriptor is full, so its reader will wake up anyway, or it was closed just now
 
     def _set(self, fd: int) -> int:
         try:
@@ -170,7 +170,7 @@ class WakeupClaim:
             return self._kernel.set_wakeup_fd(-1)  # other code has closed this descriptor
 
     def _number_of(self, below: Below) -> int:
-        # The descriptor that was installed before ours; -1 when its number stands for another file now.
+        # The descriptor that was installed before ours; -1 if its number now belongs to another file.
         if isinstance(below, WakeupClaim):
             return below._number
         if below is None or below[1] is None or self._kernel.identity(below[0]) != below[1]:

@@ -1,4 +1,4 @@
-"""Closing a loop: every step is taken and every handle is closed, whatever the callbacks raise meanwhile."""
+"""Closes a loop: every step is taken and every handle is closed, even if callbacks raise exceptions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from .alive import Alive
 from .failures import Failures
 
-CLOSING_ROUNDS = 1000  # ends a close in which callbacks open new connections for ever
+CLOSING_ROUNDS = 1000  # limits a close in which callbacks keep opening new connections
 
 
 def take_steps(steps: Iterable[tuple[Any, ...]]) -> None:
-    """Take each step (a function, arguments), again after an exception. Then raise the first exception, if any."""
+    """Call each step, (function, *arguments), again if it raises. At the end raise the first exception, if any."""
     error = None
     for fn, *args in steps:
         for _ in range(CLOSING_ROUNDS):
@@ -27,7 +27,7 @@ def take_steps(steps: Iterable[tuple[Any, ...]]) -> None:
 
 
 def run_exit_callbacks(callbacks: list[Any], failures: Failures) -> None:
-    """Call the exit callbacks, the last added first."""
+    """Call the exit callbacks; the one added last is called first."""
     while callbacks:
         fn, args = callbacks.pop()
         try:
@@ -37,7 +37,7 @@ def run_exit_callbacks(callbacks: list[Any], failures: Failures) -> None:
 
 
 def end_handles(alive: Alive, completions: deque[Any], run_completions: Callable[[int], None]) -> None:
-    """Abort all handles and run the completions until neither is left. Then raise the last exception, if any."""
+    """Abort all handles and run all completions until none are left. At the end raise the last exception, if any."""
     error = None
     for _ in range(CLOSING_ROUNDS):  # an `on_close` may open another connection
         for handle in alive.handles():

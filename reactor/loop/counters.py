@@ -1,15 +1,15 @@
-"""The declaration of every counter, with its help text.
+"""Declares every counter, with its help text.
 
-`stats()`, the metrics, the live page and the table in COUNTERS.md are made from it. Each part of the reactor adds to
-the attribute itself, so counting is one addition. The names are libuv's (`loop_count`, `events`, `idle_time`), else
-redis'.
+`stats()`, the metrics, the live page and the table in COUNTERS.md are made from these declarations. Each part of the
+reactor adds to the attributes directly, so counting costs one addition. Names are taken from libuv (`loop_count`,
+`events`, `idle_time`), or else from redis.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-LAG_BUCKETS = 16  # bounded by 1/1024 s times powers of two: 1 ms, 2 ms ... 16 s; the last is unbounded
+LAG_BUCKETS = 16  # upper bounds: 1/1024 s times powers of two, so 1 ms, 2 ms ... 16 s; the last bucket has no bound
 SLOW_PLACES = 20  # how many slow callbacks are remembered
 
 
@@ -19,7 +19,7 @@ class Declaration:
     Attributes:
         kind: 'count', 'gauge', 'seconds' or 'other'.
         help: The help text that operators read.
-        metric: The name of the metric, if it is not that of the attribute.
+        metric: The name of the metric, if it differs from the attribute's.
     """
 
     __slots__ = ('help', 'kind', 'metric')
@@ -51,7 +51,7 @@ def other(help: str, metric: str) -> Any:
 
 
 class Declared(type):
-    """Makes a slot of each declaration in the body of a class, and collects the declarations in `declared`."""
+    """Turns each declaration in a class body into a slot, and collects the declarations in `declared`."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> Declared:
         own = {key: value for key, value in body.items() if type(value) is Declaration}
@@ -120,12 +120,12 @@ class Counters(metaclass=Declared):
     soon_time: float = seconds('Seconds spent in call_soon callbacks, signal handlers and calls from threads.')
     completions_time: float = seconds('Seconds spent in on_connect, on_written, on_drain, on_close and the like.')
 
-    # A list in the loop, a tuple in a snapshot.
+    # In the loop a list, in a snapshot a tuple.
     timer_lag: Any = other(
         'Timers fired, by how late they were; the bounds are in Stats.lag_bounds.', 'timer_lag_seconds'
     )
     timer_lag_sum: float = other('Seconds by which all fired timers together were late.', 'timer_lag_seconds')
-    # In the loop a dict: place -> [count, longest].
+    # In the loop, a dict that maps each place to [count, longest].
     slow: Any = other('Slow callbacks as [place, count, longest seconds], at most 20.', 'slow_callback_places')
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Counters(metaclass=Declared):
         self.slow = {}
 
     def count_slow(self, place: str, seconds: float) -> None:
-        """Count a slow callback that is written at `place`. With more than SLOW_PLACES, the rarest is forgotten."""
+        """Count a slow callback that is defined at `place`. Beyond SLOW_PLACES places, the rarest is forgotten."""
         known = self.slow.get(place)
         if known is not None:
             known[0] += 1

@@ -1,8 +1,8 @@
 """Descriptors that belong to the user: pipes, sockets of other libraries, inotify, anything that a selector can watch.
 
-A descriptor is only watched here, never read, written or closed. Before each call of the user's function the kernel is
-asked whether the descriptor is still open and ready: epoll goes on reporting one that other code has closed while a
-copy of it exists, and `poll` reports a closed one too.
+The reactor only watches such a descriptor; it never reads, writes or closes it. Before each call of the user's function
+it asks the kernel whether the descriptor is still open and ready. This is needed because epoll keeps reporting a closed
+descriptor while a copy of it exists, and `poll` reports closed descriptors too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Descriptor(Handle):
         except PermissionError:
             raise PermissionError(
                 errno.EPERM,
-                f'descriptor {self._fd} cannot be watched: a file, a directory and a device such as /dev/null are '
+                f'descriptor {self._fd} cannot be watched: files, directories and devices such as /dev/null are '
                 'always ready; read it in a thread, with run_in_thread()',
             ) from None
 
@@ -59,28 +59,28 @@ class Descriptor(Handle):
         if type(self._file) is int:
             return self._file
         try:
-            # If the user reopened the object, it has another number, which another handle may have registered.
+            # If the user reopened the object, it has a new number, which another handle may have registered.
             return self._fd if _number(self._file) == self._fd else -1
         except (MemoryError, RecursionError):
             raise
         except Exception:
-            return -1  # its owner has closed it; objects of other libraries may raise anything then
+            return -1  # its owner has closed it, and objects of other libraries may then raise any exception
 
     def set_events(self, events: int) -> None:
-        """Change what is waited for.
+        """Change the events that are watched.
 
         Args:
-            events: `reactor.READ`, `reactor.WRITE`, both, or 0 for nothing.
+            events: `reactor.READ`, `reactor.WRITE`, both, or 0 for none.
 
         Raises:
             ValueError: `events` is something else.
             HandleClosed: The watch has ended.
-            ReactorError: Another handle watches the descriptor now, or called in another thread than the loop's.
+            ReactorError: Another handle watches the descriptor now, or the caller is outside the loop's thread.
         """
         self.loop.guard.check_thread()
         _check_events(events)
         if self.fn is None:
-            raise HandleClosed(f'descriptor {self._fd} is not watched any more; call watch_fd() again')
+            raise HandleClosed(f'descriptor {self._fd} is no longer watched; call watch_fd() again')
         self.loop.watchers.set_events(self, events)
 
     @property
@@ -90,7 +90,7 @@ class Descriptor(Handle):
     def close(self) -> None:
         self.loop.guard.check_thread()
         if self.fn is not None:
-            self.loop.watchers.remove(self)  # first, because memory or stack may run out in it
+            self.loop.watchers.remove(self)  # first, because memory or stack may run out in this step
             self._file = -1
             self.fn, self.args = None, ()
 
@@ -101,7 +101,7 @@ class Descriptor(Handle):
         self._ready(WRITE)
 
     def handle_failed(self, exc: Exception) -> None:
-        self.close()  # bytes that `fn` did not read are ready again at once, and `fn` would raise again
+        self.close()  # otherwise bytes that `fn` did not read would make it raise again in each turn
 
     def handle_lost(self, exc: Exception) -> None:
         log('warning', '%s', exc)
@@ -111,7 +111,7 @@ class Descriptor(Handle):
 
     def waits_for(self) -> str:
         waits = {0: 'set_events()', READ: 'input', WRITE: 'room for output', READ | WRITE: 'input or room for output'}
-        return waits.get(self.events, 'its end')  # UNHEARD: memory ran out while it was changed
+        return waits.get(self.events, 'its end')  # UNHEARD: memory ran out while `events` was changed
 
     def __repr__(self) -> str:
         if self.closed:
@@ -132,14 +132,14 @@ class Descriptor(Handle):
         elif readiness:
             fn(self, event, *self.args)  # type: ignore[misc]  # not None: a closed handle wants no events
         else:
-            loop.spins.no_progress(self)  # the event was for another descriptor, or is no longer true
+            loop.spins.no_progress(self)  # the event was for another descriptor, or this one is no longer ready
 
 
 def _number(file: Any) -> int:
     fileno = getattr(file, 'fileno', None)
     fd = fileno() if fileno is not None else file
     if type(fd) is not int:
-        raise TypeError(f'a descriptor is an int or something with fileno(), not {shown(file)}')
+        raise TypeError(f'a descriptor is an int or an object with fileno(), not {shown(file)}')
     if not 0 <= fd < 1 << 31:
         raise ValueError(f'{shown(file)} has no open descriptor')
     return fd
@@ -147,4 +147,4 @@ def _number(file: Any) -> int:
 
 def _check_events(events: int) -> None:
     if type(events) is not int or events not in WANTS:
-        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for nothing, not {shown(events)}')
+        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for none, not {shown(events)}')

@@ -1,9 +1,9 @@
-"""What happens to an exception that a callback raised, and to a call that ran out of memory or stack, `loop.failures`.
+"""`loop.failures`: handles exceptions that callbacks raise, and calls that run out of memory or stack.
 
 - An exception is passed to `on_error` of its handle or to the callable `catch_errors`, or it is logged, or it leaves
   `run`.
 - When memory or stack ran out before a callback was reached, the call goes back to the head of its queue: see `retry`.
-- A handle that ran out of memory or stack in its own methods is put into `starved`, and the next turn begins with it.
+- A handle that ran out of memory or stack in its own methods is added to `starved`, and the next turn begins with it.
 
 A reserve of memory is released when memory has run out, because logging an error and closing a connection need some.
 """
@@ -23,14 +23,14 @@ from .watcher import UNHEARD, Handle, Watchers
 
 CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
 
-RESERVE = 2 << 20  # bytes
-LOG_INTERVAL = 1.0  # seconds between two log lines for equal exceptions in callbacks of handles
-MOST_LOGGED = 100  # kinds of them that are remembered
-RESERVE_RETRY = 0.1  # seconds between two attempts to allocate it again
-# Packages and modules whose code may run between a phase and a callback of the user.
+RESERVE = 2 << 20  # the size of the reserve in bytes
+LOG_INTERVAL = 1.0  # seconds between two log lines for the same exception in callbacks of handles
+MOST_LOGGED = 100  # how many different exceptions are remembered for this
+RESERVE_RETRY = 0.1  # seconds between two attempts to allocate the reserve again
+# Packages and modules whose code may run between a phase of the turn and the user's callback.
 OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.kernel', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
-WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
+WRITTEN_IN_C = {BuiltinFunctionType, type}  # the types of functions and methods, and of classes
 
 
 class Failures:
@@ -41,7 +41,7 @@ class Failures:
         'starved',
     )  # fmt: skip
 
-    doorbell: Handle  # the wakeup of the loop, set when it exists: the completions of this object need a handle
+    doorbell: Handle  # the loop's wakeup, set by the loop: completions that are queued here need some handle
 
     def __init__(
         self,
@@ -52,25 +52,25 @@ class Failures:
         counters: Counters,
     ) -> None:
         self.catch_errors: CatchErrors = catch_errors
-        # Each handle that ran out of memory or stack, followed by its exception, so that noting one allocates no tuple.
-        # None stands for an exception that has left a turn.
+        # Handles that ran out of memory or stack, each followed by its exception: a tuple of both would need memory.
+        # None marks an exception that has left a turn.
         self.starved: deque[Any] = deque()
         self._watchers = watchers
         self._timers = timers
         self._completions = completions
         self._counters = counters
-        self._logged: dict[object, float] = {}  # when an exception of a handle was logged last, by type and function
-        self._reserve: bytes | None = bytes(RESERVE)  # never written to, so it is only address space
+        self._logged: dict[object, float] = {}  # maps (exception type, function) to the time of the last log line
+        self._reserve: bytes | None = bytes(RESERVE)  # never written to, so it takes only address space
 
     def callback_failed(self, exc: Exception, handle: Handle | None) -> None:
-        """Handle an exception in a user's callback. Without memory or stack for that, the handle fails all the same."""
+        """Handle an exception in a user's callback. If memory or stack runs out here, the handle still fails."""
         if type(exc) is MemoryError:
             self._reserve = None
         try:
             self._settle(exc, handle)
         except (MemoryError, RecursionError) as failure:
             if failure is exc:
-                raise  # with `catch_errors=False`
+                raise  # `catch_errors` is False: the exception leaves `run`
             self._reserve = None
             if handle is not None:
                 self._completions.append((handle, _fail, (exc,)))
@@ -79,16 +79,16 @@ class Failures:
                 self._restore_reserve()
 
     def exit_callback_failed(self, exc: Exception) -> None:
-        """Report an exception of an exit callback. It never leaves `close`, because the other callbacks have to run."""
+        """Report an exception in an exit callback. It is not raised, because the other exit callbacks have to run."""
         self._counters.callback_errors += 1
         self._report(exc, None)
 
     def retry(self, exc: Exception, handle: Handle | None = None) -> None:
-        """Memory or stack ran out before the callback was reached, and the call is at the head of its queue again.
+        """Called when memory or stack ran out before a callback was reached; the call is back at the head of its queue.
 
-        The first time, the reserve is released and the call is repeated. When there is no reserve, or when it is the
-        stack (whose frames belong to the caller of `run`), `exc` leaves `run`. Nothing is lost, and `run` can be called
-        again.
+        The first time, release the reserve; the call is then repeated. If the reserve is gone, or if the stack has run
+        out (its frames belong to the caller of `run`), raise `exc`, which leaves `run`. Nothing is lost, and `run` can
+        be called again.
         """
         if type(exc) is RecursionError or self._reserve is None:
             raise exc
@@ -98,7 +98,7 @@ class Failures:
         self._restore_reserve()
 
     def end_starved(self) -> None:
-        """Handle the failures of the last turn that could not be handled there, because memory or stack had run out."""
+        """Handle the failures that the last turn could not handle because memory or stack had run out."""
         starved = self.starved
         while starved:
             if starved[0] is None:
@@ -122,22 +122,22 @@ class Failures:
             starved.popleft()
 
     def _set_aside(self, handle: Handle) -> None:
-        # A completion; earlier completions may have released some memory.
+        # Runs as a completion, because earlier completions may have released some memory.
         try:
             self._reserve = bytes(RESERVE)
         except MemoryError:
             try:
                 self._timers.unreferenced_later(RESERVE_RETRY, self._set_aside, handle)
             except MemoryError:
-                pass  # it is tried again when a callback runs out of memory the next time
+                pass  # retried the next time a callback runs out of memory
 
     def _restore_reserve(self) -> None:
-        """If the reserve was released, allocate it again after the present failure was handled."""
+        """If the reserve was released, allocate it again once the current failure has been handled."""
         if self._reserve is None:
             self._completions.append((self.doorbell, self._set_aside, ()))
 
     def _settle(self, exc: Exception, handle: Handle | None) -> None:
-        """Pass an exception of a user's callback on, as `catch_errors` says. No other place decides this."""
+        """Pass on an exception in a user's callback as `on_error` and `catch_errors` say. Only this method decides."""
         self._counters.callback_errors += 1
         on_error = getattr(handle, 'on_error', None)
         if on_error is not None:
@@ -153,10 +153,10 @@ class Failures:
         finally:  # even if KeyboardInterrupt or SystemExit leaves the logger, the connection has to end
             if handle is not None:
                 handle.handle_failed(exc)
-            del exc  # its traceback may hold this frame
+            del exc  # its traceback may refer to this frame
 
     def _report(self, exc: Exception, handle: Handle | None) -> None:
-        """Pass `exc` to the callable `catch_errors`, or else log it."""
+        """Pass `exc` to `catch_errors` if that is a callable; otherwise log it."""
         if callable(self.catch_errors):
             try:
                 self.catch_errors(exc, handle)
@@ -166,8 +166,8 @@ class Failures:
             self._log(exc, handle)
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
-        # A peer may cause exceptions at will. The listener limits how many are logged for its connections, and here
-        # equal ones are limited to one in LOG_INTERVAL, for connections without a listener.
+        # A peer can cause exceptions at will. The listener limits how many are logged for its connections. In addition,
+        # the same exception is logged once in LOG_INTERVAL, which covers connections without a listener.
         code, module, phases = _raised_in(exc)
         if handle is not None:
             if not handle.may_log() or not (handle.has_log_limit() or self._is_news((type(exc), code))):
@@ -203,15 +203,15 @@ def _raised_in(exc: Exception) -> tuple[CodeType | None, object, list[str]]:
 
 
 def _fail(handle: Handle, exc: Exception) -> None:
-    # A completion, for an exception of a callback that could not be handled at once.
+    # Runs as a completion, for a callback's exception that could not be handled at once.
     handle.handle_failed(exc)
 
 
 def called_user(exc: BaseException, fn: object = None) -> bool:
-    """Whether `exc`, which a phase has caught, was raised after code outside the reactor had been reached.
+    """Whether `exc`, which a phase has caught, was raised after the call had reached code outside the reactor.
 
-    A function written in C has no frame that would show this. So if the phase was about to call such a function, `fn`,
-    the error is taken for that function's own error: called again, it would fail again, for ever.
+    A function written in C has no frame that would show this. So if the phase called such a function directly, `fn`,
+    the error counts as the function's own. Otherwise the call would be repeated, and fail, for ever.
 
     This function calls nothing, because the stack may have run out.
     """
@@ -221,7 +221,7 @@ def called_user(exc: BaseException, fn: object = None) -> bool:
         if '__name__' not in names or not (names['__package__'] in OWN_PACKAGES or names['__name__'] in OWN_MODULES):
             return True
         if names['__name__'] == Watchers.__module__:
-            return False  # it calls a selector, whose class may be the user's own
+            return False  # this module calls the selector, whose class may be the user's own
         traceback = traceback.tb_next
     while type(fn) is functools.partial:
         fn = fn.func

@@ -1,6 +1,6 @@
-"""Checks of calls to the loop, `loop.guard`: it must be open, and the caller in the thread that runs it.
+"""`loop.guard`: checks that the loop is open, and that the caller is in the thread that runs it.
 
-Only methods that are called rarely check this. In debug mode every method does.
+Only methods that are rarely called make these checks. In debug mode, every method does.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ class Guard:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._pid = kernel.pid()
-        self.closed: bool = False  # set by `close` of the loop
-        self.thread: int | None = None  # the one that runs the loop, None while it does not run
+        self.closed: bool = False  # set by the loop's `close`
+        self.thread: int | None = None  # the thread that runs the loop; None while it does not run
 
     def check(self) -> None:
-        """Raise HandleClosed when the loop is closed, ReactorError when it runs in another thread than the caller's."""
+        """Raise HandleClosed if the loop is closed, ReactorError if it runs in a thread other than the caller's."""
         if self.closed:
             raise HandleClosed('this reactor is closed; make a new one')
         self.check_thread()
 
     def check_thread(self) -> None:
-        """Raise ReactorError when the loop runs in another thread than the caller's."""
+        """Raise ReactorError if the loop runs in a thread other than the caller's."""
         if self.thread is not None and self.thread != self._kernel.thread():
-            raise ReactorError('called in another thread than the one that runs it; use call_soon_threadsafe()')
+            raise ReactorError('called in another thread, not the one that runs the loop; use call_soon_threadsafe()')
 
     def check_idle(self) -> int:
-        """Return the caller's thread, if the loop can begin to run in it. Raise HandleClosed or ReactorError if not."""
+        """Return the caller's thread if the loop can start in it; otherwise raise HandleClosed or ReactorError."""
         if self.closed:
             raise HandleClosed('this reactor is closed; make a new one')
         if self.thread is not None:

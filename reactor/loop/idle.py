@@ -1,7 +1,7 @@
 """Idlers: callbacks that are called once in every turn.
 
-A loop without idlers does nothing for them, not even a test. With one, a timer that is always due keeps the loop from
-sleeping. It fires in the timers phase and puts the idlers at the head of the soon phase that follows.
+A loop without idlers spends nothing on them, not even a test. With an idler, a timer that is always due keeps the loop
+from sleeping. It fires in the timers phase and puts the idlers at the head of the queue for the soon phase.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Idler(Handle):
-    """A callback that is called in every turn, as returned by `idle`. `close` ends it, also inside the callback."""
+    """A callback that is called in every turn, as returned by `idle`. `close` ends it, even inside the callback."""
 
     __slots__ = ('_idlers', 'args', 'fn', 'queued')
 
@@ -31,7 +31,7 @@ class Idler(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
-        self.queued: bool = False  # in the soon phase, perhaps since an earlier turn that an exception has left
+        self.queued: bool = False  # whether it is in the soon queue, perhaps since a turn that an exception has ended
         self._idlers = idlers
         loop.watchers.park(self)
 
@@ -90,7 +90,7 @@ class Idlers:
             self._timer = None
 
     def _arm(self) -> None:
-        # The idlers themselves decide whether the loop keeps running.
+        # The timer is unreferenced, because the idlers themselves decide whether the loop keeps running.
         self._timer = self._loop.timers.unreferenced_later(0, self._queue)
 
     def _queue(self) -> None:
@@ -98,4 +98,4 @@ class Idlers:
             if not idler.queued:
                 self._soon.appendleft((idler.handle_turn, ()))
                 idler.queued = True
-        self._arm()  # due in the next turn. Last, because all of this may be repeated when memory runs out
+        self._arm()  # due in the next turn; last, because the whole method is repeated if memory runs out

@@ -1,9 +1,9 @@
-"""The log: logger `reactor` of the standard library, and how its messages name objects.
+"""Logs to the logger `reactor` of the standard library, and names objects in messages.
 
-Reporting an error never fails its caller. A logger may raise, a descriptor limit may make even `import logging` fail,
-standard error may be closed, and the repr of an object or the str of an exception may raise: none of this turns one
-error into another. Only `KeyboardInterrupt` and `SystemExit` pass. So every line goes through `log`, and every foreign
-object in a message through `describe` or `name_of`.
+Logging never makes its caller fail. A logger may raise, a descriptor limit may make even `import logging` fail,
+standard error may be closed, and the repr of an object or the str of an exception may raise: none of these errors
+reaches the caller. Only `KeyboardInterrupt` and `SystemExit` do. So every line is logged with `log`, and every object
+of other code in a message is converted with `describe` or `name_of`.
 
 A program that has not imported `logging` has not configured it either, so the logging module sends its lines to
 standard error.
@@ -15,8 +15,8 @@ import functools
 import sys
 from types import CodeType
 
-EPISODE = 60.0  # seconds: a problem that occurs again after this long is logged again
-LONGEST = 1000  # characters of one object in a message
+EPISODE = 60.0  # seconds after which a problem that occurs again is logged again
+LONGEST = 1000  # how many characters of one object a message shows
 
 
 def log(level: str, message: str, *args: object, exc: BaseException | None = None) -> None:
@@ -29,7 +29,8 @@ def log(level: str, message: str, *args: object, exc: BaseException | None = Non
         try:
             import logging
 
-            info = None if exc is None else (type(exc), exc, exc.__traceback__)  # logging tests whether it is true
+            # Not `exc` itself: logging tests whether `exc_info` is true, and an exception may be false.
+            info = None if exc is None else (type(exc), exc, exc.__traceback__)
             getattr(logging.getLogger('reactor'), level)(message, *texts, exc_info=info)
         except MemoryError:
             raise
@@ -42,7 +43,7 @@ def log(level: str, message: str, *args: object, exc: BaseException | None = Non
 def describe(value: object) -> str:
     """Return text for a message: an exception or string as it is, the repr of anything else. Never raises.
 
-    Cut to LONGEST characters.
+    The text is cut to LONGEST characters.
     """
     try:
         text = str(value) if isinstance(value, str | BaseException) else repr(value)
@@ -60,19 +61,19 @@ def name_of(fn: object) -> str:
         if type(name) is str:
             return describe(f'{module}.{name}')
     except Exception:
-        pass  # a callable object may have properties with these names, which raise
+        pass  # a callable object may have properties with these names that raise
     return describe(fn)
 
 
 def place_of(code: CodeType, module: object) -> str:
-    """Return where a function is defined, as `app.handlers.on_data (handlers.py:12)`."""
+    """Return where a function is defined, such as `app.handlers.on_data (handlers.py:12)`."""
     file = code.co_filename.replace('\\', '/').rpartition('/')[2]
     return describe(f'{module}.{code.co_qualname} ({file}:{code.co_firstlineno})')
 
 
 def _print(line: str, exc: BaseException | None) -> None:
     stderr = sys.stderr
-    if stderr is not None:  # it is None under pythonw; print() would write to standard output then
+    if stderr is not None:  # None under pythonw, where print(file=None) would write to standard output
         print(line, file=stderr)
         if exc is not None:
             sys.__excepthook__(type(exc), exc, exc.__traceback__)

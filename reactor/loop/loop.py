@@ -1,17 +1,17 @@
-"""The loop: one turn after the other, until nothing is left to wait for.
+"""The event loop: runs turn after turn until nothing is left to wait for.
 
-A turn has five phases. Each is a function of its own, so that a profile splits by phase:
+A turn has five phases. Each is a separate function, so that a profile shows the phases:
 
-    _poll              wait in the selector, until the next timer at most; read the turn's clock once
+    _poll              wait in the selector, at most until the next timer; read the clock once for the whole turn
     _dispatch          call each ready watcher, and check right before each call which events it wants
-    _run_timers        collect the due timers, then run them; a timer set meanwhile waits for a later turn
-    _run_soon          the call_soon queue, as long as it was when the phase began, idlers first
-    _run_completions   on_written, on_drain, on_close ...: what has happened and was not reported yet, in order
+    _run_timers        collect the due timers, then run them; a timer set by a callback waits for a later turn
+    _run_soon          run the calls that were in the call_soon queue when the phase began, idlers first
+    _run_completions   report what has happened, in order: on_written, on_drain, on_close ...
 
-Callbacks are called by these phases only, so always on a fresh stack. A call is taken from its queue before it is made,
-so an exception that leaves `run` loses nothing. No frame that lives across `select` holds the last batch of events,
-because the connections in it would stay alive while the loop sleeps. The loop knows no transport and no protocol: a
-watcher is an object with `handle_read` and `handle_write`.
+Only these phases call callbacks, so each callback starts on a fresh stack. A call is taken from its queue before it is
+made, so an exception that leaves `run` loses nothing. No frame that exists during `select` refers to the last batch of
+events, because the connections in the batch would stay alive while the loop sleeps. The loop does not know any
+transport or protocol: a watcher is an object with `handle_read` and `handle_write`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     from ..callbacks import CatchErrors
     from ..callbacks import Loop as Reactor
 
-LONGEST_WAIT = 86400.0  # seconds; selectors overflow with much more, and a turn a day costs nothing
+LONGEST_WAIT = 86400.0  # seconds; selectors overflow with much longer waits, and one turn a day costs nothing
 
 
 class Loop(LoopAPI):
-    """A single-threaded event loop. `Reactor` is the loop that users have; its docstring describes both."""
+    """A single-threaded event loop. Users have a `Reactor`, a subclass whose docstring describes both classes."""
 
-    # CPython finds an attribute quickly in a slot, and in an instance dictionary with up to 29 entries. The 30th, which
-    # may be a user's, makes all of them slow: 5 % of a request.
+    # CPython looks up attributes fast in slots, and in an instance dictionary with up to 29 entries. A 30th entry,
+    # which a user may add, makes all of these look-ups slow. That costs 5 % of a request.
     __slots__ = (
         '_blind_polls', '_main_error', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions',
         'failures', 'now', 'spins', 'streams',
@@ -86,7 +86,7 @@ class Loop(LoopAPI):
         self._turn_began = self.now = self._clock()
         self.counters: Counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
-        this: Reactor = self  # type: ignore[assignment]  # users find a Reactor in `loop` of a handle
+        this: Reactor = self  # type: ignore[assignment]  # for users, the `loop` of a handle is a Reactor
         own = selector is None
         selector = kernel.selector() if selector is None else selector
         self.watchers: Watchers = Watchers(kernel, selector)
@@ -102,7 +102,7 @@ class Loop(LoopAPI):
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
             if own:
-                selector.close()  # timers and buckets refer to each other, so reference counts would not close it
+                selector.close()  # timers and buckets refer to each other, so reference counting would not close it
             raise
         self.failures.doorbell = self._wakeup
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
@@ -117,10 +117,10 @@ class Loop(LoopAPI):
     # -- running
 
     def run(self, main: Callable[[Self], object] | None = None) -> bool:
-        """Run until nothing is left to wait for, or until `stop`. It can be called again.
+        """Run until nothing is left to wait for, or until `stop` is called. `run` can be called again.
 
         Args:
-            main: Called with the reactor in the first turn. An exception that it raises leaves `run`, after that turn.
+            main: Called with the reactor in the first turn. An exception that it raises leaves `run` after that turn.
 
         Returns:
             True when nothing is left to wait for, False after `stop`.
@@ -128,7 +128,7 @@ class Loop(LoopAPI):
         Raises:
             ReactorError: The reactor is running already.
             HandleClosed: The reactor is closed.
-            OSError: The selector itself fails, for example because other code has closed its descriptor.
+            OSError: The selector itself failed, for example because other code has closed its descriptor.
             KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, and nothing that waits is lost.
         """
         if main is not None:
@@ -157,7 +157,7 @@ class Loop(LoopAPI):
         """Run one turn, for embedding in another event loop. It does not wait when nothing is left to wait for.
 
         Args:
-            timeout: Most seconds to wait for something to happen. None: no limit.
+            timeout: Maximum time to wait for something to happen, in seconds. None: no limit.
 
         Returns:
             Whether something is left to wait for; False after `stop`.
@@ -165,7 +165,7 @@ class Loop(LoopAPI):
         Raises:
             TypeError: `timeout` is not a number.
             ValueError: `timeout` is NaN.
-            ReactorError, HandleClosed, OSError, KeyboardInterrupt: As `run`.
+            ReactorError, HandleClosed, OSError, KeyboardInterrupt: As in `run`.
         """
         if timeout is not None and (type(timeout) not in (int, float) or timeout != timeout):
             timeout = number('timeout', timeout)
@@ -184,7 +184,7 @@ class Loop(LoopAPI):
             self._leave()
 
     def stop(self) -> None:
-        """Have `run` return False at the end of this turn. What is left to do waits for the next `run`."""
+        """Have `run` return False at the end of this turn. Calls and events that are left wait for the next `run`."""
         if self._guarded:
             self.guard.check_thread()
         self._stopping = True
@@ -192,10 +192,10 @@ class Loop(LoopAPI):
     def close(self) -> None:
         """Close the reactor. Closing twice does nothing.
 
-        The exit callbacks run, the last one added first. Then every handle is aborted and its `on_close` is called,
-        inside this call. In a fork of the process that made the reactor no callback is called, because what is open
-        belongs to the parent: only signal handlers are restored and the selector is closed. There it may be called in a
-        callback.
+        The exit callbacks run, starting with the one added last. Then every handle is aborted and its `on_close` is
+        called, all during this call. In a fork of the process that made the reactor, no callback is called, because the
+        open handles belong to the parent: only signal handlers are restored and the selector is closed. In a fork,
+        `close` may be called in a callback.
 
         Raises:
             ReactorError: Called in a callback, in another thread while the reactor runs, or outside the main thread
@@ -218,7 +218,7 @@ class Loop(LoopAPI):
             take_steps(steps)
         finally:
             self.guard.closed = self._guarded = True
-            if self.guard.forked():  # perhaps in the middle of a turn: the ready handles are the parent's
+            if self.guard.forked():  # perhaps in the middle of a turn, whose ready handles are the parent's
                 self.watchers.disown()
             self._signals.release_wakeup()  # before another file gets the number of the wakeup's descriptor
             self.timers.close()
@@ -244,7 +244,7 @@ class Loop(LoopAPI):
         return self._wait()
 
     def _wait(self) -> float | None:
-        # The calls of other threads do not count here. They wake the loop, and until then there would be nothing to do.
+        # Calls from other threads do not count here: they wake the loop through the selector.
         if self._soon or self.completions or (self.timers.due and self.timers.has_due()):
             return 0
         deadline = self.timers.next_deadline()
@@ -257,10 +257,10 @@ class Loop(LoopAPI):
 
     def _turn(self, limit: float | None) -> None:
         counters, clock = self.counters, self._clock
-        if self._starved:  # failures that the last turn left over come first
+        if self._starved:  # the failures that the last turn could not handle come first
             self.failures.end_starved()
             self._run_completions(len(self.completions))
-            limit = 0  # perhaps nothing is left to wait for
+            limit = 0  # do not sleep: perhaps nothing is left to wait for
         ready = self._poll(limit)
         began = self.now
         counters.loop_count += 1
@@ -302,8 +302,8 @@ class Loop(LoopAPI):
         return ready
 
     def _look_for_spin(self, timeout: float | None) -> None:
-        # When other code closes a descriptor of which a copy exists, epoll reports it for ever, and `selectors` drops
-        # the event: such polls end early without events. A new selector ends that.
+        # When other code closes a descriptor while a copy of it exists, epoll reports it for ever. `selectors` drops
+        # the event, so polls end early and return nothing. A new selector ends that.
         if timeout is not None and self.now - self._turn_began + self.kernel.clock_step >= timeout:
             self._blind_polls = 0
             return
@@ -314,7 +314,7 @@ class Loop(LoopAPI):
             if self.watchers.selector is not old:
                 self._blind_polls = 0
                 self.spins.selector_replaced(self.now)
-            else:  # it cannot be replaced now: try again at the next such poll, and sleep meanwhile
+            else:  # it cannot be replaced now: sleep a little, and try again at the next such poll
                 self.kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
@@ -365,7 +365,7 @@ class Loop(LoopAPI):
                     if timer.deadline is None:
                         timer.deadline = deadline
                         self.timers.pending += 1
-                    if timer.deadline == deadline:  # else it repeats, and is set for its next call already
+                    if timer.deadline == deadline:  # otherwise it repeats, and its next deadline is already set
                         due.appendleft(timer)
                     self.failures.retry(exc)
                 except Exception as exc:
@@ -410,7 +410,7 @@ class Loop(LoopAPI):
             except Exception as exc:
                 self.failures.callback_failed(exc, handle)
 
-    # -- around it
+    # -- entering and leaving
 
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
@@ -421,14 +421,14 @@ class Loop(LoopAPI):
 
     def _enter(self, sleeps: bool = True) -> None:
         thread = self.guard.check_idle()  # first: after `enter` nothing may fail before the `try` with `_leave`
-        self._signals.enter(sleeps)  # from here on Ctrl-C is raised between callbacks only, so before any state changes
+        self._signals.enter(sleeps)  # before any state changes: from here on Ctrl-C is raised only between callbacks
         self.guard.thread = thread
 
     def _leave(self) -> None:
-        # If another exception left this call in the same turn, that of `main` is raised by the next call.
+        # If another exception has ended this call in the same turn, the exception of `main` is raised by the next call.
         self._stopping = self._main_error is not None
         self.guard.thread = None
-        self._signals.leave()  # last: from here on Ctrl-C is raised anywhere
+        self._signals.leave()  # last: from here on Ctrl-C may be raised anywhere
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:
@@ -438,7 +438,7 @@ class Loop(LoopAPI):
             self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
-        """Whether a callback has forked and closed this loop in the child, so that its phase finds an empty queue."""
+        """Whether a callback has forked and closed this loop in the child, so that its phase found an empty queue."""
         return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:

@@ -1,8 +1,8 @@
-"""Notifiers: a callback in the loop that any thread may trigger.
+"""Notifiers: callbacks in the loop that any thread can trigger.
 
-A flag makes several triggers one call. It is set before the call is queued, and cleared before the callback runs, so
-each `trigger` is followed by a call that begins after it. When two threads set the flag at the same time, two calls may
-be queued; the second finds the flag cleared and does nothing.
+A flag merges several triggers into one call. It is set before the call is queued, and cleared before the callback runs,
+so each `trigger` is followed by a call that begins after it. When two threads set the flag at the same time, two calls
+may be queued; the second finds the flag cleared and does nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Notifier(Handle):
-    """Wakes the loop, as returned by `notifier`. `trigger` may be called in any thread and signal handler.
+    """A handle that wakes the loop, as returned by `notifier`. Any thread or signal handler may call `trigger`.
 
-    With `once` it closes itself before its first call, otherwise it stays until `close`.
+    With `once`, the notifier closes itself before its first call; otherwise it stays open until `close` is called.
     """
 
     __slots__ = ('_triggered', 'args', 'fn', 'once')
@@ -41,8 +41,8 @@ class Notifier(Handle):
         """Have the callback called in the loop, soon. Several triggers before the call cause one call.
 
         Raises:
-            HandleClosed: The notifier is closed. With `once` it closes itself before its call, so a thread must expect
-                this.
+            HandleClosed: The notifier is closed. With `once` it closes itself before its call, so the caller must be
+                prepared for this error.
         """
         if self.fn is None:
             raise HandleClosed('this notifier is closed; with once=True it closes itself before its first call')
@@ -51,7 +51,7 @@ class Notifier(Handle):
             try:
                 self.loop.call_soon_threadsafe(self.handle_trigger)
             except BaseException:
-                self._triggered = False  # after Ctrl-C too: with the flag set, no later trigger would queue a call
+                self._triggered = False  # after Ctrl-C too: while the flag is set, no trigger queues a call
                 raise
 
     def handle_trigger(self) -> None:

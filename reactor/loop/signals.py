@@ -1,11 +1,11 @@
 """Signals, delivered as callbacks in the loop.
 
-A Python signal handler may run in the middle of any code, so ours only sets a flag and wakes the loop. The callback of
-the user runs in the loop, later. How handlers are installed in the process and given back is in `claims.py`.
+A Python signal handler may run in the middle of any code, so ours only sets a flag and wakes the loop. The user's
+callback runs later, in the loop. `claims.py` installs the handlers in the process and restores the previous ones.
 
-Without a wakeup descriptor a signal does not end a `select` that waits, because Python retries the call (PEP 475).
-Other code may replace our descriptor, so our handler writes to the wakeup as well. It runs before the retry, which then
-returns at once.
+Without a wakeup descriptor, a signal does not end a waiting `select`, because Python retries the call (PEP 475). Other
+code may replace our descriptor, so our handler also writes to the wakeup. The handler runs before the retry, so the
+retried call returns at once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
-# The functions that call the user: one of them is below each callback on the stack.
+# The functions that call user code: each callback has one of them below it on the stack.
 _PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', 'run_exit_callbacks'}
-# Modules of the standard library that are written in Python and that the reactor calls.
+# Modules of the standard library, written in Python, that the reactor calls.
 _CALLED = {'logging', 'os', 'selectors', 'signal', 'socket', 'ssl', 'subprocess', 'threading'}
 
 
 class SignalHandler(Handle):
-    """A callback for a signal, as returned by `add_signal_handler`. `close` restores the handler from before."""
+    """A callback for a signal, as returned by `add_signal_handler`. `close` restores the previous handler."""
 
     __slots__ = ('_signals', 'args', 'claim', 'fn', 'signum')
 
@@ -71,7 +71,7 @@ class SignalHandler(Handle):
 
 
 class Signals:
-    """The signal handlers of one loop, and SIGINT while it runs."""
+    """The signal handlers of one loop, including its SIGINT handler while it runs."""
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
         # the loop, and its parts that signals need
@@ -85,7 +85,7 @@ class Signals:
     )  # fmt: skip
 
     def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
-        self.interrupted: bool = False  # SIGINT arrived while the loop had its handler installed
+        self.interrupted: bool = False  # whether SIGINT arrived while the loop's handler was installed
         self._loop = loop
         self._kernel = kernel
         self._wakeup = wakeup
@@ -103,8 +103,8 @@ class Signals:
         """Set the callback for a signal. Raises OSError or ValueError for a signal that cannot be caught."""
         if not self._kernel.in_main_thread():
             raise ReactorError(
-                'add_signal_handler was called in another thread than the main one, or in a sub-interpreter; Python '
-                'allows signal handlers in the main thread of the main interpreter only: add it there'
+                'add_signal_handler was called outside the main thread, or in a sub-interpreter; Python allows signal '
+                'handlers only in the main thread of the main interpreter: add it there'
             )
         handler = self._handlers.get(signum)
         if handler is None:
@@ -120,7 +120,7 @@ class Signals:
         return handler
 
     def remove(self, signum: int) -> bool:
-        """Restore the handler from before. Return whether there was a handler of this loop."""
+        """Restore the previous handler. Return whether this loop had a handler for the signal."""
         handler = self._handlers.get(signum)
         if handler is None:
             return False
@@ -147,17 +147,17 @@ class Signals:
         """Raise ReactorError when there are handlers that the caller's thread cannot remove."""
         if self._handlers and not self._kernel.in_main_thread():
             raise ReactorError(
-                'signal handlers can be removed in the main thread only; call clear_signal_handlers() there first'
+                'signal handlers can be removed only in the main thread; call clear_signal_handlers() there first'
             )
 
     def enter(self, sleeps: bool) -> None:
-        """The loop begins to run: in the main thread SIGINT raises between callbacks only, and signals wake it."""
+        """Called when the loop begins to run: in the main thread, SIGINT then raises only between callbacks."""
         if self._kernel.in_main_thread():
             self.interrupted = False
-            self._take_interrupt()  # first: from here on no SIGINT is raised in the middle of our own code
+            self._take_interrupt()  # first: from here on SIGINT never raises in the middle of our own code
             try:
                 self._in_run = True
-                if sleeps:  # else flags are enough, and run_once(0) costs a third less
+                if sleeps:  # a loop that does not sleep needs only the flags, so run_once(0) costs a third less
                     self._holds_wakeup = True
                     self._claim.acquire()
             except BaseException:
@@ -167,44 +167,44 @@ class Signals:
     def _take_interrupt(self) -> None:
         kernel = self._kernel
         found = living(kernel.getsignal(SIGINT))
-        # When this loop runs inside a callback of another reactor, that one has SIGINT. Ctrl-C is then for this loop.
+        # When this loop runs inside a callback of another reactor, that reactor handles SIGINT: take it over.
         if found is kernel.default_int_handler or type(found) is InterruptClaim:
             self._interrupts = InterruptClaim(kernel, SIGINT, self._interrupt)
             try:
                 self._interrupts.install()
             except OSError:
-                pass  # a sandbox forbids it: then Python's own handler raises, wherever we are
+                pass  # a sandbox forbids it: Python's own handler stays, and raises anywhere
 
     def release_wakeup(self) -> None:
-        """Give the wakeup descriptor back. This is the first half of `leave`."""
+        """Release the wakeup descriptor. This is the first half of `leave`."""
         if self._holds_wakeup:
             self._release_unneeded(False)
-            self._holds_wakeup = False  # last: if memory runs out before, the next call repeats it
+            self._holds_wakeup = False  # last: if memory runs out above, the next call tries again
 
     def _release_unneeded(self, by_run: bool) -> None:
         if not by_run and not self._handlers:
             self._claim.release()
 
     def leave(self) -> None:
-        """The loop stops running: undo `enter`. Raise KeyboardInterrupt if SIGINT arrived after the last callback."""
+        """Undo `enter` when the loop stops. Raise KeyboardInterrupt if SIGINT arrived after the last callback."""
         try:
             self.release_wakeup()
         finally:
             self._in_run = False
             interrupts, self._interrupts = self._interrupts, None
             if interrupts is not None:
-                interrupts.drop()  # last: from here on SIGINT is raised anywhere
+                interrupts.drop()  # last: from here on SIGINT may raise anywhere
         if self.interrupted:
             self.raise_interrupt()
 
     def give_back(self) -> None:
-        """In a fork, perhaps in the middle of `run`: restore everything that is installed in the process."""
+        """Undo in a fork, perhaps in the middle of `run`, everything that this loop has installed in the process."""
         self.interrupted = False
         self.clear()
         self.leave()
 
     def raise_interrupt(self) -> None:
-        """Called by the loop between two callbacks when `interrupted` is set."""
+        """Raise KeyboardInterrupt. The loop calls this between two callbacks when `interrupted` is set."""
         self.interrupted = False
         raise KeyboardInterrupt
 
@@ -215,7 +215,7 @@ class Signals:
             if raised[signum]:
                 self._soon.append((handler.handle_signal, ()))  # first, because memory may run out
                 raised[signum] = 0
-        data = data.replace(b'\0', b'')  # bytes of our own wakeup; the others are numbers of signals
+        data = data.replace(b'\0', b'')  # drop the bytes that our own code wrote; the others are signal numbers
         if data:
             self._claim.pass_on(data)
 
@@ -225,10 +225,10 @@ class Signals:
         handler = self._handlers.get(signum)
         below = living(handler.claim.previous) if handler is not None else None
         if type(below) is SignalClaim:
-            below(signum, frame)  # another reactor's
+            below(signum, frame)  # the handler of another reactor
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        # A second Ctrl-C inside the same callback interrupts it.
+        # A second Ctrl-C during the same callback interrupts that callback.
         if self.interrupted and _in_callback(frame):
             self.raise_interrupt()
         self.interrupted = True
@@ -240,10 +240,10 @@ class Signals:
 
 
 def _in_callback(frame: FrameType | None) -> bool:
-    """Whether `frame` is the user's code, with no frame of ours between it and the callback that we called.
+    """Whether `frame` runs user code, with no frame of the reactor between it and the callback.
 
-    An exception would leave a frame of ours half done, and likewise a function of the standard library that we called:
-    a selector, for example, would know a descriptor that the kernel does not.
+    An exception could end a function of the reactor halfway, or a function of the standard library that the reactor
+    called: a selector, for example, could then list a descriptor that the kernel does not watch.
     """
     called = None
     while frame is not None and not _is_ours(frame):
@@ -251,12 +251,12 @@ def _in_callback(frame: FrameType | None) -> bool:
     if called is None or frame is None or _module(called) in _CALLED or frame.f_code.co_name == '_poll':
         return False
     if _module(frame) == _PACKAGE + 'loop.watcher':
-        return False  # a selector of the user's own
+        return False  # a selector whose class is the user's own
     while frame is not None and _is_ours(frame):
         if frame.f_code.co_name in _PHASES:
             return True
         frame = frame.f_back
-    return False  # the user's code has called us
+    return False  # user code has called the reactor
 
 
 def _is_ours(frame: FrameType) -> bool:

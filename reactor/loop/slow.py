@@ -1,8 +1,8 @@
-"""Slow callbacks, reported with name and line: `Reactor(slow_callback=seconds)`.
+"""Reports slow callbacks with name and line, for `Reactor(slow_callback=seconds)`.
 
-The phases of a turn are run one item at a time, and each item is timed. When this is off it costs nothing, because the
-phases are called directly. Many short callbacks in one turn block a loop as much as a long one, so the whole turn is
-timed too.
+Each phase of a turn is run one item at a time, and each item is timed. When `slow_callback` is off, this costs nothing,
+because the phases are called directly. Many short callbacks in one turn block a loop as much as one long callback, so
+the whole turn is timed too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .watcher import Handle
 Phase: TypeAlias = Callable[[int], None]
 Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
 
-DEBUG_LIMIT = 0.1  # seconds: the default of `slow_callback` in debug mode, as asyncio has it
+DEBUG_LIMIT = 0.1  # seconds: the default of `slow_callback` in debug mode, as in asyncio
 REPORT_INTERVAL = 1.0  # seconds between two lines in the log; all slow callbacks are counted
 
 
@@ -41,12 +41,12 @@ class SlowWatch:
         self._counters = counters
         self._dispatch, self._run_timers, self._run_soon, self._run_completions = phases
         self._due, self._soon, self._completions = queues
-        self._run_main = run_main  # a method, queued with the user's `main` as its argument
+        self._run_main = run_main  # a method of the loop, queued with the user's `main` as its argument
         self._reported = -REPORT_INTERVAL
-        self._callbacks = 0  # in this turn
+        self._callbacks = 0  # how many callbacks have run in this turn
 
     def phases(self) -> dict[str, Any]:
-        """Return the functions that the turn calls in place of its own phases, by name."""
+        """Return the functions that replace the phases of a turn, by name."""
         return {
             '_dispatch': self.dispatch,
             '_run_timers': self.run_timers,
@@ -85,7 +85,7 @@ class SlowWatch:
         """Run the completions phase, one completion at a time."""
         for _ in range(count):
             if not self._completions:
-                break  # as above
+                break  # as in `run_soon`
             handle, fn, _args = self._completions[0]
             if type(fn) is FunctionType:
                 fn = callback_of(handle, fn)
@@ -128,7 +128,7 @@ class SlowWatch:
 
 
 def callback_of(handle: Any, method: Any) -> object:
-    """Return the user's callback to which `method`, which is about to be called, leads; if there is none, `method`."""
+    """Return the user's callback that `method` of `handle` will call, or `method` itself if there is none."""
     for name, callback in handle.leads_to:
         fn: object = getattr(handle, callback) if name == method.__name__ else None
         if fn is not None:

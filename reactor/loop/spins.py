@@ -1,4 +1,4 @@
-"""Finds and stops busy loops, `loop.spins`: a handle or selector is ready in every turn, but makes no progress.
+"""`loop.spins`: finds and stops busy loops, in which a handle or selector is ready in every turn without progress.
 
 A handle that was dispatched and could do nothing reports that here. When it does so in STALLED turns in a row, it is
 parked for a moment, counted, and logged once per episode. Progress is not recorded, so it costs nothing.
@@ -17,27 +17,27 @@ from .watcher import Handle, Watchers
 
 STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
 STALLED_AGAIN = 10  # the same for a handle that was parked before, and has made progress since
-MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled each time: a stalled handle costs less than 1 % of a core
-MOST_STALLS = 1000  # remembered at once; beyond that, those that are over are forgotten
+MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled each time, so a stalled handle costs less than 1 % of a core
+MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished ones are forgotten
 BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced
 BLIND_PAUSE = 0.02  # seconds to sleep after such a poll while the selector cannot be replaced
 
 
 class Stall:
-    """What is remembered about a handle that was dispatched without making progress."""
+    """The record of a handle that was dispatched without making progress."""
 
     __slots__ = ('delay', 'parked_at', 'row', 'timer', 'turn')
 
     def __init__(self) -> None:
         self.row: int = 0  # dispatches without progress, in consecutive turns
-        self.turn: int = -1  # the turn of the last one, or in which the handle was watched again
-        self.delay: float = MOMENT  # how long it is parked next time, in seconds
-        self.parked_at: float = -EPISODE  # when it was parked last, by the loop's clock
-        self.timer: Timer | None = None  # pending while it is parked
+        self.turn: int = -1  # the turn of the last such dispatch, or the turn in which the handle was watched again
+        self.delay: float = MOMENT  # how long the handle is parked next time, in seconds
+        self.parked_at: float = -EPISODE  # when the handle was last parked, by the loop's clock
+        self.timer: Timer | None = None  # pending while the handle is parked
 
 
 class Spins:
-    """The handles of one loop that made no progress lately, and its selector."""
+    """Watches the handles of one loop, and its selector, for busy loops."""
 
     __slots__ = ('_counters', '_kernel', '_replaced_at', '_timers', '_watchers', 'stalls')
 
@@ -47,13 +47,13 @@ class Spins:
         self._timers = timers
         self._counters = counters
         self.stalls: dict[Handle, Stall] = {}
-        self._replaced_at = -EPISODE  # when the selector was replaced last, by the loop's clock
+        self._replaced_at = -EPISODE  # when the selector was last replaced, by the loop's clock
 
     def no_progress(self, handle: Handle) -> None:
         """Called by a handle that was dispatched and could do nothing.
 
-        A handle that is parked for this keeps its `events`. If other code has closed a descriptor that epoll still
-        reports, no handle gets the event while it is parked. The loop then replaces the selector, which ends the
+        A handle that is parked for this keeps its `events`. If epoll still reports a descriptor that other code has
+        closed, the events reach no handle while this one is parked. The loop then replaces the selector, which ends the
         problem.
         """
         if self.stalled(handle) and not self._watchers.is_parked(handle):
@@ -62,7 +62,7 @@ class Spins:
             self._park(handle, self.stalls[handle], readiness)
 
     def stalled(self, handle: Handle) -> bool:
-        """Count a dispatch of `handle` without progress. Return whether it is the last of STALLED or more in a row.
+        """Count a dispatch of `handle` without progress. Return whether there were STALLED or more in a row.
 
         Dispatches with progress are not counted, so a turn without a count ends the row.
         """
@@ -80,19 +80,19 @@ class Spins:
         return stall.row >= STALLED
 
     def resume_row(self, handle: Handle) -> None:
-        """A handle is watched again after a pause. A dispatch without progress in the next turn continues its row."""
+        """Let a dispatch without progress in the next turn continue the row of a handle that was just unparked."""
         stall = self.stalls.get(handle)
         if stall is not None:
             stall.turn = self._counters.loop_count
 
     def forget(self, handle: Handle) -> None:
-        """Called when a handle is closed."""
+        """Forget a handle that is being closed."""
         stall = self.stalls.pop(handle, None)
         if stall is not None and stall.timer is not None:
             stall.timer.cancel()
 
     def selector_replaced(self, now: float) -> None:
-        """Count a selector that was replaced after BLIND_POLLS, and log that once per episode."""
+        """Count a replacement of the selector, and log it once per episode."""
         self._counters.stalls += 1
         if now - self._replaced_at >= EPISODE:
             log(
@@ -104,11 +104,11 @@ class Spins:
         self._replaced_at = now
 
     def select_failed(self, exc: Exception, timeout: float | None) -> float | None:
-        """Handle a `select` that raised. One descriptor that other code has closed makes the whole call fail.
+        """Handle a `select` that raised. A single descriptor that other code has closed makes the whole call fail.
 
-        Returns the timeout of the poll, or 0 if its duration means nothing. Raises OSError when no watched descriptor
-        is the reason. The selector is not replaced then, because its descriptor may be another file now, which
-        replacing it would close.
+        Returns the timeout of the poll, or 0 if the length of the poll says nothing about busy loops. Raises OSError if
+        no watched descriptor caused the failure. The selector is not replaced then, because its descriptor may now be
+        another file, which would be closed.
         """
         if self._watchers.evict_closed():
             return timeout
@@ -116,10 +116,10 @@ class Spins:
         if selector.get_map():
             raise OSError(
                 (exc.errno if isinstance(exc, OSError) else None) or errno.EBADF,
-                f'{type(selector).__name__}.select failed: {exc}; the loop cannot wait any more; look for code that '
+                f'{type(selector).__name__}.select failed: {exc}; the loop can no longer wait; look for code that '
                 'closes descriptors that it does not own, then close this reactor and make a new one',
             ) from None
-        # `select` on Windows fails when nothing is watched: only the wakeup was, and it is parked.
+        # `select` on Windows fails when nothing is watched: only the wakeup was watched, and it is parked.
         self._kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
         return 0
 
@@ -127,12 +127,12 @@ class Spins:
         now = self._timers.clock()
         self._counters.stalls += 1
         # When the kernel says that the descriptor is not ready, another process was faster: one client wakes all
-        # processes that share a listener. That is not a fault, and must not cost them a longer pause.
+        # processes that share a listener. That is not a fault, and must not make the pause longer.
         if readiness and now - stall.parked_at >= EPISODE:
             log(
                 'warning',
                 '%s was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
-                'again after a pause, which is doubled up to %g s. An unread error queue causes this: read it with '
+                'again after a pause, which is doubled up to %g s. An unread error queue can cause this: read it with '
                 'recvmsg(..., MSG_ERRQUEUE), or do not enable it (IP_RECVERR, SO_TIMESTAMPING)',
                 handle,
                 STALLED,

@@ -16,10 +16,10 @@ class Stats(Counters):
     the time inside the selector, waiting or not. COUNTERS.md explains each attribute.
 
     Attributes:
-        timer_lag: How late timers fired, the truest sign of an overloaded loop: for each bound in `lag_bounds`, how
-            many timers were late by less than this many seconds, but not by less than the bound before. The last count
-            is unbounded.
-        timer_lag_sum: By how many seconds all fired timers together were late.
+        timer_lag: How late timers fired, the best sign of an overloaded loop: for each bound in `lag_bounds`, how many
+            timers were late by less than the bound (in seconds), but not by less than the previous bound. The last
+            count has no bound.
+        timer_lag_sum: The total lateness of all fired timers, in seconds.
         slow: With `slow_callback=`, the slow callbacks: lists of [place, count, longest in seconds], the most frequent
             first, at most 20.
     """

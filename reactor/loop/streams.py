@@ -1,6 +1,6 @@
-"""State that only some connections of a loop need, `loop.streams`.
+"""`loop.streams`: state that only some connections of a loop need.
 
-It is kept here, by handle, because a slot in each connection would cost memory.
+It is kept in sets and dicts of handles, because a slot in each connection would cost memory.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from .watcher import Handle
 
 
 class Streams:
-    """Marks of some connections, and the buffers that all TLS connections of the loop use in turn."""
+    """State of some connections, and the buffers that all TLS connections of the loop share."""
 
     __slots__ = ('busy', 'proxy_headers', 'suspended', 'tls_buffers', 'tls_class')
 
     def __init__(self) -> None:
-        self.busy: set[Handle] = set()  # the application owes their peers an answer; see `Stream.busy`
-        self.proxy_headers: dict[Handle, Any] = {}  # of connections that a proxy has made for a client
-        # Connections that receive nothing, because a layer above them has messages for the user first. The value is
+        self.busy: set[Handle] = set()  # connections whose application owes the peer a response; see `Stream.busy`
+        self.proxy_headers: dict[Handle, Any] = {}  # the headers of connections that came through a proxy
+        # Connections that do not receive, because a layer above them still has messages for the user. The value is
         # False while the user has paused reading. See `stream.suspend_reading`.
         self.suspended: dict[Handle, bool] = {}
         self.tls_buffers: Any = None  # made for the first TLS connection

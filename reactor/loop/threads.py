@@ -1,6 +1,6 @@
-"""Blocking calls that run in a few threads, and whose results are passed to the loop.
+"""Runs blocking calls in a few threads, and passes their results to the loop.
 
-Only the loop's thread changes state. A thread takes calls until the queue is empty, and ends. It touches nothing but
+Only the loop's thread changes state. A worker thread takes calls until the queue is empty, and then ends. It uses only
 the queue and `call_soon_threadsafe`. So there is no lock, no idle thread, and nothing to shut down.
 """
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 THREADS = 4  # libuv's default; more would only help look-ups that wait for slow name servers
-QUEUE_LIMIT = 1000  # calls that wait for a thread
+QUEUE_LIMIT = 1000  # how many calls may wait for a thread
 RETRY = 0.01  # seconds before a thread that ran out of memory tries again
 
 
 class ThreadCall(Handle):
-    """A call in a thread, as returned by `run_in_thread`. `close` cancels it, and `on_done` is not called then.
+    """A call in a thread, as returned by `run_in_thread`. `close` cancels it, so that `on_done` is not called.
 
     A call that has begun runs to its end, and its result is dropped.
     """
@@ -59,14 +59,14 @@ class ThreadCall(Handle):
             self.args = ()
 
     def handle_done(self, result: Any, error: BaseException | None) -> None:
-        """Called in the loop when the thread is done."""
+        """Called in the loop when the call in the thread has ended."""
         on_done = self.on_done
         self.close()
         if on_done is not None:
             try:
                 on_done(result, error)
             except (MemoryError, RecursionError):
-                self.on_done = on_done  # if the user was not reached, the loop calls this method again
+                self.on_done = on_done  # if the callback was not reached, the loop calls this method again
                 raise
 
     def waits_for(self) -> str:
@@ -97,12 +97,12 @@ class ThreadPool:
         """Queue a call. `on_done` gets a `ReactorError` if too many calls wait or no thread can be started."""
         call = ThreadCall(self._loop, fn, args, on_done)
         turn = self._loop.counters.loop_count
-        # Once a turn, because peers may cause any number of look-ups.
+        # At most once in a turn, because peers can cause any number of look-ups.
         if len(self._queue) >= QUEUE_LIMIT and turn != self._swept:
             self._swept = turn
             self._drop_cancelled()
         if len(self._queue) >= QUEUE_LIMIT:
-            self._refuse(call, f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued')
+            self._refuse(call, f'{QUEUE_LIMIT} calls already wait for a thread; {name_of(fn)} was not queued')
         else:
             try:
                 self._queue.append(call)
@@ -113,7 +113,7 @@ class ThreadPool:
         return call
 
     def _drop_cancelled(self) -> None:
-        # Threads take calls meanwhile, so the queue may get shorter. Each step is atomic.
+        # Threads take calls at the same time, so the queue may get shorter. Each step is atomic.
         for _ in range(len(self._queue)):
             try:
                 call = self._queue.popleft()
@@ -127,7 +127,7 @@ class ThreadPool:
             try:
                 self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
                 self._running += 1
-            except RuntimeError as exc:  # no more threads can be started; those that run will take the calls
+            except RuntimeError as exc:  # no more threads can be started; the running threads will take the calls
                 while not self._running and self._queue:
                     call = self._queue.popleft()
                     self._refuse(call, f'{exc}; {name_of(call.fn)} was not called')
@@ -136,8 +136,8 @@ class ThreadPool:
         self._loop.call_soon(call.handle_done, None, ReactorError(f'{why}: call it later'))
 
     def _work(self) -> None:
-        # Runs in a thread. When memory runs out, the step is repeated later. The result of a call is always passed on,
-        # and the end of the thread always reported: otherwise it would count as running for ever.
+        # Runs in a thread. If memory runs out in a step, the step is repeated later: the result of each call must be
+        # passed on, and the end of the thread must be reported, or the thread would count as running for ever.
         call: ThreadCall | None = None
         fn: Callable[..., Any] | None = None
         starved = False
@@ -153,13 +153,14 @@ class ThreadPool:
                         self._loop.call_soon_threadsafe(self._thread_ended)
                         return
                     result = error = None
-                    # `close` may run now and clears them in the opposite order, so a function comes with its arguments.
+                    # `close` may run at the same time. It clears the function first, so here a function comes with its
+                    # arguments.
                     args, fn = call.args, call.fn
                     if fn is None:
                         call = None
                         continue
                 if fn is not None:
-                    todo, fn = fn, None  # whatever happens next, it is called only once
+                    todo, fn = fn, None  # whatever happens next, the function is called only once
                     try:
                         result = todo(*args)
                     except BaseException as exc:
@@ -170,7 +171,7 @@ class ThreadPool:
             except MemoryError:
                 starved = True
             except ReactorError:
-                return  # the loop was closed meanwhile, and its calls with it
+                return  # the loop was closed, and all its calls with it
 
     def _thread_ended(self) -> None:
         self._running -= 1

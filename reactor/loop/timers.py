@@ -1,11 +1,11 @@
 """Timers: a heap of deadlines, and a dict that maps each deadline to the timers due then.
 
-A timer is pending while its `deadline` is not None. At a deadline it is due only if `at` has it there. So cancelling
-and moving a timer do not touch the heap. A deadline without timers is dropped when it reaches the top of the heap, or
-when half of the heap consists of such deadlines.
+A timer is pending while its `deadline` is not None. It fires at a deadline only if the dict, `at`, has it there. So
+cancelling or moving a timer removes nothing from the heap. A deadline without timers is dropped when it reaches the top
+of the heap, or when half of the heap consists of such deadlines.
 
-Bare floats compare faster than tuples or objects, and a timer is one object for the garbage collector, not two. Timers
-with the same deadline are due in the order in which they got it.
+The heap holds bare floats, because they compare faster than tuples or objects. So a timer is one object for the garbage
+collector, not two. Timers with the same deadline fire in the order in which that deadline was set.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ COMPACT_ABOVE = 64  # entries; a smaller heap is not worth compacting
 class Timer:
     """A call in the future, as returned by `call_later` and `call_at`.
 
-    `deadline` is when it is due, in seconds of the loop's clock, and None after it has fired or was cancelled. It has
-    five slots and no more, because servers hold a timer for each connection. `TimerHeap` makes and fills it.
+    `deadline` is the time when it is due, in seconds of the loop's clock, and None after it has fired or was cancelled.
+    A timer has only five slots, because a server may have one for each connection. `TimerHeap` creates and fills it.
     """
 
     __slots__ = ('args', 'deadline', 'delay', 'fn', 'timers')
@@ -41,7 +41,7 @@ class Timer:
     timers: TimerHeap
 
     def cancel(self) -> None:
-        """Do not fire. The callback and its arguments are released at once. Cancelling twice does nothing."""
+        """Cancel the timer. Its callback and arguments are released at once. Cancelling twice does nothing."""
         deadline = self.deadline
         if deadline is not None:
             timers = self.timers
@@ -49,7 +49,7 @@ class Timer:
             pending = timers.pending - 1  # first the steps in which memory or stack may run out, then the changes
             if timers.unreferenced:
                 timers.unreferenced.discard(self)
-            if at.get(deadline) is self:  # nearly always, because no other timer has this deadline
+            if at.get(deadline) is self:  # nearly always true, because timers rarely share a deadline
                 del at[deadline]
             else:
                 timers.leave(self)
@@ -62,10 +62,10 @@ class Timer:
             self.fn = self.args = None
 
     def reset(self, seconds: float | None = None) -> None:
-        """Fire `seconds` from now instead. Also possible after it has fired.
+        """Fire `seconds` from now instead. A timer that has fired can be reset too.
 
         Args:
-            seconds: None: the delay with which the timer was made.
+            seconds: Seconds from now. None: the delay with which the timer was made.
 
         Raises:
             HandleClosed: The timer was cancelled, or the reactor is closed.
@@ -79,15 +79,15 @@ class Timer:
         """Let this timer keep `run` running again, which is the default.
 
         Raises:
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called outside the loop's thread.
         """
         self.timers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this timer is pending. After it has fired and was reset, it keeps `run` running again.
+        """Let `run` end while this timer is pending. A timer that is reset after firing keeps `run` running again.
 
         Raises:
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called outside the loop's thread.
         """
         self.timers.unref(self)
 
@@ -126,14 +126,14 @@ class RepeatingTimer(Timer):
     __slots__ = ()
 
     def handle_due(self, now: float) -> None:
-        """Set the next deadline, before the callback: that may raise, cancel or reset the timer."""
+        """Set the next deadline before the callback, which may raise, or cancel or reset the timer."""
         deadline: Any = self.deadline
         beats = (now - deadline) // self.delay + 1
         if deadline + beats * self.delay <= now:  # rounding gave a deadline that is not in the future
             beats += 1
         # With an interval near the smallest float, `beats` is infinite.
         deadline = min(deadline + beats * self.delay, now + self.delay)
-        self.timers.insert(self, deadline)  # it stays pending
+        self.timers.insert(self, deadline)  # the timer stays pending
         self.deadline: float | None = deadline
 
 
@@ -156,17 +156,17 @@ class TimerHeap:
         self.check_thread: Callable[[], None] = check_thread
         self.counters: Counters = counters
         self.buckets: Buckets = Buckets(clock, self.unreferenced_later)
-        self.second: int = 0  # a recent whole second of the clock, one object shared as a time stamp
+        self.second: int = 0  # a recent whole second of the clock: one object that connections share as a time stamp
         self.pending: int = 0  # how many timers will fire, in the heap or due
         self.unreferenced: set[Timer] = set()  # the pending timers that do not keep the loop running
         self.heap: list[float] = []
-        self.at: dict[float, Any] = {}  # deadline -> its timer, or an OrderedDict if several share it
-        self.due: deque[Timer] = deque()  # collected and not run yet
+        self.at: dict[float, Any] = {}  # maps a deadline to its timer, or to an OrderedDict if several share it
+        self.due: deque[Timer] = deque()  # timers that were collected and not run yet
         # How many entries of `due` to skip for a timer, because it was moved after it had been collected.
         self.moved: dict[Timer, int] = {}
 
     def __len__(self) -> int:
-        """How many timers are pending."""
+        """Return how many timers are pending."""
         return self.pending
 
     @property
@@ -178,7 +178,7 @@ class TimerHeap:
         timers, moved = [], self.moved.copy()
         for timer in self.due:
             if moved.get(timer):
-                moved[timer] -= 1  # skip this entry; a later one may count
+                moved[timer] -= 1  # skip this entry; a later entry of the timer may count
             elif timer.deadline is not None:
                 timers.append(timer)
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):
@@ -186,9 +186,9 @@ class TimerHeap:
         yield from timers
 
     def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
-        """Make a timer that is due `delay` seconds from now, on a fresh clock. Raises as `call_later`."""
+        """Make a timer that is due `delay` seconds from now, by a fresh clock reading. Raises as `call_later` does."""
         exact = type(delay)
-        if (exact is float or exact is int) and delay >= 0.0 and delay < FOREVER:  # a chain of two costs more
+        if (exact is float or exact is int) and delay >= 0.0 and delay < FOREVER:  # faster than a chained comparison
             deadline = self.clock() + delay
         else:
             delay = number('delay', delay)
@@ -240,11 +240,11 @@ class TimerHeap:
         return timer
 
     def after(self, seconds: float) -> float:
-        """Return the deadline `seconds` from now, on a fresh clock. A delay below 0 counts as 0."""
+        """Return the deadline `seconds` from now, by a fresh clock reading. A negative delay counts as 0."""
         return self.clock() + (seconds if seconds > 0 else 0.0)
 
     def next_deadline(self) -> float | None:
-        """Return when the next pending timer is due, None when there is none."""
+        """Return when the next pending timer is due, or None if there is none."""
         heap = self.heap
         while heap:
             if heap[0] in self.at:
@@ -253,14 +253,14 @@ class TimerHeap:
         return None
 
     def collect(self, now: float) -> int:
-        """Move the timers due at `now` to `due`, so that a timer set meanwhile waits for a later turn.
+        """Move the timers due at `now` to `due`, so that a timer set by a callback waits for a later turn.
 
         Returns how many are due.
         """
         heap, at, due = self.heap, self.at, self.due
         while heap and heap[0] <= now:
             deadline = heap[0]
-            entry = at.get(deadline)  # removed after it was added to `due`: nothing is lost if memory runs out
+            entry = at.get(deadline)  # removed only after it is in `due`, so nothing is lost if memory runs out
             if type(entry) is OrderedDict:
                 due.extend(entry)
                 del at[deadline]
@@ -279,7 +279,7 @@ class TimerHeap:
                 self.pass_over(timer)
             elif timer.deadline is not None:
                 return True
-            due.popleft()  # cancelled or moved meanwhile
+            due.popleft()  # the timer was cancelled or moved
         return False
 
     def move(self, timer: Timer, deadline: float) -> None:
@@ -301,7 +301,7 @@ class TimerHeap:
         self.compact()
 
     def insert(self, timer: Timer, deadline: float) -> None:
-        """Enter `timer` at `deadline`. The heap comes first: a deadline in it without timers is simply dropped."""
+        """Add `timer` at `deadline`. The heap comes first, because a deadline without timers does no harm there."""
         if deadline in self.at:
             self._share(deadline, timer)
         else:
@@ -329,7 +329,7 @@ class TimerHeap:
             self.moved[timer] = left
 
     def _put_last(self, timer: Timer) -> bool:
-        """Move `timer` behind the others with its deadline. Return False if it was already collected."""
+        """Move `timer` to the end of the timers with its deadline. Return False if it was already collected."""
         found = self.at.get(timer.deadline)  # type: ignore[arg-type]
         if type(found) is OrderedDict and timer in found:
             found.move_to_end(timer)  # unlike removing and adding it, this needs no memory
@@ -337,7 +337,7 @@ class TimerHeap:
         return found is timer
 
     def _withdraw(self, timer: Timer, new: float) -> None:
-        """Remove `timer`, which is already entered at `new`, from its previous deadline."""
+        """Remove `timer`, which was already added at `new`, from its previous deadline."""
         if timer.deadline == new or not self.leave(timer):
             self.moved[timer] = self.moved.get(timer, 0) + 1
 
@@ -369,7 +369,7 @@ class TimerHeap:
         self.__class__ = ClosedTimerHeap
 
     def clear(self) -> None:
-        """Cancel all timers, when the loop is closed."""
+        """Cancel all timers. Called when the loop is closed."""
         for timer in list(self):
             timer.cancel()
         self.heap.clear()
@@ -379,7 +379,7 @@ class TimerHeap:
         self.buckets.clear()
 
     def compact(self) -> None:
-        """Drop the deadlines without timers when they are half of the heap: O(1) for each of them."""
+        """Drop the deadlines without timers once they make up half of the heap, so each one costs O(1)."""
         heap, at = self.heap, self.at
         if not at:
             heap.clear()
@@ -389,7 +389,7 @@ class TimerHeap:
 
 
 class ClosedTimerHeap(TimerHeap):
-    """The class of the heap after `close`, so that an open heap needs no test."""
+    """The class of the heap after `close`, so that an open heap need not test whether it is closed."""
 
     __slots__ = ()
 

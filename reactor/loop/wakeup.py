@@ -1,8 +1,8 @@
 """The wakeup: how threads and signals reach a loop that sleeps in its selector.
 
-It is a socketpair, of which the loop watches one end, and a queue of calls from other threads. A byte in the socket is
-only a doorbell. What is to be done stands elsewhere (the queue, the flag of each signal), so one byte serves any number
-of calls, and a full socket loses nothing. So the sockets can also be replaced when other code has closed them.
+It consists of a queue of calls from other threads, and a socketpair of which the loop watches one end. A byte in the
+socket is only a doorbell: the calls are in the queue, and each signal has a flag. So one byte serves any number of
+calls, a full socket loses nothing, and the sockets can be replaced when other code has closed them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Call = tuple[Callable[..., object], tuple[Any, ...]]
 NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
 RING_TRIES = 20  # how often to retry, a millisecond apart, while the kernel has no memory for a byte
 REOPEN = 0.05  # seconds between two attempts to open new sockets
-DOORBELL_BYTES = 4096  # most bytes read in a turn; after many signals the rest is read in the next one
+DOORBELL_BYTES = 4096  # most bytes read in one turn; after many signals, the rest is read in the next turn
 
 
 class Wakeup(Handle):
@@ -47,12 +47,12 @@ class Wakeup(Handle):
         self.loop = loop
         self.since: float = loop.now
         self.calls: deque[Call] = deque()  # calls from other threads, in order
-        self.on_bytes: Callable[[bytes], None]  # called with the bytes that were read; `Signals` sets both
-        self.on_replaced: Callable[[], object]  # called when the bell has a new descriptor
+        self.on_bytes: Callable[[bytes], None]  # called with the bytes that were read; set by `Signals`
+        self.on_replaced: Callable[[], object]  # called when the bell has a new descriptor; set by `Signals`
         self._kernel = kernel
         self._soon = soon
         self._rung = False
-        self._replaced_at = -EPISODE  # when the sockets were replaced last, by the loop's clock
+        self._replaced_at = -EPISODE  # when the sockets were last replaced, by the loop's clock
         self._open()
 
     def _open(self) -> None:
@@ -79,7 +79,7 @@ class Wakeup(Handle):
         return self.sock.fileno() < 0
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-        """Queue a call, from any thread."""
+        """Queue a call. May be called in any thread."""
         entry = fn, args
         self.calls.append(entry)
         if not self._rung:
@@ -92,7 +92,7 @@ class Wakeup(Handle):
                 raise
 
     def ring(self) -> bool:
-        """Wake the loop, for a signal whose flag is set. Returns False when it was woken already. Never raises."""
+        """Wake the loop, for a signal whose flag is set. Return False if it was already woken. Never raises."""
         if self._rung:
             return False
         try:
@@ -102,8 +102,8 @@ class Wakeup(Handle):
         return True
 
     def _ring(self) -> None:
-        # The flag is set before the byte is sent, and cleared before the queue is read. So a call that was queued while
-        # the flag was set is found.
+        # The flag is set before the byte is sent, and cleared before the queue is read. So a call that is queued while
+        # the flag is set is found too.
         try:
             self._rung = True
             self._send_byte()
@@ -116,7 +116,7 @@ class Wakeup(Handle):
             try:
                 self._bell.send(b'\0')
             except BlockingIOError:
-                pass  # full of signals' bytes, which wake the loop anyway
+                pass  # the socket is full of signals' bytes, which wake the loop anyway
             except OSError as exc:
                 if exc.errno in NO_MEMORY:  # without this byte the call might never be made
                     if tries_left:
@@ -126,7 +126,7 @@ class Wakeup(Handle):
                     continue
                 if self.loop.guard.closed:
                     raise HandleClosed('this reactor is closed; make a new one') from None
-                # Otherwise other code has closed it. The loop will replace it, and read the queue then.
+                # Otherwise other code has closed the socket. The loop will replace it, and then read the queue.
             return
 
     def _hang_up(self) -> None:
@@ -135,17 +135,17 @@ class Wakeup(Handle):
         try:
             self._bell.shutdown(SHUT_WR)
         except OSError:
-            pass  # other code has closed it, which the loop will notice
+            pass  # other code has closed the socket, which the loop will notice
 
     def handle_read(self) -> None:
-        """Queue the calls that wait, and the callbacks of signals."""
+        """Move the waiting calls, and the callbacks of signals, to the soon queue."""
         try:
             data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
             self.loop.spins.no_progress(self)
             return
         except OSError as exc:
-            if exc.errno in NO_MEMORY:  # it is still ready
+            if exc.errno in NO_MEMORY:  # the socket is still ready
                 self.loop.spins.no_progress(self)
             else:
                 self.loop.watchers.evict(self)
@@ -158,7 +158,7 @@ class Wakeup(Handle):
             self._replace()
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        # The calls and flags are kept elsewhere: a completion, which can be repeated, reads them.
+        # The calls and flags are not lost: a completion, which can be repeated, reads them.
         self.loop.completions.append((self, Wakeup._take, (b'',)))
         return True
 
@@ -180,11 +180,11 @@ class Wakeup(Handle):
         try:
             self._open()
         except (OSError, ReactorError) as exc:
-            # Perhaps no descriptor is left. Until there is one, a timer reads the calls and flags.
+            # Perhaps no descriptor is left. Until the sockets can be opened, a timer reads the calls and flags.
             self.loop.timers.unreferenced_later(REOPEN, self._reopen, why)
             text = f'the wakeup socket cannot be replaced yet ({exc}), so calls from threads are delayed: it {why}'
         self.on_replaced()
-        self._take(b'')  # calls that could not wake the loop
+        self._take(b'')  # queue the calls that could not wake the loop
         now = self.loop.timers.clock()
         last, self._replaced_at = self._replaced_at, now
         if now - last >= EPISODE:  # last: a Ctrl-C in the logger must not leave the loop without a wakeup
@@ -195,8 +195,8 @@ class Wakeup(Handle):
         self._rung = False
         # Without a GIL, a thread could see the flag set although the length below does not include the call that it has
         # queued. So both sides take the lock of the deque between their store and their load: `append` in `call`, and
-        # `rotate` here, which moves nothing. The side that takes it second sees what the other has stored. This is not
-        # tested on such a build.
+        # `rotate` here, which moves nothing. The side that takes the lock second sees what the other side has stored.
+        # This is not tested on a build without a GIL.
         calls.rotate(0)
         self.on_bytes(data)
         for _ in range(len(calls)):

@@ -1,11 +1,11 @@
-"""Handles, and the registry of those that are open.
+"""Handles, and the registry of open handles.
 
 An open handle is in exactly one of two places: in the map of the selector if it wants events, or parked if it wants
-none. There is no other registry, so nothing keeps a handle alive that is in neither.
+none. There is no other registry, so a handle that is in neither place is not kept alive.
 
-A registration that wants no events still reports a hang-up, for ever. So a handle that wants none is *unregistered*. A
-descriptor that other code has closed is never reported by epoll, and makes `select` fail. Its handle is evicted, by the
-number of the descriptor.
+A registration without events would still report a hang-up, for ever. So a handle that wants no events is unregistered.
+A descriptor that other code has closed is never reported by epoll, and makes `select` fail. Its handle is evicted:
+unregistered by the number of the descriptor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .log import describe
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# Errors of registering when the descriptor is fine. ENOSPC: the limit of epoll watches of the user is reached.
+# Errors when registering a descriptor that is fine. ENOSPC: the user's limit of epoll watches is reached.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
@@ -42,7 +42,7 @@ class Handle:
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
 
-    leads_to: tuple[tuple[str, str], ...] = ()  # methods, and the callbacks that they call; for `slow_callback`
+    leads_to: tuple[tuple[str, str], ...] = ()  # (method, callback that it calls), for `slow_callback`
 
     if TYPE_CHECKING:
         events: int
@@ -50,7 +50,7 @@ class Handle:
         loop: Loop
 
     def fileno(self) -> int:
-        """Return the descriptor, -1 when there is none."""
+        """Return the descriptor, or -1 if there is none."""
         return -1
 
     @property
@@ -67,7 +67,7 @@ class Handle:
         self.close()
 
     def reset(self, exc: BaseException | None) -> None:
-        """Called by the reactor to close the handle at once."""
+        """Close the handle at once because of `exc`. Called by the reactor."""
         self.close()
 
     def ref(self) -> None:
@@ -75,7 +75,7 @@ class Handle:
         self.loop.watchers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this handle is open. Raises `ReactorError` outside the loop's thread."""
+        """Let `run` end while this handle is open. Raises `ReactorError` outside the loop's thread."""
         self.loop.watchers.unref(self)
 
     def waits_for(self) -> str:
@@ -91,7 +91,7 @@ class Handle:
         raise NotImplementedError
 
     def handle_failed(self, exc: Exception) -> None:
-        """Called when a callback of the handle raised, and no `on_error` has taken the exception."""
+        """Called when a callback of the handle raised an exception that no `on_error` has handled."""
 
     def may_log(self) -> bool:
         """Whether an exception of a callback of the handle may be logged now."""
@@ -105,13 +105,13 @@ class Handle:
         """Called when other code has closed the descriptor. Its number may be another file's: do not close it."""
 
     def handle_refused(self, exc: Exception) -> None:
-        """Called when the kernel has no memory to watch the descriptor. It is not watched any more."""
+        """Called when the kernel has no memory to watch the descriptor, which is no longer watched."""
         self.reset(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        """Called when memory or stack ran out in a method of the handle, before the user was called.
+        """Called when memory or stack ran out in a method of the handle, before user code was called.
 
-        Returns True when the handle has dealt with it, False when the loop may call the method again.
+        Returns True if the handle has dealt with that, False if the loop may call the method again.
         """
         return False
 
@@ -125,12 +125,12 @@ class Watchers:
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector: BaseSelector = selector
-        self.referenced: int = 0  # open handles that keep the loop running
+        self.referenced: int = 0  # how many open handles keep the loop running
         self._kernel = kernel
         self._map = selector.get_map()
         self._has_room = kernel.room_of(selector)
         self._parked: dict[Handle, None] = {}
-        self._half_parked = False  # a handle was parked, but memory ran out before it was unregistered
+        self._half_parked = False  # whether memory ran out after a handle was parked and before it was unregistered
         self._unreferenced: set[Handle] = set()
 
     def __iter__(self) -> Iterator[Handle]:
@@ -141,9 +141,9 @@ class Watchers:
         return len(self._map) + len(self._parked)  # iterating over 40,000 connections would take 15 ms
 
     def add(self, handle: Handle, events: int) -> None:
-        """Take a newly opened handle that wants `events` of its descriptor.
+        """Register a newly opened handle that wants `events` of its descriptor.
 
-        Raises `SelectorFull` or the selector's OSError. Then the handle is not taken.
+        Raises `SelectorFull` or the selector's OSError; then the handle is not registered.
         """
         self._register(handle, handle.fileno(), events)
         try:
@@ -154,18 +154,18 @@ class Watchers:
         handle.events = events
 
     def defer(self, handle: Handle, events: int) -> None:
-        """Take a newly opened handle that wants `events`, but need not be registered before `settle`."""
+        """Add a newly opened handle that wants `events`, but is not registered before `settle`."""
         self.park(handle)
         handle.events = events
 
     def settle(self, handle: Handle) -> None:
-        """Register a deferred handle, unless it was closed or wants nothing now. Raises as `add`."""
+        """Register a deferred handle, unless it was closed or wants no events now. Raises as `add` does."""
         if handle in self._parked and handle.events:
             self._register(handle, handle.fileno(), handle.events)
             del self._parked[handle]
 
     def park(self, handle: Handle) -> None:
-        """Take a newly opened handle that wants no events, or has no descriptor yet."""
+        """Add a newly opened handle that wants no events, or has no descriptor yet."""
         handle.events = 0
         referenced = self.referenced + 1
         self._parked[handle] = None
@@ -199,7 +199,7 @@ class Watchers:
             handle.events = events
 
     def _refuse_soon(self, handle: Handle, exc: Exception, parked: bool, events: int) -> None:
-        # The selector may have done half of it: `poll` forgets a registration when memory runs out while it changes it,
+        # The selector may have made half of the change: `poll` loses a registration when memory runs out in `modify`,
         # and `select` when the stack runs out. The handle fails in the completions phase, on a fresh stack.
         try:
             if type(exc) is MemoryError:
@@ -218,7 +218,7 @@ class Watchers:
             starved.append(exc)
 
     def remove(self, handle: Handle) -> None:
-        """Forget a handle, before its descriptor is closed. Does nothing if it is forgotten already."""
+        """Forget a handle, before its descriptor is closed. Does nothing if it was already forgotten."""
         loop = handle.loop
         if loop.spins.stalls:
             loop.spins.forget(handle)
@@ -268,7 +268,7 @@ class Watchers:
         try:
             new = self._kernel.new_selector_like(old)
         except (OSError, TypeError):
-            return old  # no descriptor is left, or the user's own class needs arguments: keep it
+            return old  # no descriptor is left, or the user's own class needs arguments: keep the old one
         failed: list[tuple[Handle, Exception]] = []
         try:
             has_room = self._kernel.room_of(new)
@@ -279,7 +279,7 @@ class Watchers:
                     failed.append((key.data, exc))
         except (MemoryError, RecursionError):
             new.close()
-            return old  # keep it: nothing was changed
+            return old  # keep the old one: nothing was changed
         self.selector, self._map, self._has_room = new, new.get_map(), has_room
         old.close()
         self._fail_all(failed)
@@ -297,7 +297,7 @@ class Watchers:
         self._parked[handle] = None
 
     def fail(self, handle: Handle, exc: Exception) -> None:
-        """The selector refused a handle with `exc`, and the next poll would not report it: refuse or evict it."""
+        """Refuse or evict a handle that the selector rejected with `exc`: the next poll would not report the handle."""
         if isinstance(exc, OSError) and exc.errno in NO_MEMORY:
             self.refuse(handle, exc)
         else:
@@ -320,13 +320,13 @@ class Watchers:
         return bool(dead)
 
     def disown(self) -> None:
-        """In a fork: no handle wants events any more, because what is open belongs to the parent."""
+        """In a fork, make all handles want no events, because the open descriptors belong to the parent."""
         self.referenced = 0
         for handle in self:
             handle.events = 0
 
     def close(self) -> None:
-        """Close the selector. Nothing is unregistered before: a fork may share the selector, and would lose it too."""
+        """Close the selector. Unregister nothing, because a process that shares it after a fork would lose that too."""
         try:
             self.selector.close()
         except OSError:
@@ -341,26 +341,26 @@ class Watchers:
         try:
             self.selector.register(fd, events, handle)
         except KeyError:
-            # A socket owns its number. So if another handle is registered for it, the descriptor of that handle was
-            # closed unnoticed. A handle without a socket watches the user's descriptor, and must not replace another.
+            # A socket owns its number. So if another handle is registered under that number, its descriptor was closed
+            # unnoticed. A handle without a socket watches a user's descriptor, and must not replace another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt; perhaps it is in the map only
+            if holder is handle:  # memory ran out in the last attempt; perhaps it is only in the map
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return
             if sock is getattr(holder, 'sock', handle):
-                raise ReactorError(f'this socket belongs to {describe(holder)} already') from None
+                raise ReactorError(f'this socket already belongs to {describe(holder)}') from None
             if sock is None and holder.fileno() == fd:
-                raise ReactorError(f'descriptor {fd} belongs to {describe(holder)} already; close that first') from None
+                raise ReactorError(f'descriptor {fd} already belongs to {describe(holder)}; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
-        except MemoryError:  # it may be in the map, but not be polled
+        except MemoryError:  # the handle may be in the map, but not be polled
             self._unregister_lost(handle)
             raise
 
     def _fail_all(self, failed: Iterable[tuple[Handle, Exception]]) -> None:
         for handle, exc in failed:
-            if handle.events:  # else `handle_lost` of another handle has closed it
+            if handle.events:  # otherwise `handle_lost` of another handle has closed it
                 self.fail(handle, exc)
 
     def _park_lost(self, handle: Handle) -> None:
@@ -370,7 +370,7 @@ class Watchers:
         self._finish_parking(handle if alone else None)
 
     def _finish_parking(self, handle: Handle | None = None) -> None:
-        # Usually this one handle, registered under its number, is all that has to be unregistered.
+        # Usually only this handle has to be unregistered, and it is registered under its own number.
         fd = -1 if handle is None else handle.fileno()
         key = self._map.get(fd) if fd >= 0 else None
         keys = [key] if key is not None and key.data is handle else list(self._map.values())
@@ -380,7 +380,7 @@ class Watchers:
         self._half_parked = False
 
     def _unregister_lost(self, handle: Handle) -> None:
-        # Its socket object may be closed and have no number any more: look for the registration.
+        # The socket object may be closed and no longer have a number: search for the registration.
         fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
         if fd >= 0:
             self._take_out(fd)
@@ -389,11 +389,11 @@ class Watchers:
         try:
             self.selector.unregister(fd)
         except KeyError:
-            pass  # memory ran out when it was registered: it was in the map only, and not polled
+            pass  # memory ran out when it was registered: it was only in the map, and not polled
 
 
 def refuse(handle: Handle, exc: Exception) -> None:
     """Called as a completion after `set_events` has failed: see `Watchers.refuse`."""
     watchers = handle.loop.watchers
-    if any(handle is other for other in watchers):  # else it was removed meanwhile
+    if any(handle is other for other in watchers):  # otherwise it has been removed since
         watchers.refuse(handle, exc)
