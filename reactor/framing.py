@@ -113,7 +113,7 @@ class Frames:
             ValueError: The delimiter is empty.
         """
         if not delimiter:
-            raise ValueError('a delimiter has at least one byte')
+            raise ValueError('a delimiter must have at least one byte')
         size = self._find(delimiter)
         # While the delimiter has not arrived, the last bytes may be its beginning.
         self._check('a message', size if size >= 0 else len(self) - len(delimiter) + 1, limit)
@@ -155,7 +155,7 @@ class Frames:
         """
         begin = self._start + width
         if width < 1:
-            raise ValueError(f'a length has at least one byte, not {width}')
+            raise ValueError(f'a length must have at least one byte, not {width}')
         if len(self._buffer) < begin:
             return self._wait()
         size = int.from_bytes(self._buffer[self._start : begin], byteorder)
@@ -383,7 +383,7 @@ def blocks(on_block: Callable[[Stream, bytes], object], size: int, *, limit: int
         TypeError, ValueError: `size` is not a number of bytes, or is 0.
     """
     if check_size('size', size) == 0:
-        raise ValueError('a block has at least one byte')
+        raise ValueError('a block must have at least one byte')
     return Framing(on_block, Frames.exactly, size, limit=size if limit is None else limit)
 
 
@@ -394,7 +394,7 @@ def _handle_rest(conn: Stream, framed: Framed) -> None:
 def check_size(name: str, size: int) -> int:
     """Return a number of bytes. Raise TypeError for another type, ValueError for a negative number."""
     if not isinstance(size, int):
-        raise TypeError(f'{name} is a number of bytes, not {size!r}')
+        raise TypeError(f'{name} must be a number of bytes, not {size!r}')
     if size < 0:
-        raise ValueError(f'{name} is a number of bytes, at least 0, not {size}')
+        raise ValueError(f'{name} must be a number of bytes, at least 0, not {size}')
     return size

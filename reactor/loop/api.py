@@ -163,7 +163,7 @@ class LoopAPI:
         self._check(fn)
         interval = number('interval', interval)
         if interval <= 0:
-            raise ValueError(f'interval is a number of seconds above 0, not {interval!r}')
+            raise ValueError(f'interval must be a number of seconds above 0, not {interval!r}')
         return self.timers.add(self._repeating_timer, interval, fn, args)
 
     def add_signal_handler(self, signum: int, fn: Callable[[*Ts], object], *args: *Ts) -> SignalHandler:

@@ -30,9 +30,9 @@ def number(name: str, value: Any, unit: str = 'number of seconds') -> float:
     Raises TypeError for another type, and ValueError for NaN and infinity.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f'{name} is a {unit}, not {shown(value)}')
+        raise TypeError(f'{name} must be a {unit}, not {shown(value)}')
     if value != value or value in (INFINITY, -INFINITY):
-        raise ValueError(f'{name} is a finite {unit}, not {value!r}')
+        raise ValueError(f'{name} must be a finite {unit}, not {value!r}')
     return max(-FOREVER, min(value, FOREVER))
 
 
@@ -40,7 +40,7 @@ def seconds(name: str, value: Any) -> float:
     """Return a duration, which must be at least 0. Raises as `number` does, and ValueError for a negative value."""
     duration = number(name, value)
     if duration < 0:
-        raise ValueError(f'{name} is a finite number of seconds, at least 0, not {shown(value)}')
+        raise ValueError(f'{name} must be a finite number of seconds, at least 0, not {shown(value)}')
     return duration
 
 
@@ -52,7 +52,7 @@ def time_limit(name: str, value: Any, hint: str = '') -> float:
     """
     limit = seconds(name, value)
     if limit == 0:
-        raise ValueError(f'{name} is a number of seconds above 0, not {value!r}{hint}')
+        raise ValueError(f'{name} must be a number of seconds above 0, not {value!r}{hint}')
     return limit
 
 
@@ -60,9 +60,9 @@ def whole(name: str, value: Any, least: int, most: int | None = None, unit: str 
     """Return an int from `least` to `most`. Raises TypeError for another type, ValueError if it is out of range."""
     bounds = f'at least {least}' if most is None else f'{least} to {most}'
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'{name} is a {unit}, {bounds}, not {shown(value)}')
+        raise TypeError(f'{name} must be a {unit}, {bounds}, not {shown(value)}')
     if value < least or (most is not None and value > most):
-        raise ValueError(f'{name} is a {unit}, {bounds}, not {shown(value)}')
+        raise ValueError(f'{name} must be a {unit}, {bounds}, not {shown(value)}')
     return int(value)
 
 
@@ -78,19 +78,19 @@ def optional_count(name: str, value: Any) -> int | None:
 def file_path(name: str, value: Any) -> None:
     """Check the path of a file or directory: str, bytes or os.PathLike. Raises TypeError or ValueError."""
     if not isinstance(value, str | bytes) and not hasattr(value, '__fspath__'):
-        raise TypeError(f'{name} is a path, a str, bytes or os.PathLike, not {shown(value)}')
+        raise TypeError(f'{name} must be a path (a str, bytes or os.PathLike), not {shown(value)}')
     if b'\0' in (value if isinstance(value, bytes) else str(value).encode('utf-8', 'surrogatepass')):
-        raise ValueError(f'{name} is a path with a NUL inside: {shown(value)}')
+        raise ValueError(f'{name} must be a path without a NUL inside, not {shown(value)}')
 
 
 def check_parts(selector: Any, kernel: Any) -> None:
     """Check the `selector` and `kernel` of a reactor. Raises TypeError, or ValueError if the selector is not new."""
     if selector is not None and not hasattr(selector, 'get_map'):
-        raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
+        raise TypeError(f'selector must be None or a selector of the module selectors, not {shown(selector)}')
     if selector is not None and (selector.get_map() is None or len(selector.get_map())):
-        raise ValueError(f'selector is a new one, which the reactor fills and closes; {shown(selector)} is in use')
+        raise ValueError(f'selector must be a new one, which the reactor fills and closes; {shown(selector)} is in use')
     if kernel is not None and not hasattr(kernel, 'clock'):
-        raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
+        raise TypeError(f'kernel must be None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
 
 
 def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
@@ -127,5 +127,5 @@ def _misfit(function: FunctionType, given: int, bound: bool) -> str:
 def switch(name: str, value: Any) -> bool:
     """Return a bool. Raises TypeError for anything but True, False, 1 and 0."""
     if not isinstance(value, int) or value not in (0, 1):
-        raise TypeError(f'{name} is True or False, not {shown(value)}')
+        raise TypeError(f'{name} must be True or False, not {shown(value)}')
     return bool(value)

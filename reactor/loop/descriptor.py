@@ -139,7 +139,7 @@ def _number(file: Any) -> int:
     fileno = getattr(file, 'fileno', None)
     fd = fileno() if fileno is not None else file
     if type(fd) is not int:
-        raise TypeError(f'a descriptor is an int or an object with fileno(), not {shown(file)}')
+        raise TypeError(f'a descriptor must be an int or an object with fileno(), not {shown(file)}')
     if not 0 <= fd < 1 << 31:
         raise ValueError(f'{shown(file)} has no open descriptor')
     return fd
@@ -147,4 +147,4 @@ def _number(file: Any) -> int:
 
 def _check_events(events: int) -> None:
     if type(events) is not int or events not in WANTS:
-        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for none, not {shown(events)}')
+        raise ValueError(f'events must be READ, WRITE, READ | WRITE, or 0 for none, not {shown(events)}')

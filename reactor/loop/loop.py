@@ -70,9 +70,9 @@ class Loop(LoopAPI):
         debug: bool = False,
     ) -> None:
         if slow_callback is not None and number('slow_callback', slow_callback) <= 0:
-            raise ValueError(f'slow_callback is a number of seconds above 0, not {slow_callback!r}')
+            raise ValueError(f'slow_callback must be a number of seconds above 0, not {slow_callback!r}')
         if type(catch_errors) is not bool and not callable(catch_errors):
-            raise TypeError(f'catch_errors is True, False or a callable, not {shown(catch_errors)}')
+            raise TypeError(f'catch_errors must be True, False or a callable, not {shown(catch_errors)}')
         kernel = kernel or Kernel()
         self.kernel = kernel
         self.guard: Guard = Guard(kernel)

@@ -814,11 +814,11 @@ def test_a_selector_in_use_or_closed_is_refused(sockets):
     # AttributeError each time; `close` raised it.
     selector = selectors.DefaultSelector()
     selector.register(sockets()[0], READ)
-    with pytest.raises(ValueError, match='selector is a new one'):
+    with pytest.raises(ValueError, match='selector must be a new one'):
         Reactor(selector=selector)
     assert len(selector.get_map()) == 1
     selector.close()
-    with pytest.raises(ValueError, match='selector is a new one'):
+    with pytest.raises(ValueError, match='selector must be a new one'):
         Reactor(selector=selector)
 
 

@@ -288,12 +288,12 @@ def test_a_finite_delay_that_used_to_be_taken_for_infinite_is_cut_to_a_very_long
 @pytest.mark.parametrize('seconds', ['1', None, 1j, True, b'1'])
 def test_a_value_that_is_not_a_number_is_refused_at_the_call_and_not_by_a_comparison(r, seconds):
     for call in r.call_later, r.call_at, r.call_every:
-        with pytest.raises(TypeError, match=r'is a number of seconds, not ') as caught:
+        with pytest.raises(TypeError, match=r'must be a number of seconds, not ') as caught:
             call(seconds, int)
         assert repr(seconds) in str(caught.value)
     timer = r.call_later(60, int)
     if seconds is not None:  # None stands for the delay that it was made with
-        with pytest.raises(TypeError, match=r'seconds is a number of seconds, not '):
+        with pytest.raises(TypeError, match=r'seconds must be a number of seconds, not '):
             timer.reset(seconds)
     timer.cancel()
     assert len(r.timers) == 0

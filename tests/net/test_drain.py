@@ -912,14 +912,14 @@ def test_a_second_call_still_gives_idle_connections_time_for_a_request(r, socket
 
 @pytest.mark.parametrize('timeout', [-1, math.nan, math.inf])
 def test_a_bad_timeout_raises(r, timeout):
-    with pytest.raises(ValueError, match='timeout is a finite number'):
+    with pytest.raises(ValueError, match='timeout must be a finite number'):
         r.drain(timeout)
     assert not r.draining
 
 
 @pytest.mark.parametrize('lame_duck', [-1, math.nan, math.inf])
 def test_a_bad_lame_duck_raises(r, lame_duck):
-    with pytest.raises(ValueError, match='lame_duck is a finite number'):
+    with pytest.raises(ValueError, match='lame_duck must be a finite number'):
         r.drain(1, lame_duck)
 
 

@@ -54,7 +54,7 @@ def test_times_are_finite_and_not_negative(name, value):
 
 @pytest.mark.parametrize('name', ['read_timeout', 'write_timeout', 'idle_timeout', 'handshake_timeout'])
 def test_a_time_limit_of_0_is_refused_where_it_used_to_mean_never(name):
-    with pytest.raises(ValueError, match=f'{name} is a number of seconds above 0, not 0'):
+    with pytest.raises(ValueError, match=f'{name} must be a number of seconds above 0, not 0'):
         Options(**{name: 0})
 
 
@@ -67,7 +67,7 @@ def test_a_linger_of_0_is_allowed_and_means_no_time():
 def test_a_time_that_is_not_a_number_is_refused_by_name_and_not_by_a_comparison(name, value):
     with pytest.raises(TypeError) as caught:
         Options(**{name: value})
-    assert str(caught.value) == f'{name} is a number of seconds, not {value!r}'
+    assert str(caught.value) == f'{name} must be a number of seconds, not {value!r}'
 
 
 @pytest.mark.parametrize('name', ['linger', 'read_timeout', 'write_timeout', 'idle_timeout', 'handshake_timeout'])
@@ -86,13 +86,13 @@ def test_a_size_that_is_not_a_whole_number_is_refused_at_the_call_and_does_not_e
 
 @pytest.mark.parametrize('value', [(1 << 30) + 1, 1 << 62, 1 << 64])
 def test_a_read_size_that_no_recv_can_allocate_is_refused(value):
-    with pytest.raises(ValueError, match='read_size is a number of bytes, 1 to 1073741824, not'):
+    with pytest.raises(ValueError, match='read_size must be a number of bytes, 1 to 1073741824, not'):
         Options(read_size=value)
 
 
 @pytest.mark.parametrize('value', ['no', None, 2, 1.0])
 def test_a_flag_is_true_or_false(value):
-    with pytest.raises(TypeError, match='nodelay is True or False'):
+    with pytest.raises(TypeError, match='nodelay must be True or False'):
         Options(nodelay=value)
     assert Options(nodelay=0).nodelay is False
 
@@ -103,7 +103,7 @@ def test_the_message_about_a_value_can_always_be_made():
             raise RuntimeError
 
     for value in Odd(), [Odd()]:
-        with pytest.raises(TypeError, match='linger is a number of seconds, not '):
+        with pytest.raises(TypeError, match='linger must be a number of seconds, not '):
             Options(linger=value)
     with pytest.raises(TypeError) as caught:
         Options(linger='x' * 100_000)
