@@ -3,7 +3,7 @@
     $ python examples/chargen.py
     listening on 127.0.0.1:1919
 
-In another terminal; when `head` has its lines, the connection ends:
+In another terminal (the connection ends when `head` has printed its lines):
 
     $ nc 127.0.0.1 1919 | head -2
     0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!"#$%&'()*

@@ -21,7 +21,7 @@ import reactor
 from reactor import framing
 
 LONGEST_LINE = 4096  # bytes; a client that sends a longer line is reset
-members = {}  # connection: name
+members = {}  # maps connections to names
 guests = count(1)
 
 

@@ -16,7 +16,7 @@ import reactor
 
 
 def on_connect(conn):
-    conn.data = 0  # bytes received
+    conn.data = 0  # number of bytes received
 
 
 def on_data(conn, data):
@@ -25,7 +25,7 @@ def on_data(conn, data):
 
 def on_close(conn, exc):
     error = f' ({exc})' if exc else ''
-    print(f'{conn.data or 0:,} bytes{error}', flush=True)  # `data` is None if it was closed before `on_connect`
+    print(f'{conn.data or 0:,} bytes{error}', flush=True)  # `data` is None if closed before `on_connect`
 
 
 def main(r, port):

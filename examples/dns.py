@@ -1,4 +1,4 @@
-"""Look up names and addresses, many at once, while the loop goes on.
+"""Look up many names and addresses at once, while the loop keeps running.
 
     $ python examples/dns.py localhost 127.0.0.1 nope.invalid
     localhost: ::1, 127.0.0.1
@@ -23,7 +23,7 @@ def main(r, names, timeout):
 
         try:
             r.resolve_address(name, on_done, timeout=timeout)
-        except ValueError:  # not an address in numbers: a name
+        except ValueError:  # not a numeric address, so it is a name
             r.resolve(name, on_done, timeout=timeout)
 
     for name in names:

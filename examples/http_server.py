@@ -10,13 +10,13 @@ In another terminal:
     $ curl 'http://127.0.0.1:8080/stream?lines=2'       # a body of unknown length
     line 0 of a generated stream
     line 1 of a generated stream
-    $ curl -T README.md http://127.0.0.1:8080/echo      # sent back while it is received
-    $ curl http://127.0.0.1:8080/healthz                # 200, or 503 while it drains
+    $ curl -T README.md http://127.0.0.1:8080/echo      # the file is sent back while it is received
+    $ curl http://127.0.0.1:8080/healthz                # 200, or 503 while the server drains
     200 OK
 
 SIGTERM drains the server. /healthz then answers 503, and each response has `Connection: close`. After one second (see
---lame-duck) the server accepts no more clients, and it ends after the last response. With --workers N there are N
-processes on the port; SIGHUP replaces them one by one.
+--lame-duck) the server accepts no more clients, and it exits after the last response. With --workers N, N processes
+share the port; SIGHUP replaces them one by one.
 """
 
 import argparse
@@ -35,9 +35,9 @@ import h11
 import reactor
 from reactor import serve
 
-LONGEST_HEADERS = 16384  # bytes of a request line and its headers; longer ones are answered with 431
-DRAIN = 30  # seconds that the last responses may take
-ALL_SENT, ROOM = 'all sent', 'room'  # what a response waits for: `on_written` of its last part, or `on_drain`
+LONGEST_HEADERS = 16384  # bytes in a request line and its headers; a longer request is answered with 431
+DRAIN = 30  # seconds that the last responses can take
+ALL_SENT, ROOM = 'all sent', 'room'  # a response waits for `on_written` of its last part, or for `on_drain`
 
 
 def generate(lines):
@@ -52,8 +52,8 @@ class Session:
         self.r, self.root, self.conn = r, root, conn
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEADERS)
         self.waits_for = None  # ALL_SENT or ROOM while the client has to read first
-        self.bodiless = False  # HEAD: send headers only
-        self.echoing = False  # send back the body of the request
+        self.bodiless = False  # True for HEAD: send only headers
+        self.echoing = False  # True: send back the body of the request
         self.pieces = None  # an iterator that generates the body of the response
 
     def on_data(self, conn, data):
@@ -75,7 +75,7 @@ class Session:
             self.advance()
 
     def advance(self):
-        """Handle one event after the other, until more bytes are needed or the client has to read first."""
+        """Handle one event after another, until more bytes are needed or the client has to read first."""
         while not self.waits_for and not self.conn.closed:
             if self.pieces is not None:
                 self.send_next_piece()
@@ -84,7 +84,7 @@ class Session:
                     return self.conn.close()
                 self.http.start_next_cycle()
                 self.conn.busy = False
-                self.conn.busy = bool(self.http.trailing_data[0])  # the next request was pipelined
+                self.conn.busy = bool(self.http.trailing_data[0])  # True if the next request has already begun
             else:
                 try:
                     event = self.http.next_event()
@@ -131,13 +131,13 @@ class Session:
             if not path.is_relative_to(self.root) or not path.is_file():
                 return self.respond(404)
             file = path.open('rb')
-        except (OSError, ValueError, RuntimeError):  # no permission, a name too long or with a NUL, a loop of links
+        except (OSError, ValueError, RuntimeError):  # no permission, a loop of links, or an invalid name
             return self.respond(404)
         with file:
             size = os.fstat(file.fileno()).st_size
             self.start(200, mimetypes.guess_type(path)[0] or 'application/octet-stream', str(size))
             if not self.bodiless:
-                self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # h11 needs the length only
+                self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # h11 needs only the length
                 self.waits_for = ALL_SENT
                 self.conn.send_file(file, 0, size, self.on_written)
         self.send(h11.EndOfMessage())
@@ -148,7 +148,7 @@ class Session:
             self.pieces = None
             self.send(h11.EndOfMessage())
         else:
-            self.waits_for = ALL_SENT  # one piece in a turn, so that a fast client does not hold up the others
+            self.waits_for = ALL_SENT  # one piece per turn, so that a fast client does not delay the others
             self.conn.write(self.http.send(h11.Data(data=piece)), self.on_written)
 
     def respond(self, status, *headers):
@@ -177,11 +177,11 @@ class Session:
         self.bodiless = False
         self.respond(exc.error_status_hint, ('connection', 'close'))
         self.conn.busy, self.conn.on_data = False, None
-        self.conn.write_eof()  # not close(): if the client still sends, that would reset the connection
+        self.conn.write_eof()  # not close(), which would reset the connection if the client is still sending
 
 
 def main(r, listeners=(), *, port, root, lame_duck, **limits):
-    """Serve on `listeners[0]`, a listening socket that a worker has inherited, or on `port` if there is none."""
+    """Serve on `listeners[0]`, a listening socket that the worker has inherited, or on `port` if there are none."""
 
     def on_connect(conn):
         session = Session(r, root, conn)
@@ -203,10 +203,10 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8080)
     options.add_argument('--root', type=lambda path: Path(path).resolve(), default='.', help='folder to serve')
-    options.add_argument('--idle', dest='idle_timeout', type=float, default=60, help='seconds without traffic allowed')
-    options.add_argument('--lame-duck', type=float, default=1, help='seconds that it accepts clients after SIGTERM')
-    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='trust PROXY headers from these')
-    options.add_argument('--workers', type=int, default=0, help='number of processes; 0: only this one')
+    options.add_argument('--idle', dest='idle_timeout', type=float, default=60, help='seconds a client can be idle')
+    options.add_argument('--lame-duck', type=float, default=1, help='seconds to keep accepting clients after SIGTERM')
+    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='networks with trusted PROXY headers')
+    options.add_argument('--workers', type=int, default=0, help='number of processes; 0: only this process')
     args = vars(options.parse_args())
     workers, listen, lame_duck = args.pop('workers'), [('127.0.0.1', args['port'])], args['lame_duck']
     try:

@@ -1,4 +1,4 @@
-"""A server whose counters can be watched in a browser, updated every second.
+"""A server whose counters can be watched in a browser, where they are updated every second.
 
     $ python examples/live_page.py
     look at http://127.0.0.1:9010/
@@ -10,8 +10,8 @@ In another terminal, each line comes back after half a second:
     hello
     hello
 
-The line `slow` blocks the loop for 0.2 seconds, and the page then names the callback that did it. The page has no
-password and listens on loopback only; from another machine, use `ssh -L 9010:127.0.0.1:9010`.
+The line `slow` blocks the loop for 0.2 seconds, and the page then names the callback that blocked it. The page has no
+password, and is served only on loopback; from another machine, use `ssh -L 9010:127.0.0.1:9010`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Server:
     def take(self, conn):
         line = conn.data.until(b'\n')
         if line is not None:
-            conn.pause_reading()  # one line at a time
+            conn.pause_reading()  # handle one line at a time
             conn.busy = True  # the page counts this as a request
             self.r.call_later(0.5, self.slow if line == b'slow' else self.answer, conn, line)
 

@@ -11,7 +11,8 @@ In another terminal:
 With `--metrics 9464`, `curl http://127.0.0.1:9464/metrics` shows the metrics for Prometheus; this needs the package
 prometheus_client. Ctrl-C, SIGTERM or `python -m reactor.observe /tmp/observed drain` ends the program.
 
-All three show every worker. They run in the parent process, to which each worker reports.
+The page, the socket and the metrics all cover every worker. They run in the parent process, to which each worker
+reports.
 """
 
 import argparse
@@ -30,12 +31,12 @@ def on_drain(conn):
 
 
 def main(r, listeners):
-    """Run in each worker."""
+    """Listen on the worker's socket; called in each worker."""
     r.listen_tcp(None, 0, on_data, on_drain=on_drain, sock=listeners[0])
 
 
 def on_start(r, workers):
-    """Run in the parent."""
+    """Serve the page, the socket and the metrics; called in the parent."""
     observe.serve_control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
     page = observe.serve_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
     print(f'page at http://127.0.0.1:{page.address[1]}')

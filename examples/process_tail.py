@@ -4,7 +4,7 @@
     [12345] one
     [12345] ! two
 
-The program ends when the command ends, with the same exit status (128 and the signal's number if a signal killed it).
+The program ends when the command ends, with the same exit status (128 plus the signal's number if a signal killed it).
 Ctrl-C sends SIGTERM to the command.
 """
 
@@ -14,7 +14,7 @@ import sys
 
 import reactor
 
-LONGEST_LINE = 65536  # bytes; longer lines are printed in pieces
+LONGEST_LINE = 65536  # bytes; a longer line is printed in pieces
 
 
 def show_lines(prefix):
@@ -27,7 +27,7 @@ def show_lines(prefix):
             print(prefix + line.decode(errors='replace'), flush=True)
 
     def on_close(pipe, exc):
-        if pipe.data:  # the last line had no line end
+        if pipe.data:  # the last line did not end with a line break
             print(prefix + pipe.data.decode(errors='replace'), flush=True)
 
     return on_data, on_close

@@ -1,4 +1,4 @@
-"""A TCP proxy: pass bytes both ways, no faster than the slower side reads, and pass on half-closes.
+"""A TCP proxy: forward bytes both ways, no faster than the slower side reads, and forward half-closes.
 
 With `examples/echo.py` running in another terminal:
 
@@ -19,7 +19,7 @@ import reactor
 
 
 def on_data(conn, data):
-    if not conn.data.write(data):  # conn.data is the other side
+    if not conn.data.write(data):  # conn.data is the connection to the other side
         conn.pause_reading()
 
 

@@ -10,10 +10,11 @@ In another terminal:
     $ redis-cli -p 6380 get greeting
     "hello"
 
-Nothing is kept on disk, and keys expire by the reactor's timers. A whole pipeline is answered with one write. A chunk
-is split at all its line ends at once, which is fastest. Only a command that arrives in several chunks, or that has a
-line end in a value, is parsed piece by piece with `reactor.framing`. When a client does not read its answers, the
-server stops reading from it; a subscriber that does not read is reset when 16 MiB wait for it (`max_buffered`).
+Nothing is stored on disk, and keys expire with the reactor's timers. A whole pipeline is answered with one write. A
+chunk is split at all its line breaks at once, which is the fastest way. Only commands that arrive in several chunks, or
+that have a line break in a value, are parsed piece by piece with `reactor.framing`. When a client does not read its
+answers, the server stops reading from it. A subscriber that does not read is reset when 16 MiB are buffered for it
+(`max_buffered`).
 """
 
 import argparse
@@ -24,23 +25,23 @@ from reactor.framing import Frames
 
 CRLF = b'\r\n'
 OK, NIL, PONG = b'+OK\r\n', b'$-1\r\n', b'+PONG\r\n'
-MOST_ARGUMENTS = 1 << 16  # arguments of a command
-LARGEST = 16 << 20  # bytes of all arguments of a command, and of an answer
-LONGEST_LINE = 1 << 16  # bytes of an inline command, as a person types it
-LARGE = 4096  # bytes; before a longer answer, the answers collected so far are sent
+MOST_ARGUMENTS = 1 << 16  # number of arguments of a command
+LARGEST = 16 << 20  # bytes in all arguments of a command, and in an answer
+LONGEST_LINE = 1 << 16  # bytes in an inline command, which a person types
+LARGE = 4096  # bytes; the answers collected so far are sent before a longer answer
 SETTINGS = {b'save': b'', b'appendonly': b'no'}
-LINES = {b'*%d' % count: 2 * count + 1 for count in range(1, 65)}  # first line of a command: its number of lines
+LINES = {b'*%d' % count: 2 * count + 1 for count in range(1, 65)}  # maps a command's first line to its number of lines
 SIZES = {b'$%d' % size: size for size in range(LARGE)}
 
-store, expiry, channels = {}, {}, {}  # key: value; key: timer; channel: {subscribed client: None}
+store, expiry, channels = {}, {}, {}  # {key: value}, {key: timer}, {channel: {subscribed client: None}}
 
 
 class Refused(Exception):
-    """The answer to this command is an error."""
+    """Raised by a command that is answered with an error."""
 
 
 class Goodbye(Exception):
-    """The connection is closed after this answer."""
+    """Raised by a command after whose answer the connection is closed."""
 
 
 # -- from bytes to commands
@@ -66,7 +67,7 @@ def on_data(conn, data):
         too_long = b'-ERR Protocol error: too big inline request\r\n'
         client.replies.append(exc.args[0] if isinstance(exc, Goodbye) else too_long)
         client.flush()
-        conn.pause_reading()  # `close` then expects unread bytes, which would otherwise reset the connection
+        conn.pause_reading()  # so that `close` expects unread bytes; otherwise they would reset the connection
         conn.close()
 
 
@@ -82,7 +83,7 @@ def on_close(conn, exc):
 
 
 def run(client, data):
-    """Run all commands of a chunk that starts at the beginning of a command."""
+    """Run all commands in a chunk that starts at the beginning of a command."""
     lines = data.split(CRLF)
     begin, last = 0, len(lines) - 1
     while begin < last and not client.full:
@@ -95,7 +96,7 @@ def run(client, data):
             while at < end and SIZES.get(lines[at]) == len(lines[at + 1]):
                 at += 2
             if at < end:
-                break  # a value has a line end in it, or is large
+                break  # a value is large or contains a line break
             execute(client, lines[begin + 2 : end : 2])
         else:
             end, command = begin + 1, lines[begin].split()
@@ -111,7 +112,7 @@ def run(client, data):
 
 
 def parse(frames):
-    """Generate the commands in the frames, and None when the next one is not complete."""
+    """Generate the commands in the frames; generate None when the next command is not complete."""
     while True:
         while (line := frames.line(LONGEST_LINE)) is None:
             yield None
@@ -145,7 +146,7 @@ def execute(client, command):
         reply = fn(client, *command[1:]) if fn else client.unknown(name)
     except TypeError as exc:
         if exc.__traceback__.tb_next is not None:
-            raise  # raised inside the command, not by calling it with wrong arguments
+            raise  # raised inside the command, not because it was called with the wrong arguments
         reply = b"-ERR wrong number of arguments for '%b' command\r\n" % name.lower()
     except Refused as exc:
         reply = b'-ERR %b\r\n' % exc.args[0]
@@ -184,11 +185,11 @@ class Client:
         self.conn = conn
         self.commands = COMMANDS
         self.channels = {}
-        self.replies = []  # answers not sent yet
-        self.full = False  # the client has to read its answers before the pipeline continues
+        self.replies = []  # answers that have not been sent yet
+        self.full = False  # True: the client has to read its answers before the pipeline continues
         self.frames = Frames(LARGEST + 2)
         self.parser = parse(self.frames)
-        self.unfinished = False  # the frames hold a command or a part of one
+        self.unfinished = False  # True: the frames contain a command or a part of a command
 
     def flush(self):
         if self.replies and not self.conn.write(b''.join(self.replies)):
@@ -337,7 +338,7 @@ def table(names):
     return {name.upper().encode(): getattr(Client, name) for name in names.split()}
 
 
-SUBSCRIBED = table('subscribe unsubscribe ping quit')  # the commands that a subscriber may use
+SUBSCRIBED = table('subscribe unsubscribe ping quit')  # the commands that a subscriber can use
 COMMANDS = table('get set mset mget incr exists expire ttl echo publish config info select command')
 COMMANDS |= SUBSCRIBED | {b'DEL': Client.delete}
 

@@ -1,4 +1,4 @@
-"""The program that this project began with, as literally as Python allows.
+"""The program that this project began with, translated as literally as Python allows.
 
     $ python examples/seed.py
     Starting TCP server.
@@ -13,7 +13,8 @@ In another terminal, the answer comes after five seconds:
     $ curl http://127.0.0.1:9009/
     omglolwtf
 
-The figures are printed once a second. Ctrl-C or SIGTERM closes the listener; the program ends with its last connection.
+The figures are printed once a second. Ctrl-C or SIGTERM closes the listener; the program ends when its last connection
+has ended.
 """
 
 import argparse

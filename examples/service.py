@@ -1,4 +1,4 @@
-"""A service under a supervisor: it reports when it is ready, fails `/ready` while it drains, and drains on SIGTERM.
+"""A service for a supervisor: it reports when it is ready, drains on SIGTERM, and fails `/ready` while it drains.
 
     $ python examples/service.py --listen 127.0.0.1:8080
     listening on 127.0.0.1:8080
@@ -8,11 +8,11 @@ In another terminal:
     $ curl http://127.0.0.1:8080/ready
     200 OK from process 12345
 
-With `--workers 2` there are two processes on the port. With socket activation it serves on the sockets that it
+With `--workers 2`, two processes share the port. With socket activation, the program serves on the sockets that it
 inherits: `systemd-socket-activate -E PYTHONPATH -l 8080 python examples/service.py`.
 
 It answers GET requests with one line; `http_server.py` is a complete HTTP server. The folders haproxy/, systemd/ and
-kubernetes/ have configurations for this program.
+kubernetes/ contain configurations for this program.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from reactor.serve import systemd
 
 
 def listen(r, listeners, proxies=None):
-    """Serve on these sockets: called once, or in each worker."""
+    """Serve on these sockets. Called once, or once in each worker."""
 
     def on_line(conn, line):
         if line:  # empty lines before a request are ignored (RFC 9112, section 2.2)
-            conn.busy = True  # from the first line of a request until it is answered
+            conn.busy = True  # busy from the first line of a request until it is answered
             conn.data = conn.data or line
         elif conn.data:
             request, conn.data = conn.data, None
@@ -76,10 +76,10 @@ def alone(r, args):
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--listen', default='127.0.0.1:8080', metavar='HOST:PORT', help='unless sockets are inherited')
-    options.add_argument('--workers', type=int, default=0, help='0: one process')
-    options.add_argument('--drain-timeout', type=float, default=30, help='seconds that a drain may take')
-    options.add_argument('--lame-duck', type=float, default=0, help='seconds of a drain in which it accepts clients')
-    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='trust PROXY headers from these')
+    options.add_argument('--workers', type=int, default=0, help='number of processes; 0: only this process')
+    options.add_argument('--drain-timeout', type=float, default=30, help='seconds that a drain can take')
+    options.add_argument('--lame-duck', type=float, default=0, help='seconds to keep accepting clients during a drain')
+    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='networks with trusted PROXY headers')
     args = options.parse_args()
     times = {'drain_timeout': args.drain_timeout, 'lame_duck': args.lame_duck}
     if args.workers:

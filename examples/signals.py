@@ -1,4 +1,4 @@
-"""Handle signals as callbacks in the loop, and end cleanly.
+"""Handle signals in callbacks that run in the loop, and exit cleanly.
 
     $ python examples/signals.py
     pid 12345 waits for signals
@@ -7,7 +7,7 @@ From another terminal, `kill -HUP 12345` makes it print:
 
     SIGHUP: a server would read its configuration again here
 
-Ctrl-C or `kill 12345` ends it:
+Ctrl-C or `kill 12345` ends the program:
 
     SIGINT: finishing
     ended
@@ -25,7 +25,7 @@ def main(r):
 
     def finish(name):
         print(f'{name}: finishing', flush=True)
-        r.clear_signal_handlers()  # then nothing keeps the loop running, and Ctrl-C works as usual again
+        r.clear_signal_handlers()  # now nothing keeps the loop running, and Ctrl-C works as usual again
 
     r.add_signal_handler(signal.SIGHUP, reload)
     r.add_signal_handler(signal.SIGINT, finish, 'SIGINT')

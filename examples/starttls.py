@@ -10,7 +10,7 @@ In another terminal, type `noop` after the lines about the certificate. `openssl
     noop
     250 over TLSv1.3
 
-The server knows only the commands that are needed for this: EHLO, STARTTLS, NOOP and QUIT.
+The server knows only the commands that this example needs: EHLO, STARTTLS, NOOP and QUIT.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import reactor
 
 
 def greet(conn):
-    conn.data = b''  # the part of the next line that has been received
+    conn.data = b''  # the part of the next line that has been received so far
     conn.write(b'220 localhost ready\r\n')
 
 
@@ -42,7 +42,7 @@ def command(conn, line, last):
     if line.startswith(b'EHLO'):
         conn.write(b'250 localhost\r\n' if conn.tls else b'250-localhost\r\n250 STARTTLS\r\n')
     elif line == b'STARTTLS' and not conn.tls:
-        if not last or conn.data:  # an attacker on the way may have added it, so it must not be taken for encrypted
+        if not last or conn.data:  # an attacker on the path may have added more, which must not count as encrypted
             conn.write(b'554 nothing may follow STARTTLS\r\n')
             conn.close()
             return

@@ -1,4 +1,4 @@
-"""Test a server in simulation: hundreds of systems and networks, each with different faults, in seconds.
+"""Test a server in simulation, on hundreds of systems and networks with different faults, within seconds.
 
     $ python examples/test_with_simulation.py
     ...
@@ -9,7 +9,7 @@ It can also be run with pytest. When a test fails, it prints the seed that faile
     $ python examples/test_with_simulation.py -k fixed --seed 3
 
 The chat room below has a bug that does not show on a developer's machine. A client that floods the room is
-disconnected, but stays a member until `on_close` is called. When another member writes in between, the write to the
+disconnected, but stays a member until `on_close` is called. If another member writes before that, the write to the
 closed connection raises, and the member that wrote is disconnected as well.
 """
 
@@ -24,7 +24,7 @@ pytest_plugins = ['reactor.testing.fixture']
 
 class Room:
     def __init__(self, r, host, port, fixed):
-        self.fixed, self.members = fixed, []  # not a set: its order would differ between runs of one seed
+        self.fixed, self.members = fixed, []  # not a set: its order would differ between runs with the same seed
         self.server = r.listen_tcp(host, port, self.on_data, on_connect=self.on_connect, on_close=self.on_close)
 
     def on_connect(self, conn):
@@ -45,7 +45,7 @@ class Room:
 
 
 def evening(world, fixed):
-    """Six guests talk, two of them too much; all leave after ten seconds."""
+    """Six guests talk, and two of them talk too much; all leave after ten seconds."""
     room = Room(world.r, *world.address(), fixed)
     words = [b'hello\n', b'how are you?\n', b'blah ' * 50]
     guests = [world.r.connect_tcp(*room.server.address, on_close=lambda conn, exc: None) for _ in range(6)]
@@ -65,5 +65,5 @@ def test_simulation_finds_the_bug(simulate):
 
 
 if __name__ == '__main__':
-    plugin = ['-p', 'reactor.testing.fixture']  # with it pytest knows the option --seed
+    plugin = ['-p', 'reactor.testing.fixture']  # this plugin adds the option --seed to pytest
     sys.exit(pytest.main([__file__, *plugin, *sys.argv[1:]]))

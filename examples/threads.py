@@ -1,4 +1,4 @@
-"""Run blocking work in threads, get the results in the loop, and report progress from a thread of your own.
+"""Run blocking work in threads, get the results in the loop, and report progress from your own thread.
 
     $ python examples/threads.py
     step 0
@@ -6,8 +6,8 @@
     step 2
     digest 51edb4bcf783b2e3
 
-Four digests are computed in the reactor's thread pool, and a fifth call fails. The steps come from another thread, by a
-notifier. The order of the lines varies. A timer meanwhile ticks 200 times a second, because the loop never blocks.
+Four digests are computed in the reactor's thread pool, and a fifth call fails. Another thread reports the steps through
+a notifier. The order of the lines varies. A timer ticks 200 times a second throughout, because the loop never blocks.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ def main(r):
 
     for number in range(calls - 1):
         r.run_in_thread(digest, number, on_done=on_done)
-    r.run_in_thread(digest, -1, on_done=on_done)  # fails: a byte cannot be negative
+    r.run_in_thread(digest, -1, on_done=on_done)  # this call fails: a byte cannot be negative
 
-    steps = []  # done by the worker and not printed yet
+    steps = []  # steps that the worker has done, but that are not printed yet
 
     def on_progress():  # several triggers can become one call, so take all steps
         while steps:

@@ -1,4 +1,4 @@
-"""Timers: one-shot, repeated, moved and cancelled. The loop ends when none is left.
+"""Timers: one-shot, repeated, moved and cancelled. The loop ends when no timer is left.
 
     $ python examples/timers.py
     0.0 s  first
@@ -22,7 +22,7 @@ def main(r):
 
     ticks = r.call_every(0.1, say, 'tick')
     watchdog = r.call_later(0.25, say, 'the watchdog barks')
-    feeding = r.call_every(0.2, watchdog.reset)  # moves the watchdog before it is due
+    feeding = r.call_every(0.2, watchdog.reset)  # moves the watchdog timer before it is due
     never = r.call_later(0.5, say, 'this is cancelled')
     heartbeat = r.call_every(60, say, 'this does not keep the loop running')
 
@@ -30,7 +30,7 @@ def main(r):
     never.cancel()
     r.call_soon(say, 'first')
     r.call_later(0.55, ticks.cancel)
-    r.call_later(0.7, feeding.cancel)  # from here on nothing moves the watchdog, and it barks
+    r.call_later(0.7, feeding.cancel)  # from then on nothing moves the watchdog timer, so it fires
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""An echo server over TLS. Without --cert it makes a self-signed certificate for localhost, valid for one day.
+"""An echo server over TLS. Without --cert, it makes a self-signed certificate for localhost, valid for one day.
 
     $ python examples/tls_echo.py
     listening on 127.0.0.1:8443
@@ -9,7 +9,7 @@ In another terminal, after some lines about the certificate, each line that you 
     hello
     hello
 
-With --ca, clients need a certificate of that authority, and the server greets them by its subject.
+With --ca, clients need a certificate from that authority, and the server greets them with its subject.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A TLS service with several names, whose certificates are renewed while it runs.
+"""A TLS service with several host names, whose certificates can be renewed while it runs.
 
     $ python examples/tls_service.py --name default cert.pem key.pem --name '*.example.net' cert2.pem key2.pem
     listening on 127.0.0.1:8443
@@ -8,12 +8,12 @@ In another terminal:
     $ curl --cacert authority.pem https://localhost:8443/
     TLSv1.3 with TLS_AES_256_GCM_SHA384
 
-After SIGHUP (certbot's --deploy-hook, `systemctl reload`) it reads all certificate files again:
+After SIGHUP (from certbot's --deploy-hook or `systemctl reload`), it reads all certificate files again:
 
     certificates valid until 2027-02-27 11:30 UTC
 
-If one of the files is wrong, it prints why and keeps the old certificates. Open connections are not affected. `--name
-default` is for clients that ask for no name, or for one that has no certificate.
+If one of the files is invalid, the program prints why, and keeps the old certificates. Open connections are not
+affected. `--name default` is for clients that ask for no name, or for a name that has no certificate.
 """
 
 import argparse

@@ -9,8 +9,8 @@ In another terminal, each line that you type comes back:
     hello
     hello
 
-A datagram that cannot be sent at once is queued. When the queue is full, new ones are dropped, as UDP allows. Neither
-empty datagrams nor floods nor clients that have gone away disturb the server.
+A datagram that cannot be sent at once is queued. When the queue is full, new datagrams are dropped, as UDP allows.
+Empty datagrams, floods and clients that have disappeared do not disturb the server.
 """
 
 import argparse

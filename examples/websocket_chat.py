@@ -8,8 +8,8 @@ Open http://127.0.0.1:8090/ in two windows and type. Each line appears in both:
 
     guest1: hello
 
-A client that does not answer pings is disconnected, and so is one that reads so slowly that `max_buffered` bytes wait
-for it. The others never wait.
+A client that does not answer pings is disconnected, and so is a client that reads so slowly that `max_buffered` bytes
+are buffered for it. Other clients never have to wait for a slow client.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from wsproto.utilities import ProtocolError
 
 import reactor
 
-LONGEST_MESSAGE = 4096  # characters
+LONGEST_MESSAGE = 4096  # characters in a message
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>Chat</title><link rel="icon" href="data:,">
 <h1>Chat</h1><ul id="said"></ul>
 <form id="form"><input id="text" maxlength="4096" autocomplete="off" disabled> <button>say</button></form>
@@ -42,7 +42,7 @@ PAGE = b"""<!doctype html><meta charset="utf-8"><title>Chat</title><link rel="ic
   };
 </script>
 """
-members = {}  # connection: Member
+members = {}  # maps connections to `Member` objects
 numbers = count(1)
 
 
@@ -50,7 +50,7 @@ class Member:
     def __init__(self, ws):
         self.ws = ws
         self.name = f'guest{next(numbers)}'
-        self.text = ''  # the received part of a message
+        self.text = ''  # the part of a message that has been received so far
 
 
 def broadcast(text):
@@ -79,7 +79,7 @@ def on_http(conn, data):
             return answer(conn, *((200, PAGE) if request.target == b'/' else (404, b'not found\n')))
         ws = WSConnection(ConnectionType.SERVER)
         ws.initiate_upgrade_connection(request.headers, '/chat')
-    except (h11.ProtocolError, ProtocolError, ValueError):  # ValueError: an invalid host name
+    except (h11.ProtocolError, ProtocolError, ValueError):  # ValueError for an invalid host name
         return answer(conn, 400, b'not a valid HTTP request or WebSocket handshake\n')
     conn.write(ws.send(AcceptConnection()))
     members[conn], conn.on_data = Member(ws), on_websocket
@@ -92,7 +92,7 @@ def answer(conn, status, body):
     kind = 'text/html; charset=utf-8' if body is PAGE else 'text/plain'
     head = f'HTTP/1.1 {status} \r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n'
     conn.write(head.encode() + body)
-    conn.on_data = None  # drop everything else that it sends
+    conn.on_data = None  # drop everything else that the client sends
     conn.write_eof()
 
 

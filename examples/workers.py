@@ -3,7 +3,7 @@
     $ python examples/workers.py
     workers of 12345 listening on 127.0.0.1:7007
 
-In another terminal; the first line names the worker that serves you:
+In another terminal (the first line names the worker that serves you):
 
     $ nc 127.0.0.1 7007
     worker 12346
@@ -12,12 +12,12 @@ In another terminal; the first line names the worker that serves you:
 
 Signals to the parent (12345):
 
-    kill -HUP 12345     replace all workers, one after the other; no client is refused
+    kill -HUP 12345     replace all workers, one after another; no client is refused
     kill -TTIN 12345    add a worker; -TTOU removes one
-    kill -9 12346       kill a worker; another one starts and serves the clients that wait in its queue
+    kill -9 12346       kill a worker; a new worker starts and serves the clients that wait in the queue
 
-Ctrl-C and SIGTERM drain: no new clients are accepted, and the program ends with its last client or after ten seconds. A
-second Ctrl-C ends it at once.
+Ctrl-C and SIGTERM drain the workers: no new clients are accepted, and the program ends when the last client has
+disconnected, or after ten seconds. A second Ctrl-C ends it at once.
 """
 
 import argparse
@@ -41,13 +41,13 @@ def on_drain(conn):
 
 
 def main(r, listeners):
-    """Run in each worker."""
+    """Listen on the worker's socket; called in each worker."""
     for sock in listeners:
         r.listen_tcp(None, 0, on_data, on_connect=on_connect, on_drain=on_drain, sock=sock)
 
 
 def on_start(r, workers):
-    """Run in the parent."""
+    """Print the address; called in the parent."""
     print(f'workers of {os.getpid()} listening on 127.0.0.1:{workers.addresses[0][1]}', flush=True)
 
 

@@ -1,12 +1,12 @@
-"""Restart the workers behind HAProxy one after the other, without failing a request.
+"""Restart the workers behind HAProxy one after another, without failing a request.
 
     $ python examples/haproxy/rolling_restart.py haproxy.sock 'systemctl restart app@{port}'
     w1, port 8081
     w2, port 8082
 
-For each worker in turn: HAProxy stops sending work to it, its last requests end, and the command restarts it, with
-{name} and {port} replaced. After good health checks HAProxy sends work to it again. If a worker does not come up again,
-the remaining workers are not restarted.
+HAProxy stops sending work to the first worker, and the worker finishes its last requests. Then the command, in which
+{name} and {port} are replaced, restarts it. After successful health checks, HAProxy sends work to it again, and it is
+the next worker's turn. If a worker does not come up again, the remaining workers are not restarted.
 """
 
 import argparse
@@ -21,11 +21,11 @@ POLL_INTERVAL = 0.05  # seconds between two queries of HAProxy's statistics
 
 
 class Refused(Exception):
-    """HAProxy refused a command, or a worker did not come up again."""
+    """Raised when HAProxy refuses a command, or a worker does not come up again."""
 
 
 class Admin:
-    """HAProxy's runtime socket, which takes one command on each connection."""
+    """HAProxy's runtime socket, which accepts one command on each connection."""
 
     def __init__(self, path):
         self.path = path
@@ -40,7 +40,7 @@ class Admin:
         return answer
 
     def servers(self, *names):
-        """Return a row of statistics for each server of each backend: svname, pxname, addr, scur, qcur, status ..."""
+        """Return a row of statistics for each server in each backend: svname, pxname, addr, scur, qcur, status ..."""
         rows = csv.DictReader(self.send('show stat -1 4 -1').removeprefix('# ').splitlines())
         return [row for row in rows if not names or row['svname'] in names]
 
@@ -49,7 +49,7 @@ class Admin:
             self.send(f'set server {row["pxname"]}/{name} {what}')
 
     def wait(self, name, seconds, reached):
-        """Wait until `reached(row)` is true in every backend; returns False after this many seconds."""
+        """Wait until `reached(row)` is true in every backend. Return False if it is not true after `seconds`."""
         end = time.monotonic() + seconds
         while not all(reached(row) for row in self.servers(name)):
             if time.monotonic() > end:
@@ -71,7 +71,7 @@ def restart_one(admin, name, restart, drain=30, start=30):
     admin.set(name, 'state drain')
     admin.wait(name, drain, is_idle)  # the worker's own drain handles the connections that are left
     restart()
-    # Forget the checks of the old process: the new one gets no work before it has passed its own.
+    # Discard the health checks of the old process, so that the new process gets no work before it has passed its own.
     admin.set(name, 'health down')
     admin.set(name, 'state ready')
     return admin.wait(name, start, is_up)
@@ -80,10 +80,10 @@ def restart_one(admin, name, restart, drain=30, start=30):
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('socket', help="HAProxy's `stats socket`, of level admin")
-    options.add_argument('command', help='a shell command that restarts one worker: {name} and {port} are filled in')
-    options.add_argument('names', nargs='*', help='names of servers (default: all, in the order of the configuration)')
+    options.add_argument('command', help='a shell command that restarts one worker; {name} and {port} are filled in')
+    options.add_argument('names', nargs='*', help='servers to restart (default: all, in configuration order)')
     options.add_argument('--drain', type=float, default=30, help='seconds to wait for the last requests (default 30)')
-    options.add_argument('--start', type=float, default=30, help='seconds to wait for good checks (default 30)')
+    options.add_argument('--start', type=float, default=30, help='seconds to wait for good health checks (default 30)')
     args = options.parse_args()
     admin = Admin(args.socket)
 

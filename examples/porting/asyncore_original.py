@@ -1,4 +1,4 @@
-"""A small command server on asyncore and asynchat. Ported in `port_from_asyncore.py`. Needs Python 3.11 or older.
+"""A small command server on asyncore and asynchat; `port_from_asyncore.py` is the port. Needs Python 3.11 or older.
 
     $ python3.11 examples/porting/asyncore_original.py
     listening on 127.0.0.1:2525
@@ -60,7 +60,7 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=2525)
     server = Server(options.parse_args().port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the program, like Ctrl-C
     try:
         print(f'listening on 127.0.0.1:{server.socket.getsockname()[1]}', flush=True)
         asyncore.loop()

@@ -1,4 +1,4 @@
-"""A relay on asyncore: it connects each client to a server. Ported in `port_from_asyncore_relay.py`.
+"""A relay on asyncore, which connects each client to a server; `port_from_asyncore_relay.py` is the port.
 
 Needs Python 3.11 or older. With `examples/echo.py` running in another terminal:
 
@@ -9,7 +9,7 @@ Needs Python 3.11 or older. With `examples/echo.py` running in another terminal:
     hello
     hello
 
-SIGTERM closes the listener; the program ends with its last client. Ctrl-C ends it at once.
+SIGTERM closes the listener; the program ends when its last client has disconnected. Ctrl-C ends it at once.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Relay(asyncore.dispatcher):
         server.connect(self.to)
 
     def end(self, signum, frame):
-        self.ending = True  # nothing else is safe here: a signal can interrupt any line
+        self.ending = True  # nothing else is safe here, because a signal can interrupt any line
 
 
 class Side(asyncore.dispatcher_with_send):

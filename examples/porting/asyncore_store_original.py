@@ -1,4 +1,4 @@
-"""A store of bytes on asynchat, with a terminator that changes. Ported in `port_from_asyncore_store.py`.
+"""A store of bytes on asynchat, with a terminator that changes; `port_from_asyncore_store.py` is the port.
 
 Needs Python 3.11 or older.
 
@@ -18,7 +18,7 @@ import asynchat
 import asyncore
 import signal
 
-MOST = 1 << 20  # most bytes of a value
+MOST = 1 << 20  # the largest size of a value, in bytes
 LONGEST_LINE = 4096
 stored = {}
 
@@ -71,7 +71,7 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=2526)
     server = Server(options.parse_args().port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the program, like Ctrl-C
     try:
         print(f'listening on 127.0.0.1:{server.socket.getsockname()[1]}', flush=True)
         asyncore.loop()

@@ -1,4 +1,4 @@
-"""A server ported from the protocols of asyncio; the original is `asyncio_original.txt`.
+"""A server ported from asyncio's protocols; the original is `asyncio_original.txt`.
 
     $ python examples/porting/port_from_asyncio.py
     listening on 127.0.0.1:2528
@@ -10,7 +10,7 @@ In another terminal (the other commands are `later 0.5 hello`, `digest hello`, `
     say hello
     hello
 
-With --cert and --key it serves over TLS. It prints a line when a connection ends.
+With --cert and --key, it serves over TLS. It prints a line when a connection ends.
 """
 
 import argparse

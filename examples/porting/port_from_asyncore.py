@@ -1,4 +1,4 @@
-"""A small command server, ported from `asyncore_original.py`; it gives the same answers.
+"""A small command server, ported from `asyncore_original.py`. It gives the same answers as the original.
 
     $ python examples/porting/port_from_asyncore.py
     listening on 127.0.0.1:2525
@@ -43,7 +43,7 @@ def on_line(conn, line):
             conn.write(b'250 %d\r\n' % conn.data)
         case b'quit':
             conn.write(b'221 bye\r\n')
-            conn.close()  # after all bytes are sent; `on_line` is not called again
+            conn.close()  # closes when all bytes have been sent; `on_line` is not called again
         case _:
             conn.write(b'500 unknown\r\n')
 

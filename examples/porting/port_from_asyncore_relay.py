@@ -9,7 +9,7 @@ With `examples/echo.py` running in another terminal:
     hello
     hello
 
-SIGTERM closes the listener; the program ends with its last client. Ctrl-C ends it at once.
+SIGTERM closes the listener; the program ends when its last client has disconnected. Ctrl-C ends it at once.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def on_close(conn, exc):
     other, conn.data = conn.data, None
     if other is not None:
         other.data = None
-        other.close()  # after the bytes that wait for it are sent
+        other.close()  # closes when its buffered bytes have been sent
 
 
 def main(r, port, to, idle):

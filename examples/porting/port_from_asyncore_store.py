@@ -17,13 +17,13 @@ import signal
 import reactor
 from reactor.framing import Frames
 
-MOST = 1 << 20  # most bytes of a value
+MOST = 1 << 20  # the largest size of a value, in bytes
 LONGEST_LINE = 4096
 stored = {}
 
 
 class Session(Frames):
-    name, size = None, 0  # name and size of the value that follows; name None: a line follows
+    name, size = None, 0  # name and size of the value that follows; if name is None, a line follows
 
 
 def on_connect(conn):

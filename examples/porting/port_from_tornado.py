@@ -11,7 +11,7 @@ In another terminal (the other commands are `ticks 3`, `body 5` and `quit`):
     in 0.5 later
     later
 
-It also receives datagrams: after `echo news | nc -u -w0 127.0.0.1 2527` the command `last` answers `news`.
+It also receives datagrams: after `echo news | nc -u -w0 127.0.0.1 2527`, the answer to the command `last` is `news`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Server:
 class Connection:
     def __init__(self, server, conn):
         self.server, self.conn, self.left, self.beat = server, conn, 0, None
-        self.frames, self.body = Frames(limit=LONGEST_LINE), None  # body: its size, if one follows
+        self.frames, self.body = Frames(limit=LONGEST_LINE), None  # body: the size of the body that follows, or None
         conn.on_data, conn.on_close = self.on_data, self.on_close
 
     def on_data(self, conn, data):
@@ -68,7 +68,7 @@ class Connection:
                 self.say(self.server.last)
             case [b'quit']:
                 self.conn.write(b'bye\r\n')
-                self.conn.close()  # after all bytes are sent
+                self.conn.close()  # closes when all bytes have been sent
             case _:
                 self.say(b'what?')
 

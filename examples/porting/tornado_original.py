@@ -1,4 +1,4 @@
-"""A server on the callbacks of Tornado 4, which Tornado 6 no longer has. Ported in `port_from_tornado.py`.
+"""A server with the callbacks of Tornado 4, which Tornado 6 no longer has; `port_from_tornado.py` is the port.
 
 Needs Python 3.11 or older and `pip install tornado==4.5.3`.
 
@@ -96,7 +96,7 @@ if __name__ == '__main__':
     news.setblocking(False)
     news.bind(listening.getsockname())
     IOLoop.current().add_handler(news, server.handle_datagram, IOLoop.READ)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the program, like Ctrl-C
     try:
         print(f'listening on 127.0.0.1:{listening.getsockname()[1]}', flush=True)
         IOLoop.current().start()

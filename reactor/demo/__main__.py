@@ -32,14 +32,15 @@ SLOW = 0.1  # seconds after which a callback is listed as slow on the live page
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
 
 DESCRIPTION = """\
-Without a command, run the whole experiment: start servers, and open all connections to them at once. Each connection
-sends a request, waits for the delay on a timer, and is answered and closed by a write callback. Prints a table."""
+Without a command, run the whole experiment: start servers, hold all connections to them open at once, and print a
+table. Each connection sends a request. The server waits for the delay on a timer, sends the answer, and closes the
+connection in a write callback."""
 EXAMPLES = """\
 examples:
   python -m reactor.demo                            40,000 connections, at 6,000 a second
   python -m reactor.demo --connections 1000 --delay 1 --json
   python -m reactor.demo --dashboard                the same, with a live page
-  python -m reactor.demo serve --port 9009          only the server, statistics once a second
+  python -m reactor.demo serve --port 9009          only the server, which prints statistics once a second
   python -m reactor.demo load --connections 5000    only the load, against that server
   python -m reactor.demo load --port 8080 --connections 100 --requests-per-second 2000 --seconds 10
                                                     requests at a fixed rate to any HTTP server, with keep-alive"""
@@ -93,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument('--version', action='version', version=f'reactor {__version__}')
-    top.add_argument('--connections', type=COUNT, default=40000, help='how many to have open at once (default 40000)')
-    top.add_argument('--rate', type=RATE, default=6000, help='how many to open each second (default 6000)')
+    top.add_argument('--connections', type=COUNT, default=40000, help='connections to open at once (default 40000)')
+    top.add_argument('--rate', type=RATE, default=6000, help='connections to open per second (default 6000)')
     top.add_argument('--delay', type=SECONDS, default=10, help='seconds until each request is answered (default 10)')
     dashboard = {'type': port, 'nargs': '?', 'const': DASHBOARD, 'metavar': 'PORT',
                  'help': f'serve a live page on this machine (default port {DASHBOARD}, 0: a free one)'}  # fmt: skip
@@ -111,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         '--selector',
         choices=list(SELECTORS),
         default='default',
-        help='selector to use (default: the best of this platform)',
+        help='selector to use (default: the best on this platform)',
     )
     serving.add_argument(
         '--reuse-port',
@@ -126,8 +127,8 @@ def parser() -> argparse.ArgumentParser:
     loading = commands.add_parser('load', help='only the load')
     loading.add_argument('--host', type=host, default='127.0.0.1', help='host to connect to (default 127.0.0.1)')
     loading.add_argument('--port', type=port, default=9009, help='port to connect to (default 9009)')
-    loading.add_argument('--connections', type=COUNT, default=40000, help='how many in total (default 40000)')
-    loading.add_argument('--rate', type=RATE, default=6000, help='how many to open each second (default 6000)')
+    loading.add_argument('--connections', type=COUNT, default=40000, help='connections in total (default 40000)')
+    loading.add_argument('--rate', type=RATE, default=6000, help='connections to open per second (default 6000)')
     loading.add_argument('--calls', type=COUNT, default=1, help='requests on each connection (default 1)')
     loading.add_argument(
         '--timeout', type=TIMEOUT, default=30, help='seconds to wait for a connection or an answer (default 30)'

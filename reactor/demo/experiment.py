@@ -231,7 +231,7 @@ def run_experiment(
     most = most_connections(per_process, SO_REUSEPORT >= 0)
     asked, connections = connections, min(connections, most)
     if connections < asked:
-        print(f'lowered from {asked:,} to {connections:,} connections: a process can open only '
+        print(f'lowered from {asked:,} to {connections:,} connections, because a process can open only '
               f'{per_process:,} here (see `ulimit -Hn`)', file=sys.stderr)  # fmt: skip
     with Reactor() as r:
         experiment = Experiment(r, connections=connections, asked=asked, rate=rate, delay=delay,
@@ -246,7 +246,7 @@ def run_experiment(
             r.run()
         finally:
             experiment.progress.end()
-            experiment.done = True  # closing the reactor ends the processes
+            experiment.done = True  # closing the reactor kills the processes
             if page is not None:
                 page.end(experiment.outcome())
     if experiment.failure:

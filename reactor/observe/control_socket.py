@@ -4,9 +4,9 @@ The permissions of the socket file decide which users can connect. Each client g
 requests do not slow the program down. The control socket never keeps the program running and never delays its end.
 
 The control socket is not a `Listener`, and its connections are not counted as connections of the program. A drain
-leaves them open, so that an operator can see what the drain is waiting for. One spare descriptor is kept open, so that
-clients can still connect when the process has reached its descriptor limit: that is when they are needed most (libuv
-and Twisted keep one in their listeners, too).
+leaves them open, so that an operator can see what the drain is waiting for. A spare descriptor is kept open, so that a
+client can still connect when the process has reached its descriptor limit: this is when inspection is needed most.
+(libuv and Twisted keep a spare descriptor for their listeners, too.)
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ControlSocket(Descriptor):
         Raises:
             ReactorError: The calling thread is not the one that runs the reactor.
         """
-        super().close()  # first, because in the wrong thread this raises, and then nothing must change
+        super().close()  # first, because this raises in the wrong thread, and then nothing must change
         self._end()
 
     def handle_lost(self, exc: Exception) -> None:

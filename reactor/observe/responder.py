@@ -1,6 +1,6 @@
 """A very small HTTP server for the pages of `observe`: one GET or HEAD request per connection.
 
-- A request that does not follow the standard is refused; nothing is guessed.
+- A request that is invalid or not supported is refused; nothing is guessed.
 - No part of a request is echoed in the response.
 - A connection lasts at most REQUEST_TIMEOUT, unless the request was answered with a stream of events.
 

@@ -181,7 +181,7 @@ def check_pair(pair: object) -> tuple[str, str | None]:
 
 
 def refuse_to_ask() -> str:
-    """Called when a key needs a password. Otherwise OpenSSL would ask for it at the terminal and block the service."""
+    """Called when a key needs a password; without this, OpenSSL would ask at the terminal and block the service."""
     raise ValueError('the key is encrypted, and a service cannot ask for its password; decrypt it with openssl pkey')
 
 

@@ -24,7 +24,7 @@ from .addresses import ListenAddress
 from .worker import work
 from .workers import VARIABLE, Workers
 
-SHORTEST_HANG = 2.0  # seconds: the least `hang_timeout`; a worker reports twice in this time
+SHORTEST_HANG = 2.0  # seconds: the smallest `hang_timeout`; a worker reports twice in this time
 
 
 def run(

@@ -155,7 +155,7 @@ def status(text: str) -> bool:
 
 
 def watchdog(r: Reactor) -> Timer | None:
-    """Send keep-alive messages for `WatchdogSec=` from a timer, twice in that time.
+    """Send the keep-alive messages that `WatchdogSec=` requires, from a timer with half that interval.
 
     The messages are sent from the loop, so systemd restarts the program if a callback blocks the loop.
 

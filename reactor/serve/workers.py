@@ -26,7 +26,7 @@ from .addresses import ListenAddress
 
 VARIABLE = 'REACTOR_WORKER'  # environment variable of a worker, with its slot and its descriptors
 STEADY = 1.0  # seconds: a worker that dies after serving this long is restarted without a pause
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until a worker that died sooner is restarted; doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until the restart if it died sooner; doubled each time
 GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
 REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two checks for silent workers
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
@@ -40,7 +40,7 @@ def folder() -> str | None:
         return None
 
 
-BEGAN_IN = folder()  # relative paths in the command start here, even if the program changes its directory later
+BEGAN_IN = folder()  # the base of relative paths in the command, even if the program changes its directory later
 
 
 class Workers:

@@ -39,7 +39,7 @@ STDIO = ('stdin', 'stdout', 'stderr')
 
 FIRST_LOOK = 0.001  # seconds until a child without a pidfd is polled for the first time; doubled each time
 LONGEST_LOOK = 0.25  # seconds: the longest time between two polls; 200 children then cost less than 1 % of a core
-DEATH_LOOKS = 5000  # how often to poll a killed child, once a millisecond, when the reactor is closed
+DEATH_LOOKS = 5000  # number of polls for the end of a killed child, a millisecond apart, when the reactor is closed
 
 
 class Process(Handle):
@@ -281,7 +281,7 @@ def spawn(
             if what is not None and what == PIPE:
                 ours, given[number] = kernel.pipe(writing=number == 0)
                 theirs.append(given[number])
-                # A child that sends nothing is not an error on its stdin, so only the write timeout applies there.
+                # Nothing is received on stdin, and it may be idle for long, so only the write timeout applies there.
                 own = settings if number else settings.changed(read_timeout=None, idle_timeout=None)
                 pipe = (read_pipe if number else write_pipe)(loop, own, Callbacks(None), None)
                 _attach(pipe, ours)
