@@ -208,9 +208,8 @@ class Tester:
             finally:
                 end_all(mark)
                 with suppress(ProcessLookupError):
-                    os.killpg(
-                        child.pid, signal.SIGKILL
-                    )  # including children that were started with a different environment
+                    # This includes children that were started with a different environment.
+                    os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
             output.seek(0)
             text = output.read().decode(errors='replace')

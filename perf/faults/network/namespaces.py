@@ -20,11 +20,8 @@ from perf.faults.child import Child
 NEEDS = {'ip': 'iproute2', 'tc': 'iproute2', 'iptables-legacy': 'iptables'}
 HOSTS = ('10.99.0.1', '10.99.0.2')
 DEVICE = 'link0'
-URGENT = (
-    'nice',
-    '-n',
-    '-10',
-)  # for the relay: if it had to wait for a processor, it would delay packets more than configured
+# A relay that has to wait for a processor would delay packets more than configured.
+URGENT = 'nice', '-n', '-10'
 COMMAND_TIME = 20  # seconds within which a command must end
 QUEUE = 2000  # length of a device's queue in packets
 LOSE = 'iptables-legacy -A INPUT -m statistic --mode random --probability {:g} -j DROP'
