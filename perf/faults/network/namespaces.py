@@ -1,7 +1,7 @@
 """Two simulated hosts: network namespaces, with a link between them that can be made faulty.
 
 All devices, rules and processes live inside the two namespaces, so removing the namespaces removes everything. They are
-removed however a measurement ends. If it was killed, they are removed before the next measurement.
+removed however a measurement ends; if it is killed, they are removed before the next measurement begins.
 """
 
 import contextlib
