@@ -1,7 +1,7 @@
 """Measure this reactor and its peers side by side: `python -m perf.compare`; --help lists the options.
 
-Rounds alternate: each round runs every peer once, in an order that rotates. A ratio compares
-figures of the same round, so a change of the machine's speed affects both of them.
+Rounds alternate: each round runs every peer once, in an order that rotates. A ratio compares figures of the same
+round, so a change in the speed of the machine affects both of them.
 """
 
 import argparse

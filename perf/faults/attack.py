@@ -17,7 +17,7 @@ from .child import LATER, Child
 from .programs import Looks
 
 ROUNDS = 5
-SECONDS = 8.0  # for each of the four parts of a round
+SECONDS = 8.0  # seconds for each of the four parts of a round
 GOOD_CLIENTS = 1_000
 GOOD_RATE = 2_000  # requests a second, of all good clients together
 SOURCES = 20  # addresses that the good clients connect from

@@ -1,4 +1,4 @@
-"""The base classes: a case tests a promise. It has a way to measure, and goals for the figures.
+"""The base classes: a case measures whether a promise holds, and has goals for the figures.
 
 `measure` returns figures by name, or raises. Only the goals decide whether the figures are good enough, so goals can be
 read and tested without measuring anything.

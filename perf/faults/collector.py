@@ -1,7 +1,6 @@
 """Measure how long the garbage collector stops a loop with as many connections as a process can have (M20).
 
-Pauses are measured in the collector's own callbacks. How late the loop was, for any reason, is reported
-separately.
+Pauses are measured in the collector's own callbacks. The lateness of the loop, for any reason, is reported separately.
 """
 
 import gc

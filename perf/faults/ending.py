@@ -1,7 +1,7 @@
 """`drain()` of a server with many connections: the cost of waiting, and how each connection ends (M25).
 
-The clients are the idle ones of `programs.hold`. The server delays its answer to half of them, and marks these
-connections as busy in the meantime.
+The clients are those of `programs.hold`, which stay idle. The server delays its answer to half of them, and marks
+these connections as busy in the meantime.
 """
 
 import time

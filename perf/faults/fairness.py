@@ -19,7 +19,7 @@ from .child import Child
 from .programs import Looks
 
 CLIENTS = 1_000
-SECONDS = 10.0  # for each of the two parts
+SECONDS = 10.0  # seconds for each of the two parts
 PAUSE = 0.1  # seconds from an echo to the next ping
 PIECE = b'f' * (256 << 10)
 

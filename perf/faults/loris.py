@@ -1,8 +1,9 @@
 """Ten thousand clients that are slow on purpose and a few good ones, with the server for both (M7).
 
 Deadlines are absolute: the time starts when a client connects, and starts again when a request is complete and when its
-response has been sent. A single byte does not extend the deadline. The attackers would really run on other
-machines, so they get one core; the server and the good clients get the other core, at real-time priority.
+response has been sent. A single byte does not extend the deadline. In production, attackers
+run on other machines, so here they get one core; the server and the good clients get the other core, at real-time
+priority.
 """
 
 import contextlib

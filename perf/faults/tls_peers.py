@@ -28,7 +28,7 @@ from .programs import Looks
 CONNECTIONS = 1_000
 SIZE = 1 << 20  # bytes of an answer, and of an upload
 REST = 5.0  # seconds without traffic before memory is measured
-MOST_KEPT = 8192  # bytes that a connection may keep beyond the memory of one that was always idle
+MOST_KEPT = 8192  # bytes that a connection may keep, compared with one that was always idle
 ROUNDS = 5
 SECONDS = 6.0  # seconds for each part of a round
 GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # the rate is in requests a second, for all good clients together
@@ -124,7 +124,7 @@ class Keys(Case):
     seconds = 100
     goals = (
         Goal('clients that send only key updates are cut off', lambda m: m['limited']['cut_off']),
-        Goal('without the limit, none is cut off', lambda m: not m['unlimited']['cut_off']),
+        Goal('without the limit, no client is cut off', lambda m: not m['unlimited']['cut_off']),
         Goal(
             'every request of the good clients is answered',
             lambda m: not (m['calm']['failed'] or m['limited']['failed'] or m['unlimited']['failed']),

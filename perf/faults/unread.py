@@ -1,7 +1,7 @@
 """Replies that no client reads, from a server that respects back-pressure and from a server that ignores it (M6).
 
 Every write has its own copy of the bytes, so waiting data shows in the memory of the process. The clients have small
-receive buffers, so data waits there and not in the kernel.
+receive buffers, so data waits in the server's memory and not in the kernel.
 """
 
 import resource

@@ -1,4 +1,4 @@
-"""How every load connects to the server.
+"""Connections from the loads to the server.
 
 The sockets are plain and blocking, which costs the fewest system calls; a load reads only when its selector reports
 the socket ready.

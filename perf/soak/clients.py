@@ -35,9 +35,7 @@ class Client:
         self.began = self.r.now
         self.complete = False
         self.trouble = None  # the outcome, if it is not the reason passed to on_close
-        self.position = self.random.randrange(
-            MEGABYTE
-        )  # where this client starts in the stream of bytes that is checked
+        self.position = self.random.randrange(MEGABYTE)  # where this client is in the stream of checked bytes
         self.timers = []
         self.later(LATEST * self.patience, self.too_late)
         self.conn = self.connect()
@@ -348,9 +346,7 @@ class Task(Client):
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
     def connect(self):
-        self.word = self.words[
-            self.driver.opened['Task'] % len(self.words)
-        ]  # in turn, so that a few clients cover all words
+        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn: few clients cover all words
         return self.connect_to(self.service)
 
     def on_connect(self, conn):

@@ -1,4 +1,4 @@
-"""The process that drives a soak: random clients at a given rate, from a seed, and floods.
+"""The process that drives a soak: it starts clients, drawn at random from a seed, at a given rate, and floods.
 
 Every client must end in success or for a stated reason. An unacceptable outcome is excused if a flood, or a stop of
 this process, disturbed the client; otherwise it is a fault.

@@ -1,4 +1,4 @@
-"""The server of a soak: every kind of service on one reactor, with callbacks that raise on request of a client.
+"""The server of a soak: every kind of service on one reactor, with callbacks that raise when a client requests it.
 
 The server does not protect itself: every limit here is an option of the reactor.
 """

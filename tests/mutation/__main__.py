@@ -10,9 +10,9 @@ This needs the extra `mutation`. The outcomes are stored in this folder.
 - The tests whose coverage reaches the line of a mutant are run in a copy of the project, the cheapest first, until the
   first failure. Together they have LONGEST seconds. Slow tests and tests that need the machine alone are left out.
 - A mutant is killed when a test fails, fails again when it is run alone, and passes on the original code.
-- A test that does not end fails by its own time limit, or by HANGS, which is shorter than the suite's limit.
+- A test that does not end fails at its own time limit, or at HANGS, which is shorter than the suite's limit.
 - When LONGEST seconds are over, the outcome is `uncertain`, which counts as if the mutant had survived.
-- The simulator runs the seeds below SEEDS, for the same time at most.
+- The simulator runs the seeds below SEEDS, for at most LONGEST seconds.
 """
 
 from __future__ import annotations
@@ -208,9 +208,8 @@ class Tester:
             finally:
                 end_all(mark)
                 with suppress(ProcessLookupError):
-                    os.killpg(
-                        child.pid, signal.SIGKILL
-                    )  # including children that were started with a different environment
+                    # This includes children that were started with a different environment.
+                    os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
             output.seek(0)
             text = output.read().decode(errors='replace')

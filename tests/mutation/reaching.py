@@ -73,9 +73,8 @@ def cover(tests: list[str], jobs: int, without: str = '') -> None:
     environment['PYTHONPATH'] = str(PROJECT)
     command += ['-m', 'not slow and not alone', *(f'--ignore={file}' for file in NOT_JUDGES)]
     command += ['-k', f'not ({without})'] if without else []
-    subprocess.run(
-        [*command, '--cov-report=', *tests], cwd=PROJECT, env=environment
-    )  # pytest prints failures, so the status is ignored
+    # The exit status is ignored, because pytest prints the failures.
+    subprocess.run([*command, '--cov-report=', *tests], cwd=PROJECT, env=environment)
     known = read() if tests and (CACHE / 'reach').exists() else {}
     files = {file for file in tests if '::' not in file}
     kept = {name: test for name, test in known.items() if test.file() not in files}

@@ -478,23 +478,15 @@ def shown(window, name):
 def window():
     if browser.MISSING is not None:
         pytest.skip(f'NOT TESTED: {browser.MISSING}')
-    with browser.Browser(
-        '--js-flags=--jitless'
-    ) as window:  # without the JIT, because compiled code would count as heap
+    with browser.Browser('--js-flags=--jitless') as window:  # the code that a JIT compiles would count as heap
         yield window
 
 
 @pytest.mark.slow
 def test_a_browser_shows_a_running_experiment_of_5000_connections(request, window):
     seconds = request.config.getoption('--live-seconds')
-    options = (
-        '--connections',
-        '5000',
-        '--rate',
-        '500',
-        '--delay',
-        str(seconds + 60),
-    )  # slow enough for the browser to show
+    # The rate is low enough for the browser to show how the connections are opened.
+    options = ('--connections', '5000', '--rate', '500', '--delay', str(seconds + 60))
     with experiment(*options) as (process, url, lines):
         window.show(1200, 1000)
         window.open(url)

@@ -221,10 +221,8 @@ def test_the_first_eight_workers_are_shown_and_the_others_counted(fake, count, l
 
 def test_a_restarted_worker_has_no_negative_rates(fake):
     before, now = answers(figures(fake, reads=1000))
-    assert tables.stats(before, now)[3].split() == [
-        'reads',
-        '1,000',
-    ]  # the clock went back, so this is a different program
+    # The clock went back, so this is a different program.
+    assert tables.stats(before, now)[3].split() == ['reads', '1,000']
     now['workers']['0'] |= {'reads': 10}
     now['sum']['reads'] = 10
     assert tables.stats(now, before)[3].split() == ['reads', '10', '0.0']

@@ -342,7 +342,7 @@ def test_a_file_with_a_misleading_first_certificate_is_refused(issued, tmp_path,
 
 @pytest.mark.scenario(152)
 @needs('openssl')
-def test_an_encrypted_key_raises_and_never_asks_for_the_password(issued, tmp_path):
+def test_an_encrypted_key_raises_and_no_password_is_asked_for(issued, tmp_path):
     locked = tmp_path / 'locked.key'
     command = ['openssl', 'pkey', '-in', issued['one'][1], '-aes128', '-passout', 'pass:secret', '-out', locked]
     subprocess.run(command, check=True, capture_output=True)
@@ -446,9 +446,8 @@ def test_the_first_expiry_date_is_known(issued, certificates, tmp_path):  # noqa
         )
         begin, last = (ssl.cert_time_to_seconds(line.partition('=')[2]) for line in dates.stdout.splitlines())
         assert validity(path.read_text()) == (begin, last) and end_of_it == last
-    assert (
-        Certificates({None: files}).expires > 2_500_000_000 > served.expires
-    )  # the dates are encoded with four-digit and two-digit years
+    # One date has a year of four digits, the other a year of two.
+    assert Certificates({None: files}).expires > 2_500_000_000 > served.expires
 
 
 @pytest.mark.parametrize(

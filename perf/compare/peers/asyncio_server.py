@@ -1,6 +1,6 @@
 """asyncio: protocols and transports, the fastest way to use it. asyncio sets TCP_NODELAY by default.
 
-Besides `tests/reference/`, this folder is the only place that may import asyncio.
+Only this folder and `tests/reference/` may import asyncio.
 """
 
 import asyncio

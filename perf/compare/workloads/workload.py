@@ -1,4 +1,4 @@
-"""The base class of workloads. A workload has a name, does something with a server, and yields figures.
+"""The base class of workloads. A workload has a name, measures a server, and yields figures.
 
 `measure` returns a dict with a figure for each metric, or raises.
 """

@@ -116,9 +116,7 @@ class Interrupted(Transfer):
         self.lasts = lasts
 
     def measure(self, run):
-        return super().measure(
-            Run(progress=run.progress)
-        )  # always at full size, because the duration of the fault is fixed
+        return super().measure(Run(progress=run.progress))  # always at full size: the duration of the fault is fixed
 
     def link_of(self, run):
         return {'rate': f'{run.count(self.size) // 2 * 8 // self.pace}bit'}

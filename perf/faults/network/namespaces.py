@@ -1,7 +1,7 @@
 """Two simulated hosts: network namespaces, with a link between them that can be made faulty.
 
 All devices, rules and processes live inside the two namespaces, so removing the namespaces removes everything. They are
-removed however a measurement ends. If it was killed, they are removed before the next measurement.
+removed however a measurement ends; if it is killed, they are removed before the next measurement begins.
 """
 
 import contextlib
@@ -20,11 +20,8 @@ from perf.faults.child import Child
 NEEDS = {'ip': 'iproute2', 'tc': 'iproute2', 'iptables-legacy': 'iptables'}
 HOSTS = ('10.99.0.1', '10.99.0.2')
 DEVICE = 'link0'
-URGENT = (
-    'nice',
-    '-n',
-    '-10',
-)  # for the relay: if it had to wait for a processor, it would delay packets more than configured
+# A relay that has to wait for a processor would delay packets more than configured.
+URGENT = 'nice', '-n', '-10'
 COMMAND_TIME = 20  # seconds within which a command must end
 QUEUE = 2000  # length of a device's queue in packets
 LOSE = 'iptables-legacy -A INPUT -m statistic --mode random --probability {:g} -j DROP'

@@ -15,9 +15,8 @@ import reactor
 CHUNK = 1 << 16  # bytes in one write
 BURST = 2  # most writes in one turn
 PORT = 5000  # port of the listener
-FIRST_PORT = (
-    10000  # local port of the first connection; the second has the next port, and so on: both sides can identify them
-)
+# The first connection has this local port, the second the next port, and so on, so both sides can identify them.
+FIRST_PORT = 10000
 SEED = 20
 HEARTBEAT = 60  # seconds between two calls of a timer that keeps a side without connections running
 
