@@ -556,7 +556,7 @@ def calls_beyond_the_queue_limit_of_threads(n, meter):
         for _ in range(QUEUE_LIMIT):
             r.run_in_thread(nothing)
         r.run_once(0)
-        r.run_in_thread(nothing)  # searches for cancelled calls, once a turn
+        r.run_in_thread(nothing)  # this searches for cancelled calls, once a turn
         with meter:
             for _ in range(n):
                 r.run_in_thread(nothing)

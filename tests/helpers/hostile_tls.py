@@ -69,7 +69,7 @@ class Peer:
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side, None if server_side else 'localhost')
         self.rng = rng
         self.conn: Any = None
-        self.record: Any = None  # the connection's record, in a simulation
+        self.record: Any = None  # the simulation's record of the connection, if there is one
         self.heard = bytearray()
         self.ready = self.over = False
         self.farewell = False  # whether close_notify was sent

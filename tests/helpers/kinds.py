@@ -2,7 +2,7 @@
 
 A `Kind` opens a stream and its `Peer`: a plain socket or descriptor, or for TLS an `ssl.SSLObject`. The peer shares no
 code with the package. A `World` runs both in one thread and checks in each callback what must hold for all kinds. The
-dict `cannot` of a kind gives what the kind cannot do, and why.
+dict `cannot` of a kind has the abilities that the kind lacks, with the reasons.
 """
 
 from __future__ import annotations
@@ -509,8 +509,9 @@ def descriptors() -> int:
 class Kind:
     """A kind of stream.
 
-    `call` is the method of `Reactor` that makes it. `cannot` maps what it cannot do ('read', 'write', 'half-close',
-    'reset', 'names', ...) to the reason. `family` is the address family of its sockets, and `tls` is true over TLS.
+    `call` is the method of `Reactor` that makes it. `cannot` maps the abilities that the kind lacks ('read', 'write',
+    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of its sockets, and `tls` is true
+    over TLS.
     """
 
     call = ''

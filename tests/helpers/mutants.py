@@ -22,8 +22,8 @@ class Mutant(NamedTuple):
     anchor       the text that is replaced
     replacement  the new text
     law          the promise that the bug breaks
-    seed         for a bug that few seeds find: one that does, tried before all others
-    manner       the simulated system for all seeds, if the bug shows on only one system; '': the one that a seed picks
+    seed         a seed that finds the bug, given if few seeds do; it is tried before all others
+    manner       the simulated system for all seeds, if the bug shows on only one system; '': each seed picks a system
     """
 
     name: str

@@ -250,7 +250,7 @@ def udp(world: Any) -> None:
 
 
 def unix_datagrams(world: Any) -> None:
-    """A Unix datagram socket that sends to a receiver that reads late, and to one that reads at once."""
+    """A Unix datagram socket that sends to a receiver that reads late, and to another that reads at once."""
     r, kernel = world.r, world.r.kernel
     made: list[Any] = []
 

@@ -354,7 +354,7 @@ def connect_closed(w: World) -> None:
 def connect_times_out(w: World) -> None:
     server = socket.create_server((HOST, 0), backlog=0)
     w.socks.append(server)
-    for _ in range(3):  # more than the backlog holds
+    for _ in range(3):  # more clients than the backlog holds
         sock = socket.socket()
         sock.setblocking(False)
         sock.connect_ex(server.getsockname())

@@ -24,7 +24,7 @@ from typing import Any
 BYTES = 64  # copying this many bytes counts as one bytecode
 CONTAINERS = (list, tuple, set, frozenset, dict, deque, OrderedDict, bytes, bytearray)
 FUNCTIONS = (min, max, sum, sorted, any, all, list, tuple, set, frozenset, dict, deque, bytes, bytearray)
-METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # of a list or a deque
+METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # methods of a list or a deque
 TOOL = 3  # a free tool id of `sys.monitoring`
 
 

@@ -146,7 +146,7 @@ def received_data_is_delivered_and_then_a_clean_end(run):
 
 
 @law('write')
-def a_peer_that_closes_ends_it_without_an_error(run):
+def a_peer_that_closes_ends_the_stream_without_an_error(run):
     run.conn.write(b'all of it')
     run.gets(b'all of it')
     run.peer.close()
@@ -186,7 +186,7 @@ def a_reset_while_reading_is_paused_waits_for_the_reader(run):
 
 
 @law('reset')
-def a_write_to_a_peer_that_is_gone_returns_false_and_what_it_sent_before_is_delivered(run):
+def a_write_to_a_peer_that_is_gone_returns_false_and_its_earlier_data_is_delivered(run):
     run.conn.write(b'never read')
     run.turns(2)
     while not run.peer.send(b'before'):
@@ -713,7 +713,7 @@ def after_the_end_of_the_peer_we_may_go_on(run):
 
 
 @law('half-close', callbacks={'eof': True})
-def after_both_ends_it_closes_by_itself(run):
+def after_both_ends_the_stream_closes_by_itself(run):
     data = run.stall()
     run.conn.write_eof()
     run.peer.end()
@@ -814,7 +814,7 @@ def addresses_are_those_that_the_peer_sees(run):
 
 
 @law()
-def an_unreferenced_one_lets_run_end(run):
+def an_unreferenced_stream_lets_run_end(run):
     run.conn.unref()
     assert run.world.r.run() is True
     run.conn.ref()
@@ -833,7 +833,7 @@ def on_connect_comes_once_and_first(run):
 
 
 @law()
-def a_descriptor_that_other_code_closes_ends_it_with_ebadf(run):
+def a_descriptor_that_other_code_closes_ends_the_stream_with_ebadf(run):
     fd = run.conn.fileno()
     os.close(fd)
     if 'write' in run.kind.cannot:
@@ -930,7 +930,7 @@ def an_exception_in_on_eof_ends_this_connection_with_it(run):
 
 
 @law('half-close', callbacks={'eof': True})
-def an_exception_in_on_eof_ends_it_also_when_our_side_has_ended_before(run):
+def an_exception_in_on_eof_ends_the_stream_even_if_our_side_has_ended(run):
     fails(run, 'eof')
     run.conn.write_eof()
     run.gets(b'', 'eof')
@@ -1327,7 +1327,7 @@ WATCHED = ('pipe', 'fifo', 'socketpair', 'tty', 'tty-master')
 
 
 class Watched:
-    """A watched descriptor, its other end, and what was reported."""
+    """A watched descriptor, its other end, and the reported events."""
 
     def __init__(self, r, name, folder):
         self.ours, self.theirs = watched_kinds(str(folder))[name]()

@@ -1,6 +1,6 @@
 """Ctrl-C at the n-th line of our code: SIGINT arrives just before each line of the reactor that a program executes.
 
-The programs are those of `test_nth_call.py`, those of the simulation, and one on the real system. A first run counts
+The programs come from `test_nth_call.py` and from the simulation; another one uses the real system. A first run counts
 the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the program
 to the end of `close`. Then the installed SIGINT handler is called at the n-th line. In some runs it is called again at
 the same line or a later line, because people press Ctrl-C twice.
@@ -271,7 +271,7 @@ def test_no_law_is_broken_when_ctrl_c_is_pressed_at_any_line(part):
 def test_the_whole(request, capsys):
     if not request.config.getoption('--interrupts-whole'):
         pytest.skip('each line of all programs takes many minutes: pytest --interrupts-whole')
-    faulthandler.cancel_dump_traceback_later()  # this test takes long, but does not hang
+    faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

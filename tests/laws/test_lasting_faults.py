@@ -45,7 +45,7 @@ SECONDS = 60  # simulated time from the beginning of the fault
 MOST_AT_ONCE = 100  # turns without progress in a whole run, however long it lasts
 MOST_EACH = 60  # plus these for each connection and handle: the turns that the spin detection takes
 MOST_A_SECOND = 40  # plus these for each simulated second; 250 turns a second would take 1 % of a core
-MOST_LINES = 20  # of the log
+MOST_LINES = 20  # the most lines in the log
 MOST_TIMERS = 100
 SAMPLE, PARTS = 600, 4  # the number of runs, and the number of tests among which they are divided
 LASTING = 'kind', 'descriptor'
@@ -215,7 +215,7 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
         if simulation.reactor.ledger.begun:
             wrong.append(f'run() raised {exc!r}')
     if simulation.reactor.guard.thread is not None:
-        simulation.reactor.guard.thread = None  # Stuck has left the selector
+        simulation.reactor.guard.thread = None  # the exception `Stuck` has left the selector
 
 
 def close(simulation: Simulation, wrong: list[str]) -> None:
@@ -317,7 +317,7 @@ def test_a_number_that_is_closed_while_a_copy_is_open_and_then_given_to_a_new_ha
 def test_the_whole(request, capsys):
     if not request.config.getoption('--lasting-whole'):
         pytest.skip('all lasting faults take many minutes: pytest --lasting-whole')
-    faulthandler.cancel_dump_traceback_later()  # this test takes long, but does not hang
+    faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

@@ -20,7 +20,7 @@ from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
 
 PROJECT = Path(__file__).parents[2]
 SIZE = 1 << 20
-MOST_KEPT = 8192  # bytes
+MOST_KEPT = 8192  # bytes that a connection may keep
 TRIES = 4
 COUNT, CHILDREN = 200, 40
 PAGE = os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 4096

@@ -1,9 +1,9 @@
 """Fail the n-th call, as SQLite's tests do: each call to the kernel fails once with each of its possible errors.
 
-The programs are random programs with small seeds, and those of `nth_scenarios`. A first run without faults lists the
-calls of a program. Then, for each n, only the n-th call fails, with each errno that `ERRORS` has for it, on each kind
-of selector. In every run no law may be broken, nothing may be stuck, every descriptor is closed, and every connection
-ends once.
+The programs are random programs with small seeds, and the programs of `nth_scenarios`. A first run without faults lists
+the calls of a program. Then, for each n, only the n-th call fails, with each errno that `ERRORS` has for that call, on
+each kind of selector. In every run no law may be broken, nothing may be stuck, every descriptor is closed, and every
+connection ends once.
 
 EINTR is not among the errors, because Python repeats the call itself (PEP 475). For EBADF, other code really closes the
 descriptor right before the call. The handle of the descriptor must end with that error as soon as the reactor can
@@ -62,7 +62,7 @@ POSTING = (
 )  # fmt: skip
 FETCHING = (errno.EAGAIN, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENOBUFS, errno.ENOMEM, errno.EBADF)
 RESOLVING = (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_NONAME, socket.EAI_SYSTEM)
-WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is only for files
+WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is reported only for files
 PATHS = (errno.EACCES, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
 
 # The errors in the manual page of each call, except those for wrong arguments, such as EFAULT.
@@ -280,7 +280,7 @@ def test_every_call_fails_in_one_program_or_another():
 def test_the_whole(request, capsys):
     if not request.config.getoption('--nth-whole'):
         pytest.skip('all calls with all errors take many minutes: pytest --nth-whole')
-    faulthandler.cancel_dump_traceback_later()  # this test takes long, but does not hang
+    faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

@@ -381,7 +381,7 @@ def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, capl
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
     os.close(pipe[0])
     assert turns_in(r) <= 4
-    if not handle.closed:  # epoll never reports it; the next operation does
+    if not handle.closed:  # epoll never reports a closed descriptor; the next operation detects it
         handle.set_events(0)
         handle.set_events(READ)
     assert handle.closed and r.handles() == []
@@ -489,7 +489,7 @@ def test_a_watched_object_may_raise_anything_once_it_is_closed(r, sockets, clien
         handle.set_events(READ | WRITE)
     else:
         turns(r, 2)
-        handle.close()  # epoll never reports it
+        handle.close()  # epoll never reports a closed descriptor
     assert handle.closed and seen == []
     assert r.handles() == [conn]
     assert len(caplog.records) <= 1
@@ -525,7 +525,7 @@ def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_late
     handle.close()
 
 
-# -- what holds for every handle
+# -- properties of every handle
 
 
 @pytest.mark.scenario(115)

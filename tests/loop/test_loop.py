@@ -1456,7 +1456,7 @@ def test_a_selector_that_ends_20_waits_in_a_row_early_without_events_is_taken_fo
 
     with Reactor(selector=Blind()) as r:
         r.call_later(100, int)
-        r.run_once(0.0001)  # too short to judge
+        r.run_once(0.0001)  # a wait too short to judge the selector
         for _ in range(19):
             r.run_once(wait)
         r.run_once(0)  # this poll does not wait, so it does not count
@@ -1652,7 +1652,7 @@ def test_a_foreign_loop_can_drive_the_reactor(r, sockets):
 
 def test_fileno_is_readable_when_the_loop_has_something_to_do(r, sockets):
     if not hasattr(r.watchers.selector, 'fileno'):
-        pytest.skip(f'{type(r.watchers.selector).__name__} has no descriptor of its own')
+        pytest.skip(f'{type(r.watchers.selector).__name__} has no descriptor')
     log = Log()
     ours, theirs = sockets()
     conn = r.adopt(ours, log.on_data)

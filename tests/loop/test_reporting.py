@@ -495,7 +495,7 @@ def test_a_line_that_cannot_be_logged_goes_to_standard_error_with_the_reason(mon
     assert 'exception in <' in text and 'after 1.5 s (not logged: no way)' in text and 'ZeroDivisionError' in text
 
 
-def test_an_exception_that_cannot_be_asked_whether_it_is_true_is_logged_with_its_traceback(caplog):
+def test_an_exception_whose_truth_value_raises_is_logged_with_its_traceback(caplog):
     try:
         raise FoulError
     except FoulError as exc:

@@ -500,7 +500,7 @@ def test_a_foreign_wakeup_descriptor_does_not_get_the_bytes_of_others(r, foreign
 
 
 @pytest.mark.scenario(34)
-def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_it_is_left(r, foreign):
+def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_an_exception_leaves_run(r, foreign):
     def leave():
         raise SystemExit
 
@@ -795,7 +795,7 @@ def test_a_reactor_closed_in_a_forked_copy_restores_the_signals_at_once(running)
 
     def main(r):
         r.add_signal_handler(SIGUSR1, print)
-        kernel.number = 2  # as after a fork
+        kernel.number = 2  # simulates a fork
         r.close()
         after.append((signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)))
         after.append(signal.set_wakeup_fd(-1))
@@ -876,7 +876,7 @@ def test_a_foreign_wakeup_descriptor_that_cannot_be_written_is_ignored(error):
         r.run()
     assert heard == [1]
     assert kernel.failed == 'write'
-    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # other code has closed it
+    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # EBADF: already closed
 
 
 # -- other owners in the same process
@@ -1244,7 +1244,7 @@ def test_a_second_ctrl_c_in_a_selector_called_by_us_interrupts_nothing(written_b
     class Readers(set):
         def discard(self, fd):
             if r.watchers.selector.pressing:
-                pressed_twice(sys._getframe(1))  # in `selectors`
+                pressed_twice(sys._getframe(1))  # in a frame of `selectors`
             super().discard(fd)
 
     r = Reactor(selector=Pressing() if written_by == 'a user' else selectors.SelectSelector())

@@ -489,7 +489,7 @@ def test_a_thread_without_memory_for_its_outcome_reports_it_later_and_is_not_cou
     assert answers == [(number, None) for number in range(3 * THREADS)]
     run_until(r, lambda: not pool_threads())
     run_until(r, lambda: not r._threads._running)
-    assert sleeps == [0.01] * 2 * 3 * THREADS  # one pause after each failure, and no others
+    assert sleeps == [0.01] * 2 * 3 * THREADS  # one pause after each failure, and no other pauses
 
 
 def test_on_done_is_called_later_when_there_is_no_memory_to_call_it(r):

@@ -232,7 +232,7 @@ def test_a_connection_whose_descriptor_was_closed_ends_and_the_others_go_on(r, s
     lose(lost)
     theirs.send(b'x')
     turns(r, 3)
-    if not victim.closed:  # epoll never reports it; the next operation does
+    if not victim.closed:  # epoll never reports a closed descriptor; the next operation detects it
         victim.pause_reading()
         victim.resume_reading()
     turns(r, 3)

@@ -181,7 +181,7 @@ class Connection(Machine):
         self.connected = self.eofs = 0
         self.why = None  # the error for on_close
         self.reported = False
-        self.refused = False  # one refused write after the end is enough
+        self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.moved = kernel.time  # when a byte was last sent or received
         self.closing_since = 0
         self.script = deque()

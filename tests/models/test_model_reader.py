@@ -104,11 +104,11 @@ class Reading(Machine):
         self.r = Reactor(kernel=kernel, catch_errors=self.caught)
         self.sock = ScriptedSocket(kernel)
         self.arrived = b''
-        self.delivered = []  # messages
+        self.delivered = []  # the messages delivered so far
         self.remainder = None  # bytes received after the framing was replaced
         self.script = []  # the actions of the callbacks for the next messages
         self.paused = self.resuming = self.closed = False
-        self.ended = None  # 'eof' or 'reset', after the bytes that have arrived
+        self.ended = None  # 'eof' or 'reset': how the input ends after the bytes that have arrived
         self.raised, self.errors = 0, 0
         self.eofs, self.over = 0, None
         self.conn = self.r.adopt(

@@ -62,7 +62,7 @@ class End:
         self.wants = wants
         self.waiting = 0  # bytes that the peer has sent and that are unread
         self.full = self.peer_gone = self.lost = self.closed = False
-        self.does = None  # (action, number of the target) at its next call
+        self.does = None  # the (action, number of the target) of its next callback
 
     @property
     def true(self):
@@ -79,7 +79,7 @@ class World:
         self.model = model
         self.r = Reactor(selector=kind(), catch_errors=model.caught)
         self.handles, self.peers, self.copies = [], [], []
-        self.received = []  # (number of the end, 'read' or 'write') in this turn
+        self.received = []  # the events of this turn, as (number of the end, 'read' or 'write')
 
     def open(self, wants):
         ours, theirs = socket.socketpair()

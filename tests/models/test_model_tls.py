@@ -21,7 +21,7 @@ from tests.helpers.certificates import certificates  # noqa: F401
 from tests.helpers.models_support import Machine, case_of
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
-MOST = 100_000  # max_buffered
+MOST = 100_000  # bytes: the value of max_buffered
 CALLBACK_COST = 1024  # bytes: a waiting on_written counts for at most this many
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
 READ_SIZE = 5000
@@ -74,12 +74,12 @@ class TLS(Machine):
         self.peer = CONTEXTS[not server, version].wrap_bio(self.peer_in, self.peer_out, not server, name)
         self.peer_ready = self.peer_saw_end = False
         self.air = bytearray()  # ciphertext on its way to us
-        self.taken = 0  # bytes of ours that the peer has received
+        self.taken = 0  # the number of our bytes that the peer has received
         self.ours, self.theirs = bytearray(), bytearray()  # plaintext that each side wrote
         self.peer_got, self.got = bytearray(), bytearray()  # plaintext that each side received
         self.notified = self.cut = self.changed = self.peer_over = False  # how the peer's side has ended
         self.user_ended = self.overfull = self.paused = self.dropped = False
-        self.count, self.marks = itertools.count(), []  # expected calls of on_written
+        self.count, self.marks = itertools.count(), []  # a counter for writes, and the expected calls of on_written
         self.secured = self.eofs = 0
         self.outcome = None
         self.conn = self.r.adopt(

@@ -75,7 +75,7 @@ class Writing(Machine):
         self.files = []  # (start, end) of bytes from files
         self.count = 0
         self.patience = patience  # the number of turns and rules before anything ends the connection
-        self.refused = False  # one refused write after the end is enough
+        self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.inside = False
         self.owed = False  # write returned False, so on_drain must be called
         self.ended = None  # the call with which the user ended the connection

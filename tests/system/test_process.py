@@ -464,7 +464,7 @@ def test_a_write_to_a_child_that_is_gone_fails_later_and_never_raises(r, caplog)
     assert not caplog.records
 
 
-def test_a_child_that_closes_its_stdin_ends_it_without_an_error(r):
+def test_a_child_that_closes_its_stdin_ends_the_pipe_without_an_error(r):
     process = shell(r, 'exec 0<&-; echo done; exec sleep 60', stdin=PIPE, stdout=PIPE)
     log = listen(process.stdin)
     run_until(r, lambda: log)
@@ -585,7 +585,7 @@ def test_stderr_may_be_redirected_to_stdout(r):
     assert out.received == b'one\ntwo\n' and process.stderr is None
 
 
-def test_the_constants_are_those_of_subprocess():
+def test_the_constants_equal_those_of_subprocess():
     import subprocess
 
     assert (PIPE, STDOUT, DEVNULL) == (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL)
