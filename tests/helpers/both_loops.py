@@ -1,8 +1,8 @@
-"""Programs that run on two loops, this one and asyncio's, and must produce the same trace.
+"""Programs that run on two loops, the reactor's and asyncio's, and must leave the same trace on both.
 
 A program gets a `Driver` and a random number generator. It draws its actions, and the actions of its callbacks, from
-the generator in the order of events. So two loops that behave alike draw alike. Time is a clock that the program moves.
-The programs use only what both loops promise; `DIFFERENCES` lists what they avoid, and why.
+the generator in the order of events, so two loops that behave alike draw the same actions. The program also moves the
+clock. The programs rely only on behaviour that both loops promise; `DIFFERENCES` lists what they avoid, and why.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ STEP = 1 / 8  # seconds; all times are multiples of it, and a power of two keeps
 SETTLED = 4  # turns after which every consequence of an action has happened
 NAMES = 'SIGUSR1', 'SIGUSR2', 'SIGWINCH'
 
-# Where this loop differs from asyncio by design, and how the programs avoid each difference.
+# How this loop differs from asyncio by design, and how the programs avoid each difference.
 DIFFERENCES = {
-    'timers of one deadline': (
+    'timers with the same deadline': (
         'This loop runs them in the order in which they were set; in asyncio the order is undefined. '
         'No two timers of a program share a deadline.'
     ),
@@ -33,42 +33,44 @@ DIFFERENCES = {
     'phases': (
         'A turn of this loop runs events, timers, calls and completions, and a call made in the callback of an event '
         'runs in the same turn. In asyncio, waiting calls run before the events and timers of a turn, and new calls in '
-        'the next turn. A program compares the order within one kind, and lets the loop settle after each action.'
+        'the next turn. A program compares the order within one kind only, and lets the loop settle after each action.'
     ),
     'both sides have ended': (
         'This loop closes the connection by itself; in asyncio the program has to call close(), which the driver does.'
     ),
-    'write after our own end': (
+    'a write after our own end': (
         'This loop raises ConnectionClosed; asyncio drops the bytes after close(), and raises RuntimeError after '
         'write_eof(). A program does not write then.'
     ),
     'close() with unread bytes': (
         'This loop shuts down the write side, and reads and drops the rest, so that no sent bytes are lost; '
-        'asyncio closes the descriptor, which resets. A program has read everything when it closes, and the peer '
-        'writes no more.'
+        'asyncio closes the descriptor, which resets the connection. A program closes only after it has read '
+        'everything and the peer has stopped writing.'
     ),
     'write callbacks': (
         'Here each write has its own callback. The driver of asyncio sets both water marks to 0, and resume_writing() '
         'is called when nothing is queued. The peers of a program read nothing, or everything.'
     ),
     'a descriptor that is no longer ready': (
-        'This loop checks a watched descriptor again right before the call; asyncio calls for everything that the '
-        'selector has reported, even if a callback has read or filled it meanwhile. Callbacks only change the wanted '
-        'events.'
+        'This loop checks a watched descriptor again right before it calls the callback; asyncio calls it for every '
+        'event that the selector has reported, even if another callback has since read from the descriptor or filled '
+        'it. Callbacks only change the wanted events.'
     ),
-    'an event unwanted and wanted again in one turn': (
-        'This loop still calls for it; in asyncio it waits for the next turn. '
-        'A turn changes the wanted events of a descriptor once.'
+    'an event that is unwanted and wanted again in one turn': (
+        'This loop still reports the event in that turn; asyncio reports it in the next one. '
+        'A program changes the wanted events of a descriptor at most once a turn.'
     ),
     'exceptions in callbacks of a watched descriptor': (
-        'In this loop they end the watch; in asyncio it goes on. The callbacks of a program do not raise there.'
+        'In this loop an exception ends the watch; in asyncio the watch goes on. The callbacks of a program do not '
+        'raise there.'
     ),
     'a signal raised many times at once': (
-        'This loop may make one call for all; asyncio makes one for each byte written to the wakeup descriptor. '
-        'A signal is raised once before the loop settles.'
+        'This loop may call the handler once for all of them; asyncio calls it once for each byte written to the '
+        'wakeup descriptor. A program raises a signal at most once before it lets the loop settle.'
     ),
     'the handler of a signal after removal': (
-        'This loop restores the previous handler; asyncio sets the default. In a program both are the same.'
+        'This loop restores the previous handler; asyncio sets the default. In a program the previous handler is the '
+        'default.'
     ),
 }
 
@@ -80,7 +82,7 @@ class Clock:
 
 
 class Selector(selectors.BaseSelector):
-    """A real selector that does not wait for timers, and reports in the order of first registration."""
+    """A real selector that does not wait for timers, and reports descriptors in the order of first registration."""
 
     def __init__(self) -> None:
         self.real = selectors.DefaultSelector()
@@ -109,7 +111,7 @@ class Selector(selectors.BaseSelector):
 
 
 class Driver:
-    """One loop, as the programs see it.
+    """The interface of one loop, used by the programs.
 
     `trace` is compared: it maps the name of a source of events to the list of its events.
     """
@@ -134,7 +136,7 @@ class Driver:
         raise NotImplementedError
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop` is called."""
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -180,7 +182,7 @@ class Raised(Exception):
 
 
 def timers(driver: Driver, rng: random.Random) -> None:
-    """Timers that set, cancel and raise; often many are due in one turn, because a callback was slow."""
+    """Timers whose callbacks set and cancel timers, or raise; a slow callback often makes many due in one turn."""
     made: list[Any] = []
     deadlines: set[float] = set()
     left = [60]
@@ -303,7 +305,7 @@ def mixed(driver: Driver, rng: random.Random) -> None:
 
 
 def descriptors(driver: Driver, rng: random.Random) -> None:
-    """Watched descriptors whose wanted events are changed by other callbacks of the same turn."""
+    """Watched descriptors whose wanted events are changed by other callbacks in the same turn."""
     pairs = [socket.socketpair() for _ in range(rng.randrange(1, 5))]
     for pair in pairs:
         for sock in pair:
@@ -417,7 +419,7 @@ class Side:
 
     def on_data(self, data: bytes) -> None:
         trace = self.driver.trace.setdefault(self.name, [])
-        if trace and trace[-1][0] == 'data':  # chunk borders may differ
+        if trace and trace[-1][0] == 'data':  # the loops may split the data into different chunks
             trace[-1][1] += len(data)
         else:
             self.driver.note(self.name, 'data', len(data))

@@ -77,7 +77,7 @@ def changed(context: ssl.SSLContext, options: dict[str, object]) -> ssl.SSLConte
     return context
 
 
-shared: list[Certificates] = []  # each module that imports a session fixture would create it again
+shared: list[Certificates] = []  # created once: otherwise each module that imports the fixture would create its own
 
 
 @pytest.fixture(scope='session')

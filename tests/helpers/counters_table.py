@@ -24,7 +24,7 @@ def metric(name: str) -> str:
 def row(match: re.Match[str]) -> str:
     name, advice = match[1], match[2]
     if name not in Stats.declared:
-        raise ValueError(f'{name} is in a table of {PAGE.name}, and is not declared in reactor/loop/counters.py')
+        raise ValueError(f'{name} is in a table of {PAGE.name}, but is not declared in reactor/loop/counters.py')
     return f'| `{name}` | `{metric(name)}` | {Stats.declared[name].help} |{advice}|'
 
 

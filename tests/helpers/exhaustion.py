@@ -1,9 +1,9 @@
-"""Exhausted memory and stack for tests: the n-th allocation fails, or only n frames are left.
+"""Exhausted memory and stack for tests: the n-th allocation fails, or only n stack frames are left.
 
-Has the faults, the programs that they are injected into, and the laws that are checked after each.
+This module has the faults, the `World` that a program runs in, and the laws that are checked after each run.
 
-The callbacks that count reports allocate nothing, so a fault is never theirs. After the fault every program continues
-like a user would: it closes what is open and uses what is left.
+The callbacks that count reports allocate nothing, so no fault happens in them. After the fault every program continues
+as a user would: it closes what is open and uses what is left.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ except ImportError:
     HAS_FAULTS = False
 
 HOST = '127.0.0.1'
-MANY = 1_000_000  # allocations; no program makes that many
-PLACES = 64  # connections that one program may close
-SETTLED = 60  # turns; no program needs that many without faults
+MANY = 1_000_000  # more allocations than any program makes
+PLACES = 64  # the most connections that one program can close
+SETTLED = 60  # more turns than any program needs without faults
 EXHAUSTED = (MemoryError, RecursionError)
 
 
@@ -48,12 +48,12 @@ def depth() -> int:
 
 
 def dive(frames: int, fn: Callable[[], Any]) -> Any:
-    """Call `fn` this many frames deeper."""
+    """Call `fn` with `frames` more frames on the stack."""
     return fn() if frames <= 0 else dive(frames - 1, fn)
 
 
 def near_limit(left: int, fn: Callable[[], Any], room: int = 150) -> Any:
-    """Call `fn` with only `left` frames left on the stack; the recursion limit is lowered meanwhile."""
+    """Call `fn` with only `left` frames left on the stack; the recursion limit is lowered during the call."""
     limit, here = sys.getrecursionlimit(), depth()
     sys.setrecursionlimit(here + room)
     try:
@@ -63,7 +63,7 @@ def near_limit(left: int, fn: Callable[[], Any], room: int = 150) -> Any:
 
 
 def is_traced() -> bool:
-    """Whether coverage is measured: its trace function would run out of stack itself."""
+    """Return whether coverage is measured: its trace function would run out of stack itself."""
     monitoring = getattr(sys, 'monitoring', None)
     return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.COVERAGE_ID))
 
@@ -76,7 +76,7 @@ def allocations(fn: Callable[[], Any]) -> int:
         left = 0
         while True:
             object()
-            left += 1  # above 256 the count itself allocates
+            left += 1  # above 256, the counter itself is an allocated int
     except MemoryError:
         pass
     finally:
@@ -84,12 +84,12 @@ def allocations(fn: Callable[[], Any]) -> int:
     return MANY - 2 * left + 300
 
 
-leaked = bytearray(1)  # descriptors that CPython has lost
+leaked = bytearray(1)  # the number of descriptors that CPython has leaked
 _accept = LeanSocket._accept
 
 
 def accept(sock: socket.socket) -> Any:
-    """Call `_accept` and count descriptors that CPython loses: it has no memory for the number or the address."""
+    """Call `_accept` and count descriptors that CPython leaks when it has no memory for the number or the address."""
     try:
         return _accept(sock)
     except EXHAUSTED:
@@ -124,13 +124,13 @@ class Fault:
 
 
 def memory_alone(what: Any, hook: Callable[[Any], object]) -> None:
-    """Pass everything to `hook` except a MemoryError of the interpreter itself."""
+    """Pass everything to `hook` except a MemoryError raised by the interpreter itself."""
     if what.object is not None or not isinstance(what.exc_value, MemoryError):
         hook(what)
 
 
 class Deep:
-    """The loop's turns run with only `left` frames left on the stack."""
+    """A fault: turns run with only `left` frames left on the stack."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -143,7 +143,7 @@ class Deep:
 
 
 class NoFault:
-    """No fault; to count allocations."""
+    """No fault, used to count allocations."""
 
     def __repr__(self) -> str:
         return 'no fault'
@@ -153,9 +153,9 @@ class NoFault:
 
 
 class World:
-    """One program on real sockets: its handles, the reported ends, and its goals.
+    """One program on real sockets: its handles, the connections whose end was reported, and its promises.
 
-    `goals` must come true once the fault is over; each is checked after the program has settled.
+    `promises` must be kept once the fault is over; each is checked after the program has settled.
     """
 
     def __init__(self, selector: Callable[[], Any], contexts: Any = None, left: int = 0) -> None:
@@ -166,7 +166,7 @@ class World:
         self.kernel.selector = lambda: fake  # type: ignore[method-assign, assignment, return-value]
         self.kernel.sleep = lambda seconds: no_fault()  # type: ignore[method-assign, assignment]
         self.contexts = contexts
-        self.left = left  # frames left for actions near the limit
+        self.left = left  # frames left on the stack for actions near the limit
         self.r = Reactor(kernel=self.kernel)
         self.wakeup_fd = self.r.fileno() if hasattr(fake, 'fileno') else -1
         self.socks: list[socket.socket] = []
@@ -183,14 +183,14 @@ class World:
     # -- for programs
 
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
-        """Record an end without an allocation."""
+        """Record the end of a connection without allocating memory."""
         at = self.count[0]
         self.ended[at] = conn
         self.errors[at] = exc
         self.count[0] = at + 1
 
     def tick(self, place: int) -> Callable[[], None]:
-        """Return a callback that counts its calls in `called[place]` without an allocation."""
+        """Return a callback that counts its calls in `called[place]` without allocating memory."""
         called = self.called
 
         def tick(a: Any = None, b: Any = None) -> None:
@@ -227,7 +227,7 @@ class World:
         return sock
 
     def act(self, fn: Callable[[], Any]) -> None:
-        """Call `fn` in the loop, while the fault may occur."""
+        """Call `fn` in the loop, where the fault can occur."""
         left = self.left
         if left:
             self.r.call_soon(attempt, lambda: near_limit(left, fn))
@@ -237,7 +237,7 @@ class World:
     # -- the run
 
     def run(self, fault: Any) -> str | None:
-        """Run the program's turns under `fault`, then end it without; returns the broken law, or None."""
+        """Run the program's turns with `fault`, then end the program without it; returns the broken law, or None."""
         run_once, escaped = self.r.run_once, [None] * SETTLED
 
         def turn() -> None:
@@ -250,7 +250,7 @@ class World:
         try:
             fault.run(turn)
         except EXHAUSTED:
-            pass  # the test's own allocation failed
+            pass  # an allocation of the test itself failed
         self.escaped = [exc for exc in escaped if exc is not None]
         try:
             return self.verdict()
@@ -279,7 +279,7 @@ class World:
                 return f'law 1: on_close of {conn!r} was not called'
         stats = r.stats()
         if (stats.incoming, stats.outgoing) != (0, 0):
-            return f'the gauges say {stats.incoming} incoming and {stats.outgoing} outgoing with none open'
+            return f'the gauges show {stats.incoming} incoming and {stats.outgoing} outgoing, but no connection is open'
         for server in self.servers:
             wrong = self.still_serves(server)
             if wrong:
@@ -287,7 +287,7 @@ class World:
         return self.ends()
 
     def settle(self, when: str) -> None:
-        """Run until nothing happens any more, advancing the clock; the loop must come to rest."""
+        """Run turns and advance the clock until nothing more happens; the loop must come to rest."""
         until = self.kernel.time + 100
         for _ in range(SETTLED * 10):
             before = self.r.stats().events
@@ -306,13 +306,13 @@ class World:
         if server._paused:  # paused by the program, which had no memory to resume it
             server.resume()
         if server.open_connections:
-            return f'{server!r} counts {server.open_connections} connections with none open'
+            return f'{server!r} counts {server.open_connections} connections, but none is open'
         before = self.r.stats().accepts
         with socket.create_connection(server.address):
             for _ in range(4):
                 self.r.run_once(0.2)
         self.settle('after a new client')
-        return None if self.r.stats().accepts > before else f'law 8: {server!r} accepts no client any more'
+        return None if self.r.stats().accepts > before else f'law 8: {server!r} no longer accepts clients'
 
     def ends(self) -> str | None:
         r = self.r
@@ -326,10 +326,10 @@ class World:
         if r.timers.referenced or r.watchers.referenced or len(r.timers.buckets):
             return (
                 f'law 9: {r.timers.referenced} timers, {r.watchers.referenced} handles and {len(r.timers.buckets)} '
-                'time limits are counted with none left'
+                'time limits are counted, but none is left'
             )
         if r._alive.any_reason():
-            return 'run would not end with nothing left'
+            return 'run would not return, although nothing is left'
         return None
 
     def close(self) -> None:
@@ -341,7 +341,7 @@ class World:
 
 
 def attempt(fn: Callable[[], Any]) -> None:
-    """Call `fn` as a careful user does: a failure for lack of memory or stack is ignored."""
+    """Call `fn` as a careful user does: ignore a failure for lack of memory or stack."""
     try:
         fn()
     except EXHAUSTED:

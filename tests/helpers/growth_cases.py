@@ -1,7 +1,7 @@
-"""Things of which there may be many: cases for `test_growth.py`, each a function that does something with n things.
+"""Cases for `test_growth.py`: each is a function that does something with n things, such as n timers.
 
-Exactly the measured work happens inside `meter`, a context manager. So the same cases serve to count bytecodes and, in
-`work_in_c.py`, instructions. No test module is imported here, because callgrind is slow.
+Only the work to be measured happens inside `meter`, a context manager. So the same cases serve to count bytecodes and,
+in `work_in_c.py`, instructions. This module imports no test module, because callgrind is slow.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def streams(r: Reactor, n: int, **options: Any) -> list[Any]:
 
 
 class Numbered(ScriptedSocket):
-    """A scripted socket with a given number, because the search for a free one gets slower with each."""
+    """A scripted socket with a given number, because the search for a free number gets slower with each socket."""
 
     def __init__(self, kernel: Any, number: int) -> None:
         self.kernel = kernel
@@ -277,7 +277,7 @@ def handles_when_the_reactor_is_closed(n, meter):
 
 
 @case(64)
-def what_is_open_is_listed(n, meter):
+def open_handles_are_listed(n, meter):
     with Reactor(kernel=ScriptedKernel()) as r:
         streams(r, n)
         for _ in range(n):
@@ -290,7 +290,7 @@ def what_is_open_is_listed(n, meter):
 
 @case(64)
 def snapshots_while_much_is_open(n, meter):
-    """n snapshots: each must cost the same, however many handles are open."""
+    """Take n snapshots: each must cost the same, however many handles are open."""
     with Reactor(kernel=ScriptedKernel()) as r:
         streams(r, n)
         for _ in range(n):
@@ -487,7 +487,7 @@ for each in ORDERS:
 
 
 @case(64)
-def clients_who_are_refused(n, meter):
+def clients_that_are_refused(n, meter):
     limits = Limits(connect_rate=(1.0, 1.0), max_addresses=10)
     with meter:
         for number in range(n):
@@ -550,13 +550,13 @@ def look_ups_that_are_closed(n, meter):
 
 
 @case(64)
-def calls_beyond_what_may_wait_for_a_thread(n, meter):
+def calls_beyond_the_queue_limit_of_threads(n, meter):
     kernel = Direct()
     with Reactor(kernel=kernel) as r:
         for _ in range(QUEUE_LIMIT):
             r.run_in_thread(nothing)
         r.run_once(0)
-        r.run_in_thread(nothing)  # searches for cancelled calls, once a turn
+        r.run_in_thread(nothing)  # this searches for cancelled calls, once a turn
         with meter:
             for _ in range(n):
                 r.run_in_thread(nothing)
@@ -627,7 +627,7 @@ def signals_that_arrive(n, meter):
 
 @case(4)
 def reactors_with_signal_handlers(n, meter):
-    """Reactors of one process share a list of claims, which each one searches; so their number is small."""
+    """All reactors of a process share a list of claims, and each searches it, so their number is small."""
     with meter:
         reactors = [Reactor() for _ in range(n)]
         for r in reactors:
@@ -663,7 +663,7 @@ def changes_of_paths(n, meter):
 
 
 @case(64)
-def addresses_none_of_which_can_be_reached(n, meter):
+def addresses_that_are_all_unreachable(n, meter):
     closed = []
     with Reactor(kernel=ManyAddresses(n)) as r:
         with meter:
@@ -674,7 +674,7 @@ def addresses_none_of_which_can_be_reached(n, meter):
 
 @case(64)
 def addresses_that_do_not_answer(n, meter):
-    """One more address is tried each quarter of a second; the last one answers, and the other attempts end."""
+    """Another address is tried every quarter of a second; the last one answers, which ends the other attempts."""
     kernel, pipes = ManyAddresses(n), []
     real = FakeKernel()
 
@@ -697,7 +697,7 @@ def addresses_that_do_not_answer(n, meter):
 
 
 class Silent:
-    """A socket whose peer does not answer, simulated by the end of a pipe that is never writable."""
+    """A socket whose peer does not answer, simulated by an end of a pipe that is never writable."""
 
     family = socket.AF_INET
 

@@ -1,7 +1,7 @@
 """A TLS peer that misbehaves, implemented on a plain stream, for simulated and for real sockets.
 
 The ssl module has no function for a key update or a renegotiation, so `Engine` calls the OpenSSL that the module is
-linked with. Where that is impossible, `Engine.missing` has the reason, and the tests that need it are skipped.
+linked with. Where that is impossible, `Engine.missing` gives the reason, and the tests that need `Engine` are skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Engine:
     def _ssl_of(self, ssl_object: ssl.SSLObject) -> int:
         socket: Any = ssl_object._sslobj  # type: ignore[attr-defined]
         words = (ctypes.c_void_p * 5).from_address(id(socket))
-        # Check the pointer before it is followed, because the layout of the object is private to CPython.
+        # Check the layout before the pointer is used, because it is private to CPython.
         if words[CONTEXT_OF_SSLSOCKET] != id(ssl_object.context):
             raise RuntimeError('the SSL of an ssl.SSLObject is not where CPython 3.11 to 3.15 have it')
         found = words[SSL_OF_SSLSOCKET]
@@ -42,7 +42,7 @@ class Engine:
         return found
 
     def update_keys(self, ssl_object: ssl.SSLObject, requested: bool) -> None:
-        """Send a KeyUpdate (RFC 8446, 4.6.3); `requested` asks the peer for one, too."""
+        """Send a KeyUpdate (RFC 8446, 4.6.3); with `requested`, ask the peer for one, too."""
         pointer = self._ssl_of(ssl_object)
         assert self._library.SSL_key_update(pointer, int(requested)) == 1
         self._library.SSL_do_handshake(pointer)
@@ -61,7 +61,7 @@ ENGINE = Engine()
 class Peer:
     """One side of a TLS connection, the `data` of a plain stream.
 
-    After `join(conn)` it does the handshake; then `do(act)` does one of ACTS. `heard` is the data it received.
+    After `join(conn)` the peer does the handshake; then `do(act)` performs one of ACTS. `heard` is the received data.
     """
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, rng: random.Random) -> None:
@@ -69,10 +69,10 @@ class Peer:
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side, None if server_side else 'localhost')
         self.rng = rng
         self.conn: Any = None
-        self.record: Any = None  # the connection's record, in a simulation
+        self.record: Any = None  # the simulation's record of the connection, if there is one
         self.heard = bytearray()
         self.ready = self.over = False
-        self.farewell = False  # whether it has sent close_notify
+        self.farewell = False  # whether close_notify was sent
         self._flips = False  # whether the next bytes are sent with one bit changed
 
     def join(self, conn: Any) -> None:
@@ -95,11 +95,11 @@ class Peer:
             while data := self.tls.read(65536):
                 self.heard += data
         except ssl.SSLError:
-            pass  # it has to wait, or the connection has failed
+            pass  # OpenSSL waits for more bytes, or the connection has failed
         self.send()
 
     def send(self, most: int | None = None) -> None:
-        """Send OpenSSL's output; with `most`, only its first bytes, and never the rest."""
+        """Send OpenSSL's output; with `most`, send only that many bytes and drop the rest."""
         data = bytearray(self._outgoing.read())
         if self._flips and len(data) > 5:
             data[self.rng.randrange(5, len(data))] ^= 1 << self.rng.randrange(8)
@@ -113,11 +113,11 @@ class Peer:
             try:
                 self.tls.write(data)
             except ssl.SSLError:
-                pass  # during a new handshake
+                pass  # a new handshake is under way
             self.send()
 
     def do(self, act: str) -> None:
-        """Do one of ACTS."""
+        """Perform one of ACTS."""
         if self.ready and self.conn is not None and not self.conn.closed and not self.over:
             try:
                 getattr(self, '_' + act)()
@@ -155,7 +155,7 @@ class Peer:
         self._end_connection()
 
     def _cut(self) -> None:
-        """End in the middle of a record."""
+        """End the connection in the middle of a record."""
         self.tls.write(bytes(self.rng.randrange(1, 20_000)))
         self.send(self.rng.randrange(1, 20))
         self._end_connection()
@@ -187,7 +187,7 @@ class Peer:
             self._end_connection()
 
     def _politely(self) -> None:
-        """Do what every peer may: small records, new keys, and data after them."""
+        """Behave unusually but correctly: send small records, new keys, and data after them."""
         if self.rng.random() < 0.5:
             for _ in range(20):
                 self.tls.write(b'~')
@@ -198,11 +198,11 @@ class Peer:
         self.say(b'polite\n')
 
     def _deaf(self) -> None:
-        """Read nothing more."""
+        """Stop reading."""
         self.conn.pause_reading()
 
     def _keys(self) -> None:
-        """Send one or many KeyUpdates, with or without a request for the other side's."""
+        """Send one or many KeyUpdates, with or without asking the other side for one."""
         if self.tls.version() == 'TLSv1.3':
             requested = self.rng.random() < 0.5
             for _ in range(self.rng.choice((1, 2, 40, 200))):
@@ -210,12 +210,12 @@ class Peer:
             self.send()
 
     def _renegotiate(self) -> None:
-        """Begin a new handshake, and continue it or not."""
+        """Begin a new handshake, which in some cases is never continued."""
         if self.tls.version() == 'TLSv1.2':
             ENGINE.renegotiate(self.tls)
             self.send()
             if self.rng.random() < 0.3:
-                self.over = True  # it never continues
+                self.over = True  # the handshake is never continued
 
 
 ACTS = tuple(

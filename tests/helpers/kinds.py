@@ -1,8 +1,8 @@
 """Every kind of stream that a program can get from a reactor, each with the raw socket at its other end.
 
 A `Kind` opens a stream and its `Peer`: a plain socket or descriptor, or for TLS an `ssl.SSLObject`. The peer shares no
-code with the package. A `World` runs both in one thread and checks in each callback what holds for all kinds. `cannot`
-of a kind lists what it cannot do, and why.
+code with the package. A `World` runs both in one thread and checks in each callback what must hold for all kinds. The
+dict `cannot` of a kind has the abilities that the kind lacks, with the reasons.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.helpers.support import SELECTORS, FakeKernel, FakeSelector, options_o
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
 WINDOW = 200_000  # bytes that the kernel buffers for a peer that does not read
-MOST_TURNS = 30_000  # turns, at most, for the next step of a law
+MOST_TURNS = 30_000  # the most turns until the next step of a law
 DEEPEST = 8  # frames of the package between the turn and a callback: four for plain bytes, a few more over TLS
 
 
@@ -59,8 +59,8 @@ def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
 class Peer:
     """A plain socket that never blocks.
 
-    `got` is the received data. `ended` is '' while our side may send more, then 'eof' or 'reset'. Over TLS it can be
-    'cut' (EOF without close_notify) or the reason of an alert, too.
+    `got` is the received data. `ended` is '' while our side may send more, then 'eof' or 'reset'. Over TLS it can
+    also be 'cut' (EOF without close_notify) or the reason of an alert.
     """
 
     def __init__(self, world: World, sock: Any) -> None:
@@ -115,11 +115,11 @@ class Peer:
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close it cleanly."""
+        """Close the socket cleanly."""
         self.sock.close()
 
     def reset(self) -> None:
-        """Close it so that our end is reset: over TCP with an RST, on other sockets with unread bytes."""
+        """Close the socket so that our end is reset: over TCP with an RST, on other sockets with unread bytes."""
         if self.sock.family in (socket.AF_INET, socket.AF_INET6):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
         self.sock.close()
@@ -262,7 +262,7 @@ class Pipe:
 
 
 class VsockSocket(socket.socket):
-    """A Unix socket with vsock addresses, which replaces AF_VSOCK where the kernel has no transport for it."""
+    """A Unix socket with vsock addresses, a stand-in for AF_VSOCK where the kernel has no transport for it."""
 
     family = getattr(socket, 'AF_VSOCK', 40)  # type: ignore[assignment]
     ours, theirs = (2, 1024), (3, 4294967295)  # context ID and port; the kernel gives both as numbers
@@ -283,7 +283,7 @@ class VsockSocket(socket.socket):
 
 
 class ClockKernel(FakeKernel):
-    """A kernel whose clock moves only while the loop would wait, with the given selector."""
+    """A kernel with the given selector, whose clock moves only while the loop would wait."""
 
     def __init__(self, selector: Any) -> None:
         super().__init__()
@@ -304,11 +304,11 @@ class Recorder:
         self.conn: Any = None
         self.names: list[str] = []
         self.received = bytearray()
-        self.prefix = prefix  # bytes that the kind itself had to send first
+        self.prefix = prefix  # bytes that the kind itself has to send first
         self.written: list[Any] = []
         self.exc: Any = None  # passed to on_close
         self.errors: list[BaseException] = []
-        self.left = -1  # `buffered` in on_close
+        self.left = -1  # the value of `buffered` in on_close
         self.does: dict[str, Any] = {}
         world.recorders.append(self)
 
@@ -400,7 +400,7 @@ class World:
         made = SELECTORS[selector]
         kernel = ClockKernel(made) if fake_clock else None
         self.kernel: Any = kernel
-        self.contexts = contexts  # TLS contexts: for a server, for a client
+        self.contexts = contexts  # two TLS contexts: one for servers, one for clients
         self.descriptors = descriptors()
         self.uncaught: list[BaseException] = []
         self.r = Reactor(None if fake_clock else made(), kernel=kernel, debug=debug, catch_errors=self.caught)
@@ -423,15 +423,15 @@ class World:
             self.turn()
 
     def until(self, predicate: Any, step: Any = None, patience: int = 1000) -> None:
-        """Run turns, with a step of the peer after each, until `predicate()` is true. Waits only when nothing happens.
+        """Run turns, and a step of the peer after each, until `predicate()` is true. Wait only when nothing happens.
 
-        Fails after `patience` turns of a millisecond in which nothing happened, so a busy machine does not matter. Also
-        fails after MOST_TURNS turns: then an event is reported again and again.
+        Fail after `patience` turns of a millisecond in which nothing happened, so a busy machine does not matter. Also
+        fail after MOST_TURNS turns, because then an event is reported again and again.
         """
         counters, last = self.r.counters, self.r.counters.loop_count + MOST_TURNS
         while not predicate():
             before = counters.events
-            assert counters.loop_count < last, f'no end after {MOST_TURNS} turns: {self.r.why_alive()}'
+            assert counters.loop_count < last, f'not done after {MOST_TURNS} turns: {self.r.why_alive()}'
             self.turn()
             if step is not None:
                 step()
@@ -443,7 +443,7 @@ class World:
                 self.turn(0.001)
 
     def quiet(self, count: int = 20) -> None:
-        """Check that the selector reports nothing in `count` turns, except bytes that were under way. A spin fails."""
+        """Check that the selector reports nothing in `count` turns, except bytes that were in flight: no spin."""
         counters = self.r.counters
         for _ in range(2000):  # in case each unread byte costs a turn
             before = counters.events
@@ -453,10 +453,10 @@ class World:
         before = counters.events
         self.turns(count)
         reported = counters.events - before
-        assert reported <= 2, f'{reported} events in {count} turns in which nothing can be done'
+        assert reported <= 2, f'{reported} events in {count} turns, although there is nothing to do'
 
     def end(self) -> None:
-        """Close everything, and check that each stream ended once, left nothing and is not referenced any more."""
+        """Close everything, and check that each stream ended once, left nothing and is no longer referenced."""
         try:
             for recorder in self.recorders:
                 recorder.does.clear()
@@ -468,7 +468,7 @@ class World:
             assert not handles, f'left open: {handles}'
             assert not len(self.r.timers) and not self.r.completions, 'a timer or a completion is left'
             stats = self.r.stats()
-            assert (stats.incoming, stats.outgoing) == (0, 0), f'{stats.incoming} and {stats.outgoing} are counted open'
+            assert (stats.incoming, stats.outgoing) == (0, 0), f'counted as open: {stats.incoming}, {stats.outgoing}'
             assert not self.r.streams.busy
             del handles
             refs = [weakref.ref(each.conn) for each in self.recorders if each.conn is not None]
@@ -480,7 +480,7 @@ class World:
                 recorder.errors.clear()
             self.uncaught.clear()
             held = [ref() for ref in refs if ref() is not None]
-            assert not held, f'without the garbage collector it stays in memory: {held[0]!r}'
+            assert not held, f'stays in memory until a garbage collection: {held[0]!r}'
             assert not self.problems, self.problems[:3]
         finally:
             self.close()
@@ -509,8 +509,9 @@ def descriptors() -> int:
 class Kind:
     """A kind of stream.
 
-    `call` is the method of `Reactor` that makes it. `cannot` maps what it cannot do ('read', 'write', 'half-close',
-    'reset', 'names', ...) to the reason. `family` is that of its sockets, and `tls` is true over TLS.
+    `call` is the method of `Reactor` that makes it. `cannot` maps the abilities that the kind lacks ('read', 'write',
+    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of its sockets, and `tls` is true
+    over TLS.
     """
 
     call = ''
@@ -523,7 +524,7 @@ class Kind:
         self.name = name
         self.cannot = {}
         if not self.tls:
-            self.cannot['tls'] = 'it is not over TLS'
+            self.cannot['tls'] = 'it does not use TLS'
         else:
             self.cannot['count'] = 'buffered counts ciphertext, whose length only OpenSSL knows'
         if self.family not in (socket.AF_INET, socket.AF_INET6) and 'names' not in self.cannot:
@@ -533,16 +534,16 @@ class Kind:
         return self.name
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Peer:
-        """Open one: sets `recorder.conn` and returns its peer."""
+        """Open a stream of this kind, set `recorder.conn` and return its peer."""
         raise NotImplementedError
 
     def options(self) -> list[str]:
-        """Every keyword argument of the call for its streams, except callbacks."""
+        """Return every keyword argument of `call` for streams, except callbacks."""
         found = options_of(getattr(Reactor, self.call))
         return [name for name in found if not name.startswith('on_') and name not in self.refused()]
 
     def refused(self) -> dict[str, str]:
-        """Options that the kind does not take, and why."""
+        """Return the options that the kind does not take, and why."""
         return {}
 
     def peer(self, world: World, sock: Any, server_side: bool) -> Peer:
@@ -562,7 +563,7 @@ class Accepted(Kind):
         super().__init__(name)
         self.cannot['connect'] = 'it is accepted, so it is open from the start'
         if first == 'proxied':
-            self.cannot['names'] = 'its peer is the client that the PROXY header names'
+            self.cannot['names'] = 'its peer name is that of the client in the PROXY header'
 
     def listen(self, world: World, callbacks: dict[str, Any], options: dict[str, Any]) -> Any:
         if self.tls:
@@ -604,18 +605,18 @@ class Accepted(Kind):
 
     def refused(self) -> dict[str, str]:
         kinds = {
-            'ssl': 'a kind of its own',
-            'server_hostname': 'for the side that connects',
-            'sock': 'kinds of their own',
+            'ssl': 'tested as a separate kind',
+            'server_hostname': 'only for the side that connects',
+            'sock': 'tested as separate kinds',
         }
-        kinds.update(proxy_protocol='a kind of its own', defer_accept='a kind of its own')
+        kinds.update(proxy_protocol='tested as a separate kind', defer_accept='tested as a separate kind')
         if self.first == 'vsock':
             kinds['reuse_port'] = 'ignored with sock='
         return kinds
 
 
 class Connected(Kind):
-    """What connects."""
+    """A connection that our side makes."""
 
     def __init__(self, name: str, family: int, tls: bool = False) -> None:
         self.family, self.tls = family, tls
@@ -648,7 +649,7 @@ class Connected(Kind):
             return self.peer(world, server.accept()[0], True)
 
     def refused(self) -> dict[str, str]:
-        return {'ssl': 'a kind of its own', 'server_hostname': 'given with it'}
+        return {'ssl': 'tested as a separate kind', 'server_hostname': 'passed together with ssl'}
 
 
 class Adopted(Kind):
@@ -690,7 +691,7 @@ class Adopted(Kind):
 
 
 class Child(Kind):
-    """A pipe of a child process; the peer gets a copy of its other end before the child is ended."""
+    """A pipe to or from a child process; the peer gets a copy of the other end before the child is killed."""
 
     call = 'spawn'
 
@@ -698,14 +699,14 @@ class Child(Kind):
         self.stdio = ('stdin', 'stdout', 'stderr').index(name)
         super().__init__(f'child-{name}')
         if name == 'stdin':
-            self.cannot['read'] = 'a child reads from it; the output of a child arrives from its stdout'
-            self.cannot['reset'] = 'a pipe has no reset: a child that stops reading is an end, or EPIPE'
+            self.cannot['read'] = 'the child reads from this pipe; its output arrives through its stdout'
+            self.cannot['reset'] = 'a pipe has no reset: when the child stops reading, it is an end, or EPIPE'
         else:
-            self.cannot['write'] = 'a child writes to it'
-            self.cannot['reset'] = 'a pipe has no reset: a child that is gone has ended its output'
-        self.cannot['both'] = self.cannot['half-close'] = 'a pipe goes one way'
+            self.cannot['write'] = 'the child writes to this pipe'
+            self.cannot['reset'] = 'a pipe has no reset: when the child is gone, its output has ended'
+        self.cannot['both'] = self.cannot['half-close'] = 'a pipe is one-way'
         self.cannot['connect'] = self.cannot['on_connect'] = 'a child has its pipes from the start'
-        self.cannot['names'] = 'a pipe has no address: it says which child it belongs to'
+        self.cannot['names'] = 'a pipe has no address; instead its name says which child it belongs to'
         self.cannot['socket'] = 'a pipe cannot be distinguished from a later file with the same descriptor number'
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Peer:
@@ -726,7 +727,7 @@ class Child(Kind):
 
     def refused(self) -> dict[str, str]:
         sockets = dict.fromkeys(('nodelay', 'keepalive', 'ssl', 'server_hostname', 'handshake_timeout'), 'of sockets')
-        own = dict.fromkeys(('stdin', 'stdout', 'stderr', 'env', 'cwd', 'pass_fds'), 'of the child, not of its pipes')
+        own = dict.fromkeys(('stdin', 'stdout', 'stderr', 'env', 'cwd', 'pass_fds'), 'for the child, not for its pipes')
         return {**sockets, **own}
 
 
@@ -764,7 +765,7 @@ KINDS: tuple[Kind, ...] = (
 
 # -- the options, each with values at its limits; a new option fails a test until it has values here
 
-FAR = 1e15  # seconds: the longest time that the reactor counts
+FAR = 1e15  # seconds: the longest time that the reactor supports; longer times are cut to it
 VALUES: dict[str, list[dict[str, Any]]] = {
     'read_size': [{'read_size': 1}, {'read_size': 100}, {'read_size': 1 << 20}],
     'high_water': [{'high_water': 0}, {'high_water': 1}, {'high_water': 1 << 40}],
@@ -794,7 +795,7 @@ VALUES: dict[str, list[dict[str, Any]]] = {
 
 
 def settings_of(kind: Kind) -> list[dict[str, Any]]:
-    """Every option of a kind with each of its values: the first value of each option, then the others."""
+    """Return every option of a kind with each of its values: first the first value of each option, then the others."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
     names = [name for name in kind.options() if name != 'mode']  # kinds have no files; see `test_a_mode_is_applied`
@@ -804,7 +805,7 @@ def settings_of(kind: Kind) -> list[dict[str, Any]]:
 
 
 def called(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of one run, with new objects where the value is an object."""
+    """Return the options of one run, with a new object for each value that is an object."""
     return {name: value() if name == 'limits' else value for name, value in options.items()}
 
 
@@ -845,9 +846,9 @@ class DatagramKind:
         self.cannot: dict[str, str] = {}
         self.connected = call == 'connect_udp' or given == 'connected'
         if family != UNIX:
-            self.cannot['full'] = 'a UDP datagram without room is dropped on its way and never waits'
+            self.cannot['full'] = 'a UDP datagram never waits: if there is no room for it, it is dropped on the way'
             if not self.connected:
-                self.cannot['refusal'] = 'the kernel reports it only to connected sockets'
+                self.cannot['refusal'] = 'the kernel reports refusals only to connected sockets'
         else:
             self.cannot['longest'] = 'a Unix datagram has no known maximum length'
 
@@ -855,12 +856,12 @@ class DatagramKind:
         return self.name
 
     def options(self) -> list[str]:
-        """Every keyword argument of the call, except callbacks."""
+        """Return every keyword argument of `call`, except callbacks."""
         found = options_of(getattr(Reactor, self.call))
         return [name for name in found if not name.startswith('on_') and name != 'sock']
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Any:
-        """Open one; returns the plain socket of its peer and its address."""
+        """Open a socket of this kind; returns the peer, which is a plain socket, and the peer's address."""
         theirs = socket.socket(self.family, socket.SOCK_DGRAM)
         host = '::1' if self.family == INET6 else '127.0.0.1'
         theirs.bind(f'\0peer of {os.getpid()}' if self.family == UNIX else (host, 0))
@@ -900,7 +901,7 @@ VALUES['broadcast'] = [{'broadcast': True}]
 
 
 def watched_kinds(folder: str) -> dict[str, Any]:
-    """Map each kind of descriptor for `watch_fd` to a function that makes one: (ours, the other end)."""
+    """Map each kind of descriptor for `watch_fd` to a function that returns its two ends: (ours, the other end)."""
     fifo = os.path.join(folder, 'fifo')
     if not os.path.exists(fifo):
         os.mkfifo(fifo)

@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HELD = 'REACTOR_TESTS_MACHINE'  # in the environment of a test's child processes: the folder whose lock the test holds
+HELD = 'REACTOR_TESTS_MACHINE'  # environment variable of a test's child processes: the folder whose lock the test holds
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -21,8 +21,8 @@ def machine(alone: bool, folder: Path = CHECKOUT) -> Iterator[None]:
     """Share the machine with the other tests of this checkout, or have it alone, across all processes.
 
     Both files are locked and never written. The first is the queue: a test that wants to be alone holds it until the
-    tests before it have ended, so no later test begins. A pytest that is started by a test takes no lock: in the queue
-    it would wait for a test that waits for its parent.
+    tests before it have ended, so no later test begins. A pytest that is started by a test takes no lock: it could wait
+    in the queue for a test that waits for its parent.
     """
     if fcntl is None or os.environ.get(HELD) == str(folder):
         yield

@@ -25,7 +25,7 @@ class Machine(RuleBasedStateMachine):
     """
 
     failure: BaseException | None = None
-    acts = 0  # increased by every action of the user or the world, also in callbacks
+    acts = 0  # counts every action of the user or the world, including those in callbacks
     calm = 0  # turns since the last action
 
     def caught(self, *args: Any) -> None:
@@ -58,14 +58,14 @@ class Raised(Exception):
 
 
 def depth() -> int:
-    """Count the frames below the caller's."""
+    """Count the frames below the caller's on the stack."""
     frame, count = sys._getframe(1), 0
     while frame.f_back is not None:
         frame, count = frame.f_back, count + 1
     return count
 
 
-# -- models of the framings, over the whole input: (the messages, whether the next one is too long)
+# -- models of the framings, which parse the whole input at once: (the messages, whether the next one is too long)
 
 
 def model_lines(data: bytes, limit: int):

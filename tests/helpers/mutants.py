@@ -1,8 +1,8 @@
-"""Planted bugs: changes of the package, each of which breaks a promise, for the simulation to find.
+"""Planted bugs that the simulation must find: each changes the package so that it breaks a promise.
 
-Here are the list and the function that plants one of them into a copy of the package. A mutant changes one place
-outside of `reactor/testing`, and its anchor text must occur there exactly once. It breaks a law, so a run that reaches
-the place must fail.
+This module has the list, and the function that plants one bug in a copy of the package. A mutant changes one place
+outside of `reactor/testing`; its anchor text must occur exactly once in the file. A mutant breaks a law, so a run that
+reaches the place must fail.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ PACKAGE = Path(__file__).resolve().parents[2] / 'reactor'
 
 
 class Mutant(NamedTuple):
-    """A change of one place.
+    """A change to one place in the package.
 
     name         a description of the bug
     file         the path within the package
     anchor       the text that is replaced
     replacement  the new text
     law          the promise that the bug breaks
-    seed         a seed that finds the bug, for rare ones; tried before all others
-    manner       the simulated system for all seeds, if the bug shows on one system only; '': each seed's own
+    seed         a seed that finds the bug, given if few seeds do; it is tried before all others
+    manner       the simulated system for all seeds, if the bug shows on only one system; '': each seed picks a system
     """
 
     name: str
@@ -124,7 +124,7 @@ MUTANTS = (
         'poll',
     ),
     Mutant(
-        'calls set meanwhile run in the same turn',
+        'calls made by the calls of a turn run in the same turn',
         'loop/loop.py',
         '        for _ in range(count):\n'
         '            if signals.interrupted:\n'
@@ -201,7 +201,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'the time limits of a second are checked before it has come',
+        'time limits are checked before their second has come',
         'loop/buckets.py',
         'second = ceil(when)',
         'second = int(when)',
@@ -337,7 +337,7 @@ MUTANTS = (
         '3: no on_data while reading is paused',
     ),
     Mutant(
-        'pausing before connected is forgotten when there is something to send',
+        'pausing before the connection is open is forgotten when there is something to send',
         'net/stream.py',
         'events = (READ if reading else 0) | (0 if self.writer is None else WRITE)',
         'events = READ if self.writer is None and reading else READ | WRITE',
@@ -352,7 +352,7 @@ MUTANTS = (
         '1: written bytes are sent',
     ),
     Mutant(
-        'on_drain is lost when it falls to the mark itself',
+        'on_drain is lost when the queue falls exactly to the low-water mark',
         'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.full and writer.buffered < self.options.low_water:',
@@ -454,7 +454,7 @@ MUTANTS = (
         '1: close stops reading',
     ),
     Mutant(
-        'abort in on_close ends it again',
+        'abort in on_close ends the connection again',
         'net/ending.py',
         '        elif self.sock is None and self.origin is None:\n            return\n',
         '        elif self.sock is None and self.origin is None:\n'
@@ -519,7 +519,7 @@ MUTANTS = (
         'net/writer.py',
         'return bytes(piece)  # type: ignore[arg-type]',
         'return piece  # type: ignore[return-value]',
-        'a buffer is the user’s again after write',
+        'the user may change a buffer again after write',
     ),
     # -- listeners
     Mutant(
@@ -654,7 +654,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'a socket that its callback has closed is read on',
+        'a socket that its callback has closed is still read',
         'net/datagram.py',
         '            if not self.events & READ:\n                return  # the last callback',
         '            if not self.loop:\n                return  # the last callback',
@@ -751,7 +751,7 @@ MUTANTS = (
         14,
     ),
     Mutant(
-        'a client may send slowly without end',
+        'a client may send slowly for ever',
         'admission/pace.py',
         'if answered or not stream.events & READ:',
         'if answered or stream.events & READ:',
@@ -759,7 +759,7 @@ MUTANTS = (
         98,
     ),
     Mutant(
-        'the limits do not count an end',
+        'the limits do not notice the end of a connection',
         'admission/listener.py',
         '            self.limits.handle_closed(stream)\n',
         '            pass\n',
@@ -918,7 +918,7 @@ MUTANTS = (
         36,
     ),
     Mutant(
-        'a datagram socket that was closed by a datagram reads on',
+        'a datagram socket that was paused in on_datagram reads on',
         'net/datagram.py',
         '            if not self.events & READ:\n                return  # the last callback',
         '            if self.sock is None:\n                return  # the last callback',
@@ -974,7 +974,7 @@ MUTANTS = (
         212,
         'epoll',
     ),
-    # -- bugs that an oracle which repeats a condition of the code cannot see
+    # -- bugs that an oracle cannot see if it repeats a condition of the code
     Mutant(
         'on_drain is called though no write has returned False',
         'net/sending.py',
@@ -1015,7 +1015,7 @@ MUTANTS = (
         'a time limit ends its connection within a second of its time',
     ),
     Mutant(
-        'a listener that was refused a client pauses for a minute',
+        'a listener whose accept has failed pauses for a minute',
         'net/listener.py',
         'ACCEPT_PAUSE = 0.1',
         'ACCEPT_PAUSE = 60.0',
@@ -1031,7 +1031,7 @@ MUTANTS = (
         24,
     ),
     Mutant(
-        'eight timers run in a turn',
+        'only eight timers run in a turn',
         'loop/loop.py',
         'self._run_timers(timers.collect(self.now))',
         'self._run_timers(min(8, timers.collect(self.now)))',
@@ -1074,13 +1074,13 @@ MUTANTS = (
         3,
     ),
     Mutant(
-        'a readiness is read twice',
+        'a read event is handled twice',
         'loop/loop.py',
         '                    watcher.handle_read()\n',
         '                    watcher.handle_read()\n'
         '                    if mask & watcher.events & READ:\n'
         '                        watcher.handle_read()\n',
-        '5: one recv for each readiness',
+        '5: one recv for each read event',
         4,
     ),
     Mutant(
@@ -1106,7 +1106,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            return self.hold(pieces, on_written, args)\n'
             '        except session.ssl.SSLError as exc:\n',
             '        except ZeroDivisionError as exc:\n',
-            '2: no foreign exception',
+            '2: only documented exceptions are raised',
         ),
         '',
     ),
@@ -1132,7 +1132,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'any number of records in a turn',
+            'any number of records is decrypted in a turn',
             'net/session.py',
             'RECORDS_PER_TURN = 4 ',
             'RECORDS_PER_TURN = 400 ',
@@ -1192,7 +1192,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'records without data are counted for ever',
+            'the count of records without data is never reset',
             'net/session.py',
             '                pieces.append(piece)\n                self.empty = 0\n',
             '                pieces.append(piece)\n',
@@ -1220,7 +1220,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '        self.buffers.__class__.spare.append(ssl.MemoryBIO())\n'
             '        self.buffers.__class__.spare[-1].write(b"".join(pieces))\n'
             '        write, outgoing = self._write, self.buffers.outgoing\n',
-            '6: a connection does not keep memory that it needed once',
+            '6: a connection does not keep memory that it no longer needs',
         ),
         'net/test_tls.py::test_a_connection_keeps_no_memory_of_sent_and_received_data',
     ),
@@ -1351,7 +1351,7 @@ FUZZ_MUTANTS = (
     ),
     (
         Mutant(
-            'an HTTP request may have two hosts',
+            'an HTTP request may have two Host headers',
             'observe/responder.py',
             "if key == 'host' and key in headers:",
             'if False:',

@@ -1,7 +1,7 @@
-"""Small programs for the n-th call, with operations that the random programs use rarely or never.
+"""Small programs for `test_nth_call.py`, with operations that the random programs use rarely or never.
 
-Each is a function of a `World` on a `SimKernel`, deterministic, with a few dozen calls. The end of every handle that it
-opens is a goal, so a handle that is forgotten or that ends twice is reported.
+Each is a function that gets a `World` on a `SimKernel`. It is deterministic and makes a few dozen calls. The end of
+every handle that it opens is a goal, so a handle that is forgotten or that ends twice is reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Once:
 
 
 def nothing(*args: Any) -> None:
-    """A callback."""
+    """A callback that does nothing."""
 
 
 def close_all(*parts: Any) -> None:
@@ -60,7 +60,7 @@ class Client:
         conn.write(self.words[100:])
 
     def on_written(self, conn: Any) -> None:
-        """Called before the end, or not at all."""
+        """Do nothing; called before the end, or not at all."""
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.heard += data
@@ -128,7 +128,7 @@ def files(world: Any) -> None:
 
 
 def tls_files(world: Any) -> None:
-    """The same over TLS."""
+    """Like `files`, but over TLS."""
     _send_files(world, {'ssl': world.contexts[0]}, {'ssl': world.contexts[1], 'server_hostname': 'localhost'})
 
 
@@ -161,7 +161,7 @@ def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
 
 
 def unix_places(world: Any) -> None:
-    """Unix sockets: over a stale file, with a mode, abstract."""
+    """Unix sockets: one that replaces a stale file, one with a mode, and an abstract one."""
     world.r.kernel.paths['/run/stale'] = (1, 1)  # left by a process that has ended
     servers = [
         world.r.listen_unix('/run/stale', echo_back),
@@ -174,7 +174,7 @@ def unix_places(world: Any) -> None:
 
 
 def full_backlog(world: Any) -> None:
-    """A Unix socket with more clients than its backlog holds, which try again; the server accepts one at a time."""
+    """A Unix socket with more clients than its backlog holds: they try again, and the server accepts one at a time."""
     server = world.r.listen_unix('/run/1', echo_back, backlog=1, max_connections=1)
     ending = WaitGroup(world, server)
     for _ in range(5):
@@ -182,7 +182,7 @@ def full_backlog(world: Any) -> None:
 
 
 def options(world: Any) -> None:
-    """Options that need calls of their own: keepalive, local addresses, deferred accepts, time limits."""
+    """Options that need additional calls: keepalive, local addresses, deferred accepts, time limits."""
 
     def on_connect(conn: Any) -> None:
         conn.data = conn.peername, conn.sockname, repr(conn), repr(server), server.address
@@ -198,7 +198,7 @@ def options(world: Any) -> None:
 
 
 def names(world: Any) -> None:
-    """Names: one with two families, of which the first has no server; the name of an address; an unknown name."""
+    """Names: one with addresses of two families, one of them without a server; an unknown name; an address's name."""
     server = world.r.listen_tcp(HOST, 1, echo_back)
     ending = WaitGroup(world, server)
     world.r.connect_tcp('both.test', 1, timeout=9, **Client(ending).callbacks)
@@ -208,7 +208,7 @@ def names(world: Any) -> None:
 
 
 def everywhere(world: Any) -> None:
-    """A server on all addresses, IPv4 and IPv6, with the port shared."""
+    """Two servers that share a port on all addresses, IPv4 and IPv6."""
     servers = [world.r.listen_tcp(None, 1, echo_back, reuse_port=True) for _ in range(2)]
     ending = WaitGroup(world, *servers)
     for host in '127.0.0.1', '::1':
@@ -250,7 +250,7 @@ def udp(world: Any) -> None:
 
 
 def unix_datagrams(world: Any) -> None:
-    """A Unix datagram socket that sends to a receiver that reads late, and to one that reads at once."""
+    """A Unix datagram socket that sends to a receiver that reads late, and to another that reads at once."""
     r, kernel = world.r, world.r.kernel
     made: list[Any] = []
 
@@ -347,7 +347,7 @@ def signalled(world: Any) -> None:
 
 
 def threaded(world: Any) -> None:
-    """Calls in threads, from threads, and by notifiers; more than there are threads."""
+    """Calls in threads, from threads, and by notifiers; there are more calls than threads."""
     r = world.r
     for number in range(6):
         r.run_in_thread(divmod, 7, number, on_done=Once(world, f'call {number} is answered'))

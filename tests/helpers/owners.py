@@ -1,19 +1,19 @@
-"""Two and three owners of resources that a process has once: signal handlers and Python's wakeup descriptor.
+"""Two or three owners of resources that a process has only once: signal handlers and Python's wakeup descriptor.
 
-Each cell is an order in which owners of some kinds begin and end, nested or not. It is run in a child process, together
-with many other cells. After each step:
+Each cell is an order in which owners of some kinds begin and end, nested or not. Many cells run in one child process.
+After each step of a cell:
 
-- a signal reaches every reactor that is alive and has the handler, or shares it with the one on top, and no other
-  owner; it wakes each of these reactors;
+- a signal reaches every reactor that is alive and has the handler, or shares it with the owner on top, and no other
+  owner; the signal wakes each of these reactors;
 - the installed handler belongs to an owner that is alive, or was put there by an owner that is not a reactor;
-- a wakeup descriptor that is not a reactor's gets the bytes of its signals, and no other descriptor gets any: each
-  descriptor number that became free is given to another file at once;
+- a wakeup descriptor that does not belong to a reactor receives the bytes of its signals, and no other descriptor
+  receives any. To check this, each descriptor number that becomes free is given to another file at once;
 - in a fork, a signal does what it would do without any reactor.
 
 The expectations are computed here, from the design: an owner restores the previous handler only if its own is still
 installed, and a closed reactor's handler behaves like the one it replaced. `tests/reference/asyncio_owner.py` adds
-asyncio, in a process of its own. By hand: `python -m tests.helpers.owners 3 all SIGUSR1+base SIGUSR1+inside` runs three
-owners in all cells, with a handler that was installed before them, and in a callback of a running reactor.
+asyncio, in a separate process. `python -m tests.helpers.owners 3 all SIGUSR1+base SIGUSR1+inside` runs all cells of
+three owners, once with a handler that was installed before them, and once in a callback of a running reactor.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ PATIENCE = 5.0  # seconds, for events that should happen at once
 
 
 class Wrong(Exception):
-    """The design was violated."""
+    """Raised when the design is violated."""
 
 
 class Owner:
     """Something that has a signal's handler, the wakeup descriptor, or both, from `begin` to `end`."""
 
-    by_byte = False  # notices its signals only by the wakeup descriptor, as asyncio does
-    handles = True  # has a handler for the signal
-    wakes = True  # has the wakeup descriptor
+    by_byte = False  # whether it notices signals only through the wakeup descriptor, like asyncio
+    handles = True  # whether it has a handler for the signal
+    wakes = True  # whether it has the wakeup descriptor
     is_reactor = False
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.heard = 0
         self.alive = False
-        self.below: Any = None  # the handler before it, as the cell expects
+        self.below: Any = None  # the owner of the previous handler, according to the cell
         self.below_fd: Any = None
 
     def note(self, *args: Any) -> None:
@@ -181,7 +181,7 @@ BASE = 'the base'
 
 
 class Cell:
-    """One order of beginnings and ends, and what must be installed after each step."""
+    """One order in which owners begin and end, and what must be installed after each step."""
 
     def __init__(self, signum: int, base: bool, inside: bool, kinds: list[type[Owner]], order: tuple[int, ...]) -> None:
         self.signum = signum
@@ -274,7 +274,7 @@ class Cell:
     def alive_fd(self, owner: Any) -> Any:
         while owner is not None and not owner.alive:
             if not owner.is_reactor:
-                return None  # it has closed the descriptor that we remember
+                return None  # this owner has closed the descriptor that was installed before
             owner = owner.below_fd
         return owner
 
@@ -283,7 +283,7 @@ class Cell:
         return below.fileno() if below is not None and below.alive else -1
 
     def take(self, number: int) -> None:
-        """Give a number that became free to an unrelated connection."""
+        """Give a descriptor number that became free to an unrelated connection."""
         for _ in range(64):
             try:
                 os.fstat(number)
@@ -320,7 +320,7 @@ class Cell:
         self.check_wakeup()
 
     def expected(self, top: Any) -> list[Any]:
-        """The owners that must receive the signal."""
+        """Return the owners that must receive the signal."""
         hears = [top]
         while isinstance(top, Owner) and top.is_reactor:
             top = alive(top.below)
@@ -337,14 +337,14 @@ class Cell:
         expected = -1 if owner is None else owner.fileno()
         if found == expected:
             return
-        # A reactor that is alive may install its own again where none is installed.
+        # A reactor that is alive may install its own descriptor again if none is installed.
         if found >= 0 and owner is None:
             reactors = [each for each in (self.outer, *self.owners) if each is not None and each.is_reactor]
             again = [each for each in reactors if each.alive and each.fileno() == found]
             if again:
                 self.installed_fd = again[0]
                 return
-        raise Wrong(f'the wakeup descriptor is {found}, and not {expected} of {name(owner)}')
+        raise Wrong(f'the wakeup descriptor is {found}, but should be {expected} of {name(owner)}')
 
     def check_bytes(self, raised: bool) -> None:
         for canary in self.canaries:
@@ -364,7 +364,7 @@ class Cell:
                     raise Wrong(f'{name(owner)} did not get the byte of its signal')
 
     def check_default(self) -> None:
-        """Check the default action in a forked copy, which must be killed. No fork hook releases signals there."""
+        """Check the default action in a forked copy, which the signal must kill. No fork hook releases the signal."""
         installed = signal.getsignal(self.signum)
         if installed is signal.SIG_DFL or any(owner.alive and owner.is_reactor for owner in self.owners):
             return
@@ -427,7 +427,7 @@ def read(sock: socket.socket) -> bytes:
 
 
 def orders(count: int) -> list[tuple[int, ...]]:
-    """All orders in which `count` owners can begin and end; an owner's first occurrence is its beginning."""
+    """Return all orders in which `count` owners can begin and end; an owner's first occurrence is its beginning."""
     return sorted(set(itertools.permutations([*range(count)] * 2)))
 
 
@@ -447,7 +447,7 @@ def run_cells(cells: list[tuple[Any, ...]], signums: tuple[str, ...]) -> list[st
 
 
 def cells_of(count: int, sample: int | None, wanted: Any = lambda kinds: True) -> list[tuple[Any, ...]]:
-    """All cells with `count` owners, or a fixed sample of them."""
+    """Return all cells with `count` owners, or a fixed sample of them."""
     kinds = [each for each in itertools.product(KINDS.values(), repeat=count) if wanted(each)]
     cells = [(each, order) for each in kinds for order in orders(count)]
     return cells if sample is None or sample >= len(cells) else random.Random(count).sample(cells, sample)

@@ -1,8 +1,8 @@
 """The lists of tests in `tests/SCENARIOS.md`, generated from the marks on the tests.
 
-Run `python -m tests.helpers.scenarios` after you add or remove a mark or rename a marked test. A test holds a row of
-the page when it has the mark `@pytest.mark.scenario(NUMBER)`, with the number of that row, or of several rows. Marks
-are read from the source, so tests that are skipped on this machine are listed, too.
+Run `python -m tests.helpers.scenarios` after you add or remove a mark or rename a marked test. A test belongs
+to a row of the page if it has the mark `@pytest.mark.scenario(NUMBER)` with the number of that row; a mark can have
+several numbers. Marks are read from the source, so tests that are skipped on this machine are listed, too.
 """
 
 from __future__ import annotations

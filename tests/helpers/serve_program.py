@@ -45,7 +45,7 @@ def inherited(fd):
     try:
         return fd > 2 and os.get_inheritable(fd)
     except OSError:
-        return False  # the descriptor that listed the directory, closed by now
+        return False  # this descriptor was used to list the directory, and is closed by now
 
 
 def answer(conn, line):

@@ -24,7 +24,7 @@ SELECTORS = {
     'select': selectors.SelectSelector,
 }
 
-# Methods that the parts of the reactor call on each other. They are not part of the API.
+# Methods that the parts of the reactor call on each other. They do not belong to the API.
 INTERNAL = {
     *('accept_client', 'accept_queue_empty', 'attach', 'begin', 'begin_closing', 'connect', 'evict', 'finish'),
     *('forget', 'has_ended_writing', 'has_log_limit', 'lose', 'may_log', 'opened', 'overflows', 'read_failed'),
@@ -35,7 +35,7 @@ INTERNAL = {
 
 
 def options_of(method: Any) -> list[str]:
-    """The names of all options of a method: its own keyword arguments, and those of its TypedDict."""
+    """Return the names of all options of a method: its own keyword arguments, and those of its TypedDict."""
     own = [each.name for each in signature(method).parameters.values() if each.kind is each.KEYWORD_ONLY]
     rest = get_type_hints(method).get('options')
     return own if rest is None else [*own, *get_type_hints(get_args(rest)[0])]
@@ -207,14 +207,14 @@ def end(r: Reactor, *conns: Stream) -> None:
 
 
 def idle(r: Reactor, count: int = 20) -> bool:
-    """Whether the selector reports nothing in `count` turns; False for a loop that spins."""
+    """Return whether the selector reports nothing in `count` turns; False for a loop that spins."""
     before = r.stats().events
     turns(r, count)
     return r.stats().events == before
 
 
 def ends(r: Reactor, seconds: float = 1.0) -> bool:
-    """Whether `run` ends by itself: nothing that is open keeps it running."""
+    """Return whether `run` ends by itself, which means that nothing open keeps it running."""
     stop = r.call_later(seconds, r.stop)
     stop.unref()
     ended = r.run()
@@ -225,9 +225,9 @@ def ends(r: Reactor, seconds: float = 1.0) -> bool:
 class ScriptedSocket:
     """A socket without a descriptor: the test scripts the incoming data and the result of each send.
 
-    incoming  one item for each recv: bytes, b'' for EOF (it stays), or an exception to raise
+    incoming  one item for each recv: bytes, b'' for EOF (never removed), or an exception to raise
     outcomes  one item for each send: the most bytes to accept, or an exception. When none is left, send would block.
-              None instead of the queue: every send accepts everything
+              None instead of a queue: every send accepts everything
     backlog   scripted sockets to accept, or exceptions to raise instead
     """
 
@@ -493,7 +493,7 @@ def run_short(
     `owner` is the class or module that has the function. With `after`, the call raises after it has done its work.
 
     The frame that raises appears to be in the reactor, like a real lack of memory there. An exception from any other
-    frame would count as one of the user's.
+    frame would count as an exception in the user's code.
     """
     names = {'__name__': 'reactor.loop', '__package__': 'reactor.loop', 'kind': kind, 'left': times, 'after': after}
     names['do'] = getattr(owner, name)
@@ -539,7 +539,7 @@ class Unreachable:
 
 
 class ManyAddresses(Kernel):
-    """A kernel whose names have `count` addresses, all unreachable. Calls in threads are made at once."""
+    """A kernel whose names have `count` addresses, all unreachable. A thread's function runs at once, in the caller."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -557,7 +557,7 @@ class ManyAddresses(Kernel):
 
 
 def kinds_of_handles():
-    """The handle classes of the package, without those of the simulation."""
+    """Return the handle classes of the package, except those of the simulation."""
 
     def below(kind):
         for each in kind.__subclasses__():

@@ -1,7 +1,7 @@
-"""The programs of the sweeps: each kind of handle and each way to end it, in as few calls as possible.
+"""The programs of the sweeps: they use each kind of handle and each way to end it, in as few calls as possible.
 
-Each program is a function of a `World` from `exhaustion`. It acts in the loop, in callbacks that allocate as little as
-possible. Its promises are checked when the fault is over.
+Each program is a function that gets a `World` from `exhaustion`. It acts in the loop, in callbacks that allocate as
+little as possible. Its promises are checked when the fault is over.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Said:
                 break
             world.r.run_once(0)
         try:
-            self.read()  # to see extra bytes
+            self.read()  # see whether extra bytes arrive
         except OSError:
             pass
         if self.blind:
@@ -89,7 +89,7 @@ def echo_back(conn: Any, data: bytes) -> None:
 
 
 def ignore(*args: Any) -> None:
-    """A callback."""
+    """A callback that does nothing."""
 
 
 def accept(w: World) -> None:
@@ -354,7 +354,7 @@ def connect_closed(w: World) -> None:
 def connect_times_out(w: World) -> None:
     server = socket.create_server((HOST, 0), backlog=0)
     w.socks.append(server)
-    for _ in range(3):  # more than the backlog holds
+    for _ in range(3):  # more clients than the backlog holds
         sock = socket.socket()
         sock.setblocking(False)
         sock.connect_ex(server.getsockname())
@@ -476,7 +476,7 @@ def notify(w: World) -> None:
     w.handles.append(notifier)
     w.act(notifier.trigger)
     w.handles.append(Cancelled(w.r.call_later(60, notifier.trigger)))
-    w.promises.append(lambda: None if w.called[0] else 'the notifier never calls')
+    w.promises.append(lambda: None if w.called[0] else 'the notifier never calls its function')
 
 
 def idler(w: World) -> None:

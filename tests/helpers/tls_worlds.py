@@ -5,8 +5,8 @@ another. The checks are the laws of the design and do not repeat conditions of t
 OpenSSL itself, in the message callback of a context.
 
     law 1  every connection ends once: the ledger of the simulation
-    law 2  no call raises what its docstring does not name, whatever the peer has done
-    law 5  a few records of a connection in a turn, including those without data
+    law 2  no call raises an exception that its docstring does not name, whatever the peer has done
+    law 5  a turn processes only a few records of a connection, including those without data
     law 6  a connection keeps no more than a record and the data of one `recv`
     law 8  a correct client gets every line, and a clean end
 """
@@ -24,10 +24,10 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # of one connection in a turn: 4 and one without data, in the dispatch and as a completion
+RECORDS = 2 * (4 + 1)  # the most for a connection in a turn: 4 and one empty, in the dispatch and in a completion
 HEADER = 0x100  # the content type of a record header in a message callback
-KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv, after most of a record
-LINES = 3  # sent by each good client
+KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv after most of a record
+LINES = 3  # lines that each good client sends
 MAX_BUFFERED = 100_000
 
 
@@ -43,7 +43,7 @@ class Contexts:
 
 
 class Room:
-    """A chat room under test, with its good members and the others."""
+    """A chat room under test, with well-behaved and hostile members."""
 
     def __init__(self, world: Any, contexts: Contexts) -> None:
         rng = self.rng = random.Random(world.random.getrandbits(64))
@@ -51,7 +51,7 @@ class Room:
         self.members: dict[Any, None] = {}
         self.good = rng.randrange(1, 4)
         self.joined = 0
-        self.records: Counter[Any] = Counter()  # read by OpenSSL in this turn, by connection
+        self.records: Counter[Any] = Counter()  # for each connection, the records that OpenSSL has read in this turn
         self.goal = world.expect('every good client has received everything, and has ended')
         self.left = self.good  # good clients that have not ended
         self.peers: list[Peer] = []
@@ -83,7 +83,7 @@ class Room:
     # -- the room
 
     def callbacks(self) -> dict[str, Any]:
-        """The room's callbacks and options for a member."""
+        """Return the room's callbacks and options for a member."""
 
         def on_connect(conn: Any) -> None:
             self.members[conn] = None
@@ -107,13 +107,13 @@ class Room:
         return {**calls, 'max_buffered': MAX_BUFFERED, 'max_empty_records': self.limit, 'linger': 5}
 
     def check_cut(self, conn: Any, exc: BaseException | None) -> None:
-        """Check that a connection which ends without a close_notify is an error: an attacker may have cut it."""
+        """Check that an end without a close_notify is reported as an error: an attacker may have cut the connection."""
         end = conn.record.end
         if exc is None and conn.record.closed_by is None and conn.tls.last is None and end is not None:
             other = self.r.ledger.by_end.get(end.peer)
             for peer in (*self.peers, *self.polite):
                 if other is not None and peer.record is other and not peer.farewell:
-                    self.world.fail(f'connection {conn.record.number} was cut short, and on_close says None')
+                    self.world.fail(f'connection {conn.record.number} was cut short, but on_close got None')
 
     def send_to_all(self, data: bytes) -> None:
         for member in list(self.members):
@@ -135,14 +135,14 @@ class Room:
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 
     def ask(self, member: Any) -> None:
-        """Use everything that must work on a connection at any time."""
+        """Use the attributes and methods that must work on a connection at any time."""
         repr(member), member.buffered, member.closed, member.state, member.peername, member.sockname, member.reading
         repr(member.tls.version), member.tls.cipher, member.tls.alpn, member.tls.unread
         member.set_write_limits(1000)
         member.resume_reading()
 
     def nothing(self, conn: Any) -> None:
-        """Written."""
+        """Do nothing, as `on_written`."""
 
     def resume(self, conn: Any) -> None:
         try:
@@ -153,7 +153,7 @@ class Room:
     # -- correct clients
 
     def join_good(self, number: int) -> None:
-        """A client that sends its lines when all have joined, and receives the lines of the others."""
+        """Add a client that sends its lines when all have joined, and receives the lines of the others."""
         heard = bytearray()
 
         def on_connect(conn: Any) -> None:
@@ -183,7 +183,7 @@ class Room:
             self.end()
 
     def join_polite(self) -> None:
-        """A client with unusual but allowed behaviour: it must receive everything, too."""
+        """Add a client with unusual but allowed behaviour: it must receive everything, too."""
         self.left += 1
         peer = Peer(self.contexts.clients[self.server_context.maximum_version == TLS_1_3], False, self.rng)
 
@@ -223,7 +223,7 @@ class Room:
             conn.write(line)
 
     def end(self) -> None:
-        """All good clients have ended: abort the others."""
+        """Abort the other clients, because all good ones have ended."""
         self.server.close()
         if self.outward is not None:
             self.outward.close()
@@ -273,7 +273,7 @@ class Room:
 
 
 def run_world(seed: int, contexts: Contexts, **options: Any) -> Simulation:
-    """Run one world; raises `SimulationFailed` when a law is broken. Every second one has only the faults of peers."""
+    """Run one world; raises `SimulationFailed` when a law is broken. With an even seed only the peers cause faults."""
     options.setdefault('faults', None if seed % 2 else ())
     simulation = Simulation(seed, **options)
     rooms: list[Room] = []

@@ -1,13 +1,13 @@
-"""Cost that can be measured exactly: how much work a call does, the same on every run and on every machine.
+"""An exact measure of the work that a call does: it is the same on every run and on every machine.
 
-The unit is one bytecode that CPython executes, in any frame: those of the reactor, of the standard library, and of the
-test's callbacks, which should be cheap. Python 3.12 and later report bytecodes by `sys.monitoring`, older versions by
-the tracer of opcodes. Two versions of Python differ by a few percent.
+The unit is one bytecode that CPython executes, in any frame: of the reactor, of the standard library, or of the test's
+callbacks, which should be cheap. Python 3.12 and later report bytecodes through `sys.monitoring`, older versions
+through opcode tracing. Two versions of Python differ by a few percent.
 
-Some functions written in C do as much work as a loop, but are one bytecode. Those in FUNCTIONS and METHODS visit each
-element of their argument: each counts as one more bytecode, and copied bytes count as one for each BYTES. That is more
-than the real cost, so excessive growth shows with few elements. The following is not counted here;
-`tests/laws/test_work_in_c.py` counts some of it as user instructions:
+Some functions written in C do as much work as a loop, but are called by one bytecode. The functions in FUNCTIONS and
+METHODS visit each element of their argument, so each element counts as one more bytecode. Copying counts as one
+bytecode for each BYTES bytes. That is more than the real cost, so excessive growth shows with few elements. The
+following work is not counted here; `tests/laws/test_work_in_c.py` counts some of it as user instructions:
 
     slices and concatenations of bytes; the search of `find`; `del` and `pop` near the head of a list
     before Python 3.12: types and functions called with an argument, such as `min(d)`, `sorted(d)`, `list(d)`
@@ -21,15 +21,15 @@ from collections import OrderedDict, deque
 from itertools import pairwise
 from typing import Any
 
-BYTES = 64  # copying this many counts as one bytecode
+BYTES = 64  # copying this many bytes counts as one bytecode
 CONTAINERS = (list, tuple, set, frozenset, dict, deque, OrderedDict, bytes, bytearray)
 FUNCTIONS = (min, max, sum, sorted, any, all, list, tuple, set, frozenset, dict, deque, bytes, bytearray)
-METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # of a list or a deque
+METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # methods of a list or a deque
 TOOL = 3  # a free tool id of `sys.monitoring`
 
 
 def elements(function: Any, first: Any) -> int:
-    """The extra bytecodes of a call of `function`, by the elements it visits; `first` is its first argument."""
+    """Return the extra bytecodes for a call of `function`: one for each element of `first`, its first argument."""
     if isinstance(first, (list, deque)):
         walked = function in FUNCTIONS or getattr(function, '__name__', '') in METHODS
         return len(first) if walked else 0
@@ -58,7 +58,7 @@ class Meter:
                 try:
                     self.work += elements(function, first)
                 except TypeError:
-                    pass  # it cannot be hashed or compared, so it is not in FUNCTIONS
+                    pass  # the function cannot be hashed or compared, so it is not in FUNCTIONS
 
             monitoring.register_callback(TOOL, events.INSTRUCTION, on_instruction)
             monitoring.register_callback(TOOL, events.CALL, on_call)
@@ -104,7 +104,7 @@ def work_of(fn: Any, *args: Any) -> int:
 
 
 def most_work(r: Any, until: Any, most_turns: int = 10_000) -> int:
-    """Run turns without waiting until `until()` is true; returns the most work of one turn."""
+    """Run non-blocking turns until `until()` is true; returns the most work done in any one turn."""
     most = 0
     for _ in range(most_turns):
         most = max(most, work_of(r.run_once, 0))
@@ -114,6 +114,6 @@ def most_work(r: Any, until: Any, most_turns: int = 10_000) -> int:
 
 
 def growth(work: Any, size: int) -> list[float]:
-    """The factors by which `work(n)` grows from `size` to twice and to four times that size."""
+    """Return the factors by which `work(n)` grows from `size` to twice and to four times that size."""
     counts = [work(size << step) for step in range(3)]
     return [after / before for before, after in pairwise(counts)]

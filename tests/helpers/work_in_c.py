@@ -1,7 +1,7 @@
 """Run cases of `growth_cases.py` under callgrind, with a mark before and after each: `work_in_c.py SIZE CASE...`.
 
-Each case is run with SIZE things, twice and four times as many. At a mark callgrind writes a dump of its counts
-(see `perf/instructions/callgrind.py`), so every second dump belongs to a case.
+Each case is run with SIZE things, then with twice and with four times as many. At a mark callgrind writes a dump of its
+counts (see `perf/instructions/callgrind.py`), so every second dump belongs to a case.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.helpers.growth_cases import CASES
 
 
 class Mark:
-    """A replacement for `Meter`."""
+    """A replacement for `Meter` that makes callgrind write its counts."""
 
     def __enter__(self) -> None:
         gc.freeze()

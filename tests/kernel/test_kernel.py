@@ -1,4 +1,4 @@
-"""The kernel: what the rest of the package assumes about the operating system."""
+"""The kernel: the assumptions of the rest of the package about the operating system."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_only_select_limits_the_number_of_a_descriptor(real):
     with selectors.DefaultSelector() as selector:
         assert real.room_of(selector) is None
     if os.name != 'posix':
-        pytest.skip('select on this platform limits how many descriptors there are, not the number of each')
+        pytest.skip('select on this platform limits how many descriptors there are, not their numbers')
     with selectors.SelectSelector() as selector:
         assert real.room_of(selector)(FD_SETSIZE - 1)
         assert not real.room_of(selector)(FD_SETSIZE)
 
 
-@pytest.mark.skipif(os.name != 'posix', reason='select takes only sockets elsewhere')
+@pytest.mark.skipif(os.name != 'posix', reason='elsewhere select takes only sockets')
 def test_files_and_directories_never_block_and_pipes_do(real, tmp_path):
     reading, writing = os.pipe()
     folder = os.open(tmp_path, os.O_RDONLY)
@@ -108,7 +108,7 @@ def test_a_thread_is_a_daemon_with_its_name(real):
     assert found == [(True, 'worker', False)]
 
 
-def test_threads_are_distinguished(real):
+def test_each_thread_has_a_different_id(real):
     assert real.in_main_thread() is True
     assert real.thread() == threading.get_ident()
     assert in_thread(real.thread) != real.thread()
@@ -202,7 +202,7 @@ def test_without_sendmsg_the_first_buffer_is_sent(real):
         assert theirs.recv(10) == b'one'
 
 
-def test_a_file_is_read_and_sent_from_where_it_is_asked_without_moving_it(real):
+def test_a_file_is_read_and_sent_from_the_given_offset_without_moving_its_position(real):
     ours, theirs = socket.socketpair()
     with tempfile.TemporaryFile(buffering=0) as file, ours, theirs:
         file.write(b'0123456789')
@@ -227,7 +227,7 @@ def test_only_regular_files_have_a_size(real):
         real.size_of_file(reader)
 
 
-def test_sendfile_is_for_sockets_of_the_system_only(real):
+def test_sendfile_is_used_only_for_real_sockets(real):
     class Simulated:
         def fileno(self):
             return 1
@@ -241,7 +241,7 @@ def test_sendfile_is_for_sockets_of_the_system_only(real):
 def test_waiting_clients_are_detected_without_accepting_them(monkeypatch, name):
     kernel = Kernel()
     with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # as on a system without poll
+        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # like a system without poll
         assert not kernel.has_clients(server)
         with socket.create_connection(server.getsockname()):
             assert kernel.has_clients(server)
@@ -262,7 +262,7 @@ def test_clients_are_assumed_to_wait_when_poll_fails(monkeypatch):
         assert Kernel().has_clients(server)
 
 
-def test_bytes_that_wait_are_seen_and_stay():
+def test_waiting_bytes_are_detected_and_not_consumed():
     kernel = Kernel()
     ours, theirs = kernel.socketpair()
     assert not kernel.has_bytes(ours)

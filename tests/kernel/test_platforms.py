@@ -1,4 +1,4 @@
-"""Differences of other platforms, on simulated kernels and on the real one with a part replaced."""
+"""Differences of other platforms, tested on simulated kernels and on the real kernel with a part replaced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def simulated(kind, **options):
     [{}, {'limits': Limits(per_address=1)}, {'proxy_protocol': ['10.0.0.0/8']}],
     ids=['plain', 'limits', 'proxy_protocol'],
 )
-def test_a_client_that_is_gone_before_it_is_accepted_has_no_address_and_hurts_no_other(options):
+def test_a_client_that_is_gone_before_it_is_accepted_has_no_address_and_hurts_no_other_client(options):
     kernel = simulated('kqueue')
     ended, others = [], []
     failures = []
@@ -56,7 +56,7 @@ def test_a_client_that_is_gone_before_it_is_accepted_has_no_address_and_hurts_no
 
 
 def test_in_a_fork_a_selector_whose_descriptor_was_not_inherited_can_be_closed():
-    """A kqueue is not inherited by a fork, so closing it there fails."""
+    """A forked child does not inherit a kqueue, so closing it in the child fails."""
 
     class Gone(type(Kernel().selector())):
         def close(self):
@@ -146,7 +146,7 @@ def test_a_reset_uses_the_linger_format_of_the_platform(kind):
 
 
 def test_a_lost_descriptor_whose_number_now_belongs_to_a_file_is_not_closed(r, sockets, tmp_path):
-    """A send then fails with ENOTSOCK, the only error that Windows ever gives."""
+    """A send then fails with ENOTSOCK, the only error that Windows reports for this."""
     ours, _ = tcp_sockets(sockets)
     ended = []
     conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(exc))
@@ -162,7 +162,7 @@ def test_a_lost_descriptor_whose_number_now_belongs_to_a_file_is_not_closed(r, s
 
 
 def test_without_dual_stack_sockets_the_listener_is_for_ipv4():
-    """This is so on OpenBSD, where IPV6_V6ONLY cannot be cleared."""
+    """This is the case on OpenBSD, where IPV6_V6ONLY cannot be cleared."""
 
     class Parted(socket.socket):
         def setsockopt(self, level, option, value):

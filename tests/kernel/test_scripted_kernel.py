@@ -1,4 +1,4 @@
-"""A whole server on a scripted kernel: nothing below the reactor is real."""
+"""A whole server on a scripted kernel: everything below the reactor is simulated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same programs on this loop and on asyncio's must leave the same trace, where both promise the same behaviour.
+"""Programs must leave the same trace on this loop and on asyncio's, where both loops promise the same behaviour.
 
 The programs, and the table of intended differences, are in `both_loops.py`. asyncio runs in a child process.
 """
@@ -98,7 +98,7 @@ class Ours(Driver):
 
 
 class Ends:
-    """The connection of a side."""
+    """One end of a connection, which passes its callbacks to a side."""
 
     def __init__(self, driver: Ours, sock: socket.socket, side: Any) -> None:
         self.side = side
@@ -120,7 +120,7 @@ class Ends:
 
 @pytest.fixture(scope='module')
 def reference() -> Any:
-    """The traces of asyncio, by program."""
+    """The traces of asyncio, for each program."""
     children = {
         name: subprocess.Popen(
             [sys.executable, '-m', 'tests.reference.asyncio_driver', name, str(SEEDS)],

@@ -33,14 +33,14 @@ MIB = 1 << 20
 
 @pytest.fixture
 def r():
-    """A reactor on the best selector. A test fails when it leaves anything open."""
+    """A reactor on the best selector. A test fails if it leaves anything open."""
     with Reactor() as reactor:
         yield reactor
         turns(reactor, 2)
         check_empty(reactor)
 
 
-# -- connections that are gone, or closed
+# -- connections that are gone or closed
 
 
 @pytest.mark.scenario(177)
@@ -92,7 +92,7 @@ def test_a_request_after_the_one_that_ended_the_connection_is_not_served(r, sock
 @pytest.mark.scenario(179)
 @pytest.mark.parametrize('ending', ['close', 'abort', 'raises', 'refuses', 'peer'])
 def test_the_count_of_connections_goes_down_however_they_end(r, sockets, ending):
-    """gunicorn 26.1: connections that the server closed stayed in its count, until it accepted no more clients."""
+    """gunicorn 26.1: connections that the server had closed stayed in its count, until it accepted no more clients."""
 
     def on_connect(conn):
         if ending == 'refuses':
@@ -133,7 +133,7 @@ def test_writelines_returns_false_at_the_high_water_mark(r, sockets):
     assert waits >= 64 << 10
     while conn.buffered < MIB:
         assert not conn.writelines([bytes(1 << 16)] * 2)
-    assert not conn.writelines([b'x'])  # the limit was reached: this write is not queued and ends the connection
+    assert not conn.writelines([b'x'])  # at the limit: this write is not queued and ends the connection
     run_until(r, lambda: log)
     assert isinstance(log[-1][1], WriteBufferFull) and conn.buffered <= MIB + (2 << 16)
     with pytest.raises(ConnectionClosed):
@@ -163,7 +163,7 @@ def test_plain_bytes_before_the_handshake_are_never_delivered(r, sockets, certif
 
 
 @pytest.mark.scenario(181)
-def test_commands_that_follow_starttls_in_plain_text_are_not_taken_for_encrypted_ones(r, sockets, certificates):  # noqa: F811
+def test_commands_sent_in_plain_text_after_starttls_are_not_executed_after_the_handshake(r, sockets, certificates):  # noqa: F811
     """CVE-2011-0411, Postfix: commands sent in plain text after STARTTLS were executed after the handshake."""
     log, received = Log(), []
 
@@ -262,7 +262,7 @@ def test_empty_records_before_the_handshake_are_cut_off(r, sockets, secure, reco
 
 @pytest.mark.scenario(182)
 def test_a_flood_of_handshakes_leaves_room_for_others(r, sockets, secure):
-    """A ClientHello costs its sender nothing and the server a signature. Each turn makes a limited number of them."""
+    """A ClientHello costs its sender nothing and the server a signature. Each turn makes only a few signatures."""
     _, served, log = secure
     hello = client_hello()
     before = r.stats()
@@ -327,7 +327,7 @@ def test_slowloris_is_ended_by_a_time_limit_that_its_bytes_do_not_extend(r, sock
     listener.close()
 
 
-# -- HTTP, by an example
+# -- HTTP, served by an example
 
 HTTP = importlib.util.find_spec('h11') is not None and sys.platform != 'win32'
 needs_h11 = pytest.mark.skipif(not HTTP, reason='NOT TESTED: no h11 (pip install -e .[examples])')
@@ -365,12 +365,12 @@ def test_pipelined_requests_of_a_client_that_does_not_read_do_not_pile_up(http):
                 sent += sock.send(requests)
             except BlockingIOError:
                 time.sleep(0.05)
-        assert sent < 16 * MIB  # only the buffers of both kernels fill up, because the server has stopped reading
+        assert sent < 16 * MIB  # only the buffers of the kernel fill up, because the server has stopped reading
         assert memory().rss - before < 16 * MIB
 
 
 def test_many_small_parts_of_one_message_leave_turns_to_other_clients(r, sockets):
-    """CVE-2026-31958: Tornado handled all parts of a body in one callback and served no other client meanwhile."""
+    """CVE-2026-31958: Tornado handled all parts of a body in one callback and served no other client in that time."""
     parts, others = [], []
     attacked = r.listen_tcp(HERE, 0, framing.delimited(lambda conn, part: parts.append(r.counters.loop_count), b'--'))
     served = r.listen_tcp(HERE, 0, lambda conn, data: others.append(len(parts)))
@@ -389,7 +389,7 @@ def test_many_small_parts_of_one_message_leave_turns_to_other_clients(r, sockets
 @pytest.mark.scenario(184)
 @needs_h11
 def test_pipelined_requests_are_answered_in_order(http):
-    """CVE-2023-46137: Twisted answered a quick request before the slow one that came first."""
+    """CVE-2023-46137: Twisted answered a quick request before a slow one that had arrived earlier."""
     _, port = http
     with client(port) as sock:
         sock.sendall(get('/big') + get('/stream?lines=3000') + get('/small') + get('/none', 'Connection: close'))
@@ -415,7 +415,7 @@ def test_a_truncated_chunked_body_is_never_taken_for_a_complete_one(http, body):
             sock.shutdown(socket.SHUT_WR)
             answer = read_to_end(sock)
         except OSError as exc:
-            assert exc.errno in (errno.ECONNRESET, errno.ENOTCONN)  # it was reset, before or after our end of file
+            assert exc.errno in (errno.ECONNRESET, errno.ENOTCONN)  # a reset, before or after our end of file
             return
     assert not answer.endswith(b'0\r\n\r\n')
 

@@ -2,9 +2,9 @@
 
 `kinds.py` has the kinds: TCP, Unix, adopted sockets, a stand-in for AF_VSOCK, each also over TLS, the pipes of
 children, and datagram sockets. Each function marked `@law` tests a promise that holds for every kind with the
-abilities that the law needs. Each pair of law and kind runs on one selector, with no option or one, chosen so that
+abilities that the law needs. Each pair of law and kind runs on one selector, with at most one option, chosen so that
 each option is used with each kind. With `--kinds-whole` each pair runs with all selectors and options. `Recorder` and
-`World` check the rules that hold in every callback and at every end.
+`World` check the rules that hold in every callback and at the end of every connection.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from tests.helpers.support import idle, run_until, turns
 
 pytestmark = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='the other ends of pipes are found in /proc')
 
-BIG = 3 << 20  # bytes: many times what one call sends or receives
-STALL = 4 << 20  # bytes: more than the kernel keeps for a peer that does not read
+BIG = 3 << 20  # bytes: many times as many as one call sends or receives
+STALL = 4 << 20  # bytes: more than the kernel buffers for a peer that does not read
 LAWS = []
 
 
@@ -69,7 +69,7 @@ def law(*needs, clock=False, callbacks=None, **given):
 
 
 class Run:
-    """A stream of ours, `conn`, the recorder of its callbacks, `rec`, and its `peer`."""
+    """Our stream, `conn`, the recorder of its callbacks, `rec`, and its `peer`."""
 
     def __init__(self, kind, world, options, callbacks):
         self.kind, self.world, self.options = kind, world, options
@@ -86,26 +86,26 @@ class Run:
 
     @property
     def size(self):
-        """How many bytes to send: fewer when each byte costs a call."""
+        """The number of bytes to send: fewer if each byte costs a call."""
         size = self.options.get('read_size', 65536)
         return BIG if size > 1000 else 300 * size + 2000
 
     def closes(self):
-        """Wait for the end; return the error that `on_close` was called with."""
+        """Wait for the end of the stream; return the error that `on_close` was called with."""
         self.until(lambda: self.rec.closed)
         assert self.rec.names[-1] == 'close'
         assert self.conn.closed and self.conn.state == 'CLOSED'
         return self.rec.exc
 
     def send(self, data):
-        """Have the peer send all of `data`, and run turns meanwhile."""
+        """Let the peer send all of `data`, and run turns until it has."""
         left = memoryview(data)
         while left:
             left = left[self.peer.send(bytes(left[:65536])) :]
             self.world.turn()
 
     def gets(self, data, ended='', slow=1 << 20):
-        """Wait until the peer has received exactly `data` and its end."""
+        """Wait until the peer has received exactly `data`, and then the end `ended`."""
         peer = self.peer
         self.until(lambda: len(peer.got) >= len(data) and peer.ended == ended, lambda: peer.take(slow))
         assert len(peer.got) == len(data) and peer.got == data, 'the peer received different bytes'
@@ -120,7 +120,7 @@ class Run:
         return data
 
     def writes(self, pieces):
-        """Write pieces as the documentation recommends: pause after False, and go on in `on_drain`."""
+        """Write pieces as the documentation recommends: pause after False, and continue in `on_drain`."""
         waiting = deque(enumerate(pieces))
 
         def go(conn):
@@ -146,7 +146,7 @@ def received_data_is_delivered_and_then_a_clean_end(run):
 
 
 @law('write')
-def a_peer_that_closes_ends_it_without_an_error(run):
+def a_peer_that_closes_ends_the_stream_without_an_error(run):
     run.conn.write(b'all of it')
     run.gets(b'all of it')
     run.peer.close()
@@ -186,13 +186,13 @@ def a_reset_while_reading_is_paused_waits_for_the_reader(run):
 
 
 @law('reset')
-def a_write_to_a_peer_that_is_gone_returns_false_and_what_it_sent_before_is_delivered(run):
+def a_write_to_a_peer_that_is_gone_returns_false_and_its_earlier_data_is_delivered(run):
     run.conn.write(b'never read')
     run.turns(2)
     while not run.peer.send(b'before'):
         run.turns(1)
     run.peer.reset()
-    # The first write may still be accepted, because the kernel does not know yet. None raises.
+    # The kernel may accept the first write, because it does not know yet that the peer is gone. No write raises.
     for _ in range(3):
         accepted = run.conn.write(b'lost', run.rec.on_written, 'never')
         if not accepted:
@@ -357,7 +357,7 @@ def a_linger_of_0_lasts_no_longer_than_a_turn(run):
 
 
 def runs_out(run, limit):
-    """Let time pass until it ends: not before the limit, and not more than a second after it."""
+    """Let time pass until the stream ends: not before the limit, and not more than a second after it."""
     began = run.world.kernel.time
     while not run.rec.closed:
         assert run.world.kernel.time <= began + limit + 1.25, 'the timeout is more than a second late'
@@ -625,7 +625,7 @@ def a_drain_follows_a_write_that_returned_false_when_few_bytes_wait(run):
     marks = []
     run.rec.does['drain'] = lambda conn: marks.append(conn.buffered)
     settled = False
-    while not settled:  # replace the bytes that the network accepts meanwhile
+    while not settled:  # replace the bytes that the network has accepted since
         while run.conn.write(bytes(5000)):
             assert run.conn.buffered < 100_000
         assert run.conn.buffered >= 100_000
@@ -666,7 +666,7 @@ def a_chain_of_write_callbacks_has_a_constant_depth(run):
 @law('write', max_buffered=100_000)
 def only_a_receiver_that_is_too_slow_is_cut_off(run):
     other = Run(run.kind, run.world, called(run.options), {})
-    run.stall()  # a single write may have any size
+    run.stall()  # a single write can have any size
     run.turns(2)
     assert not run.conn.closed
     assert run.conn.write(b'more', run.rec.on_written, 'never') is False
@@ -713,7 +713,7 @@ def after_the_end_of_the_peer_we_may_go_on(run):
 
 
 @law('half-close', callbacks={'eof': True})
-def after_both_ends_it_closes_by_itself(run):
+def after_both_ends_the_stream_closes_by_itself(run):
     data = run.stall()
     run.conn.write_eof()
     run.peer.end()
@@ -777,7 +777,7 @@ def pausing_in_on_data_stops_at_once(run):
 
 
 @law()
-def questions_are_answered_in_every_state(run):
+def attributes_can_be_read_in_every_state(run):
     def ask(conn):
         for name in 'peername', 'sockname', 'closed', 'state', 'buffered', 'busy', 'unread', 'reading', 'proxy':
             getattr(conn, name)
@@ -814,7 +814,7 @@ def addresses_are_those_that_the_peer_sees(run):
 
 
 @law()
-def an_unreferenced_one_lets_run_end(run):
+def an_unreferenced_stream_lets_run_end(run):
     run.conn.unref()
     assert run.world.r.run() is True
     run.conn.ref()
@@ -833,7 +833,7 @@ def on_connect_comes_once_and_first(run):
 
 
 @law()
-def a_descriptor_that_other_code_closes_ends_it_with_ebadf(run):
+def a_descriptor_that_other_code_closes_ends_the_stream_with_ebadf(run):
     fd = run.conn.fileno()
     os.close(fd)
     if 'write' in run.kind.cannot:
@@ -853,7 +853,7 @@ def the_next_owner_of_a_number_that_other_code_closed_is_not_hurt(run):
     os.close(foreign)
     assert run.conn.write(b'lost') is False
     assert isinstance(run.closes(), OSError)
-    os.close(fd)  # fails if it was closed
+    os.close(fd)  # fails if the descriptor was closed
 
 
 @law('socket')
@@ -870,7 +870,7 @@ def the_next_owner_of_the_number_is_not_hurt_by_write_eof(run):
 @law('socket')
 def the_next_owner_of_the_number_is_not_hurt_by_a_read(run):
     fd = run.conn.fileno()
-    foreign = os.eventfd(1, os.EFD_NONBLOCK)  # it is readable
+    foreign = os.eventfd(1, os.EFD_NONBLOCK)  # always readable
     run.conn.pause_reading()
     os.dup2(foreign, fd)
     os.close(foreign)
@@ -930,7 +930,7 @@ def an_exception_in_on_eof_ends_this_connection_with_it(run):
 
 
 @law('half-close', callbacks={'eof': True})
-def an_exception_in_on_eof_ends_it_also_when_our_side_has_ended_before(run):
+def an_exception_in_on_eof_ends_the_stream_even_if_our_side_has_ended(run):
     fails(run, 'eof')
     run.conn.write_eof()
     run.gets(b'', 'eof')
@@ -996,7 +996,7 @@ def datagram_law(*needs, callbacks=None, **given):
 
 
 class DatagramRun:
-    """A datagram socket of ours, `sock`, the recorder of its callbacks, `rec`, and a plain socket, `peer`.
+    """Our datagram socket, `sock`, the recorder of its callbacks, `rec`, and a plain socket, `peer`.
 
     `target` is the address of the peer.
     """
@@ -1127,7 +1127,7 @@ def an_exception_in_on_datagram_ends_nothing(run):
 
 
 @datagram_law()
-def questions_to_a_datagram_socket_are_answered_in_every_state(run):
+def attributes_of_a_datagram_socket_can_be_read_in_every_state(run):
     def ask(sock):
         for name in 'address', 'sockname', 'peername', 'closed', 'state', 'buffered', 'queued', 'kernel_drops':
             getattr(sock, name)
@@ -1239,15 +1239,15 @@ SELECTORS = ('default', 'poll', 'select')
 def applies(fn, options):
     """Return whether a law can run with these options.
 
-    It must not set the same ones itself. A law with a simulated clock cannot have further time limits.
+    The law must not set the same options itself. A law with a simulated clock cannot have further time limits.
     """
     return not set(fn.given) & set(options) and not (fn.clock and any('timeout' in name for name in options))
 
 
 def chosen():
-    """Choose the options of each law and kind in the short run.
+    """Choose the options for each law and kind in the short run.
 
-    A third of the pairs has none. The others take the options in turn, so that each option is used.
+    A third of the pairs has no options. The others take the options in turn, so that each option is used.
     """
     found = {}
     for kind in (*KINDS, *DATAGRAM_KINDS):
@@ -1265,7 +1265,7 @@ CHOSEN = chosen()
 
 
 def variants(fn, kind, whole):
-    """Generate (selector, debug, options) of each run: one, or all."""
+    """Generate (selector, debug, options) for each run: for one run, or with `whole` for all."""
     if not whole:
         number = CASES.index((fn, kind))
         yield SELECTORS[number // 2 % 3], number % 2 == 1, CHOSEN[fn, kind]
@@ -1288,7 +1288,7 @@ def file_to_send(tmp_path_factory):
     return path
 
 
-# These kinds differ from the others only in their addresses, or in how they are made. They run only with `--slow`.
+# These kinds differ from other kinds only in their addresses, or in how they are made. They run only with `--slow`.
 ALIKE = (
     'tcp6',
     'tcp-mapped',
@@ -1327,7 +1327,7 @@ WATCHED = ('pipe', 'fifo', 'socketpair', 'tty', 'tty-master')
 
 
 class Watched:
-    """A watched descriptor, its other end, and what was reported."""
+    """A watched descriptor, its other end, and the reported events."""
 
     def __init__(self, r, name, folder):
         self.ours, self.theirs = watched_kinds(str(folder))[name]()
@@ -1342,7 +1342,7 @@ class Watched:
         except BlockingIOError:
             return
         except OSError as exc:
-            assert exc.errno == errno.EIO  # how a tty reports that the other end is gone
+            assert exc.errno == errno.EIO  # a tty reports in this way that the other end is gone
             data = b''
         self.reported.append(data)
         if not data:
@@ -1377,7 +1377,7 @@ def test_a_watched_descriptor_is_reported_in_a_turn_and_at_its_end(r, watched):
     watched.handle.close()
     with pytest.raises(HandleClosed):
         watched.handle.set_events(READ)
-    os.fstat(watched.ours)  # it stays open
+    os.fstat(watched.ours)  # the descriptor stays open
 
 
 def test_unwanted_events_of_a_watched_descriptor_do_not_wake_the_loop(r, watched):
@@ -1567,7 +1567,7 @@ def test_two_listeners_share_a_port_with_reuse_port(r):
     second.close()
 
 
-@pytest.mark.skipif(not hasattr(socket, 'AF_VSOCK'), reason='this Python knows no AF_VSOCK')
+@pytest.mark.skipif(not hasattr(socket, 'AF_VSOCK'), reason='this Python has no AF_VSOCK')
 def test_a_listener_on_the_real_af_vsock_has_its_address_and_closes_cleanly(r):
     try:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -1588,7 +1588,7 @@ def test_a_listener_on_the_real_af_vsock_has_its_address_and_closes_cleanly(r):
 
 @pytest.mark.parametrize('proxied', [False, True])
 def test_a_client_of_af_vsock_is_admitted_without_an_address(r, proxied):
-    """A stand-in is used. Limits for addresses do not count the client, and networks do not contain it."""
+    """Limits for addresses do not count the client, and networks do not contain it. The socket is a stand-in."""
     sock = VsockSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(f'\0vsock of {os.getpid()}')
     received, options = [], {'proxy_protocol': ['0.0.0.0/0', '::/0']} if proxied else {}
@@ -1638,7 +1638,7 @@ def test_every_gap_has_a_reason_and_every_reason_a_gap():
 
 
 def test_streams_on_ttys_and_fifos_are_not_made_by_any_call_yet():
-    assert not hasattr(Reactor, 'open_fd'), 'open_fd is here: give pipes, FIFOs and ttys kinds of their own in kinds.py'
+    assert not hasattr(Reactor, 'open_fd'), 'open_fd exists now: add kinds for pipes, FIFOs and ttys to kinds.py'
 
 
 @pytest.mark.parametrize('name', ['stdin', 'stdout', 'stderr'])

@@ -1,8 +1,8 @@
 """The work for n, 2n and 4n things grows no faster than n log n.
 
-`tests/helpers/work.py` counts the work in bytecodes, and its docstring says which work that misses. The part of it
-that matters is counted as user instructions in `test_work_in_c.py`. Each case does all of its work for n, 2n and 4n
-things; each doubling may multiply the work by MOST. A constant part of the work hides growth, so n must not be small.
+`tests/helpers/work.py` counts the work in bytecodes. Its docstring says which work is not counted; the relevant part of
+that is counted as user instructions in `test_work_in_c.py`. Each case does all of its work for n, 2n and 4n things, and
+each doubling may multiply the work by MOST. A constant part of the work hides growth, so n must not be small.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST = 2.3  # n log n grows by a factor of 2 * 8 / 7 from n = 128 on, and the ta
 
 
 def measured(fn: Any, size: int) -> list[int]:
-    """Return the work with `size` things, with twice and with four times that number."""
+    """Return the work for `size` things, for twice and for four times that number."""
     counts = []
     for step in range(3):
         meter = Meter()

@@ -31,8 +31,8 @@ from tests.helpers.support import Log, drain, reset, run_until, tcp_sockets, tur
 resource = pytest.importorskip('resource', reason='hostile peers in numbers: this platform has no descriptor limit')
 
 HERE = '127.0.0.1'
-SLOW, DEADLINE = 2000, 1.0  # clients, and the seconds in which each has to send its request
-BATCH = 100  # connections between two turns of the reactor
+SLOW, DEADLINE = 2000, 1.0  # the number of clients, and the seconds within which each has to send its request
+BATCH = 100  # connections that are made between two turns of the reactor
 PAYLOAD = b'EVIL%s%n\r{0}'  # must not appear in any message
 
 
@@ -47,7 +47,7 @@ def many_descriptors():
 
 @pytest.fixture
 def r():
-    """A reactor on the best selector. A test fails when it leaves anything open."""
+    """A reactor on the best selector. A test fails if it leaves anything open."""
     with Reactor() as reactor:
         yield reactor
         turns(reactor, 2)
@@ -71,7 +71,7 @@ def connected(r, sockets, listener, count, prepare=None, source=HERE):
 
 
 def answered(r, client, timeout=5):
-    """Return whether an echo is served. The wide time limit only makes a starved client fail."""
+    """Return whether an echo is served. The time limit is long, so that only a starved client fails."""
     received = []
     client.send(b'ping')
 
@@ -84,7 +84,7 @@ def answered(r, client, timeout=5):
 
 
 def say(client, data):
-    """Send as much as the kernel accepts, unless the client was already cut off."""
+    """Send as much as the kernel accepts, unless the client has already been disconnected."""
     try:
         client.send(data)
     except OSError:
@@ -97,7 +97,7 @@ def echo(conn, data):
 
 @pytest.fixture
 def bystander(r, sockets):
-    """A client of an echo server on the same reactor: a function that asks for an echo, which must always be served."""
+    """A client of an echo server on the same reactor: a function that requests an echo, which must always be served."""
     listener = r.listen_tcp(HERE, 0, echo)
     (client,) = connected(r, sockets, listener, 1)
     assert answered(r, client)
@@ -109,7 +109,7 @@ def bystander(r, sockets):
 
 
 def known_objects():
-    """Return the number of objects that a leak would leave, without help of the garbage collector."""
+    """Return the number of objects, in which a leak would show; the garbage collector is not run."""
     return len(gc.get_objects())
 
 
@@ -121,7 +121,7 @@ def test_thousands_of_slow_clients_end_at_a_deadline_that_their_bytes_do_not_ext
     r, sockets, bystander, many_descriptors
 ):
     if many_descriptors < 2 * SLOW + 100:
-        pytest.skip(f'{SLOW} clients need {2 * SLOW + 100} descriptors, here are {many_descriptors}')
+        pytest.skip(f'{SLOW} clients need {2 * SLOW + 100} descriptors, but only {many_descriptors} are available')
     ended = []
 
     def on_connect(conn):
@@ -185,7 +185,7 @@ def test_thousands_of_silent_clients_cost_no_turns(r, sockets, bystander):
     listener.close()
 
 
-# -- row 79: clients that request much and read nothing
+# -- row 79: clients that request a lot and read nothing
 
 
 def small_buffer(client):
@@ -246,7 +246,7 @@ def test_a_server_that_ignores_false_loses_only_clients_that_do_not_read(r, sock
 
 
 @pytest.mark.scenario(80, 119)
-@pytest.mark.timeout(600)  # it computes for long
+@pytest.mark.timeout(600)  # it computes for a long time
 @pytest.mark.parametrize('clients', [10_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog, clients):
     caplog.set_level(logging.INFO)
@@ -318,7 +318,7 @@ def test_a_user_can_limit_one_address_with_a_few_lines(r, sockets, bystander):
             conn.abort()
 
     def on_close(conn, exc):
-        if conn.data is not None:  # None: it was gone before on_connect
+        if conn.data is not None:  # None: the connection was gone before on_connect
             open_from[conn.data] -= 1
 
     listener = r.listen_tcp(HERE, 0, echo, on_connect=on_connect, on_close=on_close)
@@ -345,7 +345,7 @@ def hand_over(r, clients, messages):
         try:
             client.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # already cut off
+            pass  # the client has already been disconnected
         r.run_once(0)
 
 
@@ -355,7 +355,7 @@ def kinds_of_garbage(rng):
     yield lambda: b'\x16\x03\x01\xff\xff' + rng.randbytes(70_000)  # a record of 65,535 bytes
     yield lambda: b'\x17\x03\x03\x00\x10' * 10_000  # data before the handshake
     yield lambda: b'\x15\x03\x03\x00\x02\x01\x00' * 5_000  # alerts without end
-    yield lambda: b'\x80\x2e' + rng.randbytes(1000)  # as SSL 2 began
+    yield lambda: b'\x80\x2e' + rng.randbytes(1000)  # how SSL 2 began
 
 
 @pytest.mark.scenario(82)
@@ -451,7 +451,7 @@ def test_lines_without_end_cause_one_error_each_and_are_read_no_further(r, socke
 
 @pytest.mark.scenario(82)
 def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
-    counts = {}  # the number of messages by turn and connection
+    counts = {}  # the number of messages for each turn and connection
 
     def on_line(conn, line):
         key = r.counters.loop_count, conn
@@ -465,7 +465,7 @@ def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
     run_until(r, lambda: sum(counts.values()) == 50_000)
     assert max(counts.values()) == framing.MESSAGES_PER_TURN
     turns_with = Counter(turn for turn, _ in counts)
-    assert max(turns_with.values()) == len(clients)  # no client waits for another
+    assert max(turns_with.values()) == len(clients)  # no client has to wait for another client
     for client in clients:
         client.close()
     run_until(r, lambda: not listener.open_connections)
@@ -474,7 +474,7 @@ def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
 
 @pytest.mark.scenario(82)
 def test_the_cost_of_a_byte_does_not_grow_with_the_length_of_its_line(r, sockets):
-    """A line in chunks of one byte takes as many calls for each byte of a long line as for one of a short line."""
+    """When a line arrives in chunks of one byte, each byte takes as many calls in a long line as in a short one."""
     taken = []
 
     def calls_for(size):
@@ -539,7 +539,7 @@ def test_in_debug_mode_other_threads_can_close_only_through_call_soon_threadsafe
 
 @pytest.mark.scenario(83)
 def test_a_thread_that_closes_connections_while_the_loop_selects_hurts_no_others(r, sockets, bystander):
-    """It uses `call_soon_threadsafe` during traffic. Each connection ends once, and the others lose no byte."""
+    """The thread uses `call_soon_threadsafe` during traffic. Each connection ends once; the others lose no byte."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, echo, on_connect=lambda conn: conns.append(conn), on_close=log.on_close)
     conns = []

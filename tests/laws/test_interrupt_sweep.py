@@ -1,16 +1,16 @@
 """Ctrl-C at the n-th line of our code: SIGINT arrives just before each line of the reactor that a program executes.
 
-The programs are those of `test_nth_call.py`, those of the simulation, and one on the real system. A first run counts
+The programs come from `test_nth_call.py` and from the simulation; another one uses the real system. A first run counts
 the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the program
 to the end of `close`. Then the installed SIGINT handler is called at the n-th line. In some runs it is called again at
-the same line or a later one, because people press Ctrl-C twice.
+the same line or a later line, because people press Ctrl-C twice.
 
-No law may be broken at any line. `KeyboardInterrupt` leaves `run`, `run_once` or `close` at least once, and at most
-once for each SIGINT. Each of these methods can be called again and every connection ends once. Signal handlers are
-restored, and so is the wakeup descriptor; all other descriptors are closed.
+No law may be broken at any line. `KeyboardInterrupt` is raised from `run`, `run_once` or `close` at least once, and at
+most once for each SIGINT. Each of these methods can be called again, and every connection ends once. The signal
+handlers and the wakeup descriptor are restored; all other descriptors are closed.
 
 A sample always runs. `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` covers each line that a program
-reaches, at one of the times that it does, in two processes.
+reaches, at one of the executions of the line, in two processes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ del PLAYS['signals'], PLAYS['signalled']  # these handle SIGINT themselves
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}
 SAMPLE, PARTS = 200, 4
 LONGEST = 40_000  # lines; longer programs are not in the sample
-MOST = 50  # KeyboardInterrupts of one run; a correct run has far fewer
+MOST = 50  # KeyboardInterrupts in one run; a correct run has far fewer
 OURS = str(Path(reactor.__file__).parent)
 TESTING = str(Path(reactor.__file__).parent / 'testing')
 CALLED = (ssl.__file__, selectors.__file__)
@@ -63,14 +63,14 @@ class Lines:
     """Counts executed lines, and calls the SIGINT handler before those whose numbers are in `at`."""
 
     def __init__(self, handler: Any, at: tuple[int, ...] = ()) -> None:
-        self.handler = handler  # a function that returns the installed handler
+        self.handler = handler  # a function that returns the installed SIGINT handler
         self.at = at
         self.before = sys.gettrace()  # set when coverage is measured
         self.count = 0
-        self.armed = False  # while `run`, `run_once` or `close` is called
+        self.armed = False  # True during a call of `run`, `run_once` or `close`
         self.pressed = 0
         self.known: dict[str, bool] = {}
-        self.sites: dict[tuple[str, int], list[int]] = {}  # by file and line: the counts at which it was executed
+        self.sites: dict[tuple[str, int], list[int]] = {}  # for each (file, line): the counts at its executions
 
     def begin(self) -> None:
         """Start counting, in existing frames as well."""
@@ -113,7 +113,7 @@ class Lines:
 
 
 class Interrupted(Simulation):
-    """A simulation without faults, in which lines are counted from the beginning of its program."""
+    """A simulation without faults, which counts lines from the beginning of its program."""
 
     def __init__(self, seed: int, how: str, at: tuple[int, ...]) -> None:
         super().__init__(seed, selector='epoll', faults=False, calm=0)
@@ -133,7 +133,7 @@ class Interrupted(Simulation):
                 self.raised += 1
                 self.world.stops += 1  # the interrupt may have left the turn that `stop` ended
                 if self.raised > MOST:
-                    raise Violation('law 8: it is interrupted again and again') from None
+                    raise Violation('law 8: a call was interrupted again and again') from None
                 self.lines.again()
             finally:
                 self.lines.armed = False
@@ -153,7 +153,7 @@ class Interrupted(Simulation):
         kernel.calm()
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
-            raise Violation(f'liveness: it has ended, and this has not happened: {missing}')
+            raise Violation(f'liveness: the program has ended, but this has not happened: {missing}')
         oracles.check_over()
         oracles.check_turn(0)
         while not self.reactor.guard.closed:
@@ -180,18 +180,18 @@ def play(program: str, seed: int, how: str, at: tuple[int, ...] = ()) -> Interru
 
 @cache
 def lines_of(program: str, seed: int, how: str) -> int:
-    """Return how many lines the program executes."""
+    """Return the number of lines that the program executes."""
     return play(program, seed, how).lines.count
 
 
 @cache
 def seed_of(program: str) -> int:
-    """Return a seed with which the program is short."""
+    """Return a seed for which the program is short."""
     return min(range(4), key=lambda seed: lines_of(program, seed, 'run'))
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; return None when all laws hold, else the case and what is wrong."""
+    """Run a case; return None if all laws hold, otherwise the case and the broken law."""
     program, seed, how, n, later = case
     at = (n,) if later < 0 else (n, n + later)
     try:
@@ -218,7 +218,7 @@ def variant(rng: random.Random) -> tuple[str, int]:
 
 
 def cases() -> list[Case]:
-    """Return a case for each line that a program reaches, at one of the times that it does."""
+    """Return a case for each line that a program reaches, at one of the executions of the line."""
     rng, found = random.Random(1), []
     for program in plays():
         seed = seed_of(program)
@@ -232,7 +232,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Return some lines of each program, always the same."""
+    """Return cases for some lines of each program, always the same."""
     rng, found = random.Random(1), []
     for program in plays():
         count = lines_of(program, 0, 'run')
@@ -271,7 +271,7 @@ def test_no_law_is_broken_when_ctrl_c_is_pressed_at_any_line(part):
 def test_the_whole(request, capsys):
     if not request.config.getoption('--interrupts-whole'):
         pytest.skip('each line of all programs takes many minutes: pytest --interrupts-whole')
-    faulthandler.cancel_dump_traceback_later()  # this test runs long without hanging
+    faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():
@@ -348,7 +348,7 @@ class Real:
         return not self.r.why_alive(1)
 
     def play(self) -> str:
-        """Return what is wrong, or ''."""
+        """Return a description of the failures, or ''."""
         r = self.r
         r.call_soon(self.lines.begin)
         r.call_soon(self.begin)

@@ -1,11 +1,11 @@
-"""Lasting faults: from the n-th call on every call of that kind fails, and nothing may spin, leak or be lost.
+"""Lasting faults: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be lost.
 
-With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here it persists.
+With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here the fault persists.
 For each program of `test_nth_call.py`, each kind of call and each of its errors, a lasting fault begins at the first
-such call or at the middle one. It concerns all descriptors of that kind, or the one descriptor. Wrong reports of a
-selector are lasting faults, too: an unread error queue, or a readiness that no call can use.
+such call or at the middle one. The fault affects all descriptors of that kind, or only one descriptor. Wrong reports
+of a selector are lasting faults, too: an unread error queue, or a readiness that no call can use.
 
-The program need not reach its goals. The oracle checks the loop alone:
+The program need not reach its goals. The oracle checks only the loop:
 
     no spin           few turns without progress: a fixed number, plus MOST_A_SECOND for each simulated second
     each ends once    `close` of the reactor always works; when it returns, every connection has ended once
@@ -41,13 +41,13 @@ from tests.laws.test_nth_call import KINDS, PLAYS, SECURED, beginning, calls, qu
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60  # simulated, from the beginning of the fault
-MOST_AT_ONCE = 100  # turns without progress in a whole run, for any duration
+SECONDS = 60  # simulated time from the beginning of the fault
+MOST_AT_ONCE = 100  # turns without progress in a whole run, however long it lasts
 MOST_EACH = 60  # plus these for each connection and handle: the turns that the spin detection takes
 MOST_A_SECOND = 40  # plus these for each simulated second; 250 turns a second would take 1 % of a core
-MOST_LINES = 20  # of the log
+MOST_LINES = 20  # the most lines in the log
 MOST_TIMERS = 100
-SAMPLE, PARTS = 600, 4  # runs, and the number of tests that they are divided into
+SAMPLE, PARTS = 600, 4  # the number of runs, and the number of tests among which they are divided
 LASTING = 'kind', 'descriptor'
 # States that a selector reports for ever although no call can do anything about them. No call fails here.
 STATES = 'unread error', 'stuck readable', 'stuck writable'
@@ -61,7 +61,7 @@ Case = tuple[
 
 
 def begin(seed: int, kind: str, n: int, error: int, lasting: str) -> Simulation:
-    """A simulation in which only this fault happens."""
+    """Return a simulation in which only this fault happens."""
     simulation = Simulation(seed, selector=kind, faults=False, fail=(n, error), lasting=lasting)
     simulation.world.contexts = nth.contexts  # type: ignore[attr-defined]
     simulation.world.at_end = int  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def cases() -> list[Case]:
                         places.setdefault((name, errors), []).append(n)
                 for (name, errors), numbers in places.items():
                     chosen = sorted({numbers[0], numbers[len(numbers) // 2]})
-                    # EBADF stands for a descriptor that other code closes, which can happen only once to each.
+                    # EBADF means that other code has closed the descriptor, which can happen only once to each.
                     for error in (*(error for error in errors if error != errno.EBADF), *states(name)):
                         found += [(play, seed, kind, n, name, how, error) for n in chosen for how in LASTING]
     return found
@@ -98,7 +98,7 @@ def states(name: str) -> tuple[str, ...]:
 
 @cache
 def sample() -> list[Case]:
-    """Return some cases, always the same, on one selector each."""
+    """Return some cases, always the same, each on one selector."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {(case[0], case[4], case[5], case[6]): case for case in everything}
@@ -127,10 +127,10 @@ class Watch(logging.Handler):
         if not self.kernel.failed:
             return
         self.began = self.began or self.kernel.time
-        fired = self.reactor.counters.timers_fired  # timers of programs are progress, and those of the reactor are few
+        fired = self.reactor.counters.timers_fired  # timers of programs are progress, and the reactor has few timers
         now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
-        # One such turn after progress does not count: a datagram arrives, its answer cannot be sent, and the next turn
-        # detects that.
+        # The first such turn after progress does not count: a datagram arrives, its answer cannot be sent, and the next
+        # turn detects that.
         self.in_a_row = self.in_a_row + 1 if now == self._before else 0
         self.wasted += self.in_a_row > 1
         self._before = now
@@ -144,12 +144,12 @@ class Watch(logging.Handler):
         return (self.kernel.time - self.began) / 1e9 if self.began else 0.0
 
     def most(self) -> float:
-        """Return how many turns without progress are allowed so far."""
+        """Return the number of turns without progress that are allowed so far."""
         return MOST_AT_ONCE + MOST_EACH * (self.handles + len(self.ledger.records)) + MOST_A_SECOND * self.seconds()
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; return None when all holds, else one line with the case, to run it again, and what is wrong."""
+    """Run a case; return None if all laws hold, otherwise a line with the case, to run it again, and the failures."""
     play, seed, kind, n, name, lasting, error = case
     simulation = begin(seed, kind, n, 0 if error in STATES else error, lasting)
     kernel, ledger = simulation.kernel, simulation.reactor.ledger
@@ -170,7 +170,7 @@ def attempt(case: Case) -> str | None:
     finally:
         logger.removeHandler(watch)
     if play in SECURED and kernel.failed != name:
-        return None  # keys are random and change some lengths, so the n-th call was another one
+        return None  # random keys change some lengths, so the n-th call was a different one
     wrong += judge(watch, ledger)
     if not kernel.failed:
         wrong.append('the call was not made')
@@ -178,7 +178,7 @@ def attempt(case: Case) -> str | None:
         return None
     what = errno.errorcode.get(error, str(error))
     why = ' '.join('; '.join(wrong).split())
-    return f'{play} seed={seed} {kind} n={n}: {name} fails for good with {what} {case!r}: {why}'
+    return f'{play} seed={seed} {kind} n={n}: {name} always fails with {what} {case!r}: {why}'
 
 
 def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> None:
@@ -215,7 +215,7 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
         if simulation.reactor.ledger.begun:
             wrong.append(f'run() raised {exc!r}')
     if simulation.reactor.guard.thread is not None:
-        simulation.reactor.guard.thread = None  # Stuck has left the selector
+        simulation.reactor.guard.thread = None  # the exception `Stuck` has left the selector
 
 
 def close(simulation: Simulation, wrong: list[str]) -> None:
@@ -228,7 +228,7 @@ def close(simulation: Simulation, wrong: list[str]) -> None:
 
 
 def judge(watch: Watch, ledger: Any) -> list[str]:
-    """Return what was wrong with the loop."""
+    """Return the failures of the loop."""
     wrong = []
     if len(watch.lines) > MOST_LINES:
         wrong.append(f'{len(watch.lines)} lines were logged, the last: {watch.lines[-1]}')
@@ -262,8 +262,8 @@ def test_no_law_is_broken_when_a_fault_lasts(part):
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('what', ['watch', 'stream', 'listener', 'datagrams'])
-def test_a_number_closed_while_a_copy_lives_and_given_to_a_new_handle(kind, what):
-    """epoll keeps reporting the closed file, under the number of the new handle. It may only cost some turns."""
+def test_a_number_that_is_closed_while_a_copy_is_open_and_then_given_to_a_new_handle(kind, what):
+    """epoll keeps reporting the closed file, under the number of the new handle. That may only cost some turns."""
     simulation = Simulation(0, selector=kind, faults=False)
     kernel, r, calls = simulation.kernel, simulation.reactor, []
 
@@ -316,8 +316,8 @@ def test_a_number_closed_while_a_copy_lives_and_given_to_a_new_handle(kind, what
 
 def test_the_whole(request, capsys):
     if not request.config.getoption('--lasting-whole'):
-        pytest.skip('all faults that last take many minutes: pytest --lasting-whole')
-    faulthandler.cancel_dump_traceback_later()  # this test runs long without hanging
+        pytest.skip('all lasting faults take many minutes: pytest --lasting-whole')
+    faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

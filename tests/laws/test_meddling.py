@@ -1,7 +1,8 @@
 """Handles of every kind on the real kernel, whose callbacks act on any other handle in the same turn.
 
-The program is that of the simulation, with what the simulated kernel lacks: pipes of children, descriptors of other
-code, Unix datagrams, files, adopted sockets and watched paths. Each handle must do what its documentation promises.
+The program is that of the simulation, with handles that the simulated kernel lacks: pipes of children, descriptors of
+other code, Unix datagrams, files, adopted sockets and watched paths. Each handle must keep the promises of its
+documentation.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Planted(Exception):
 
 
 class RaisingWorld(RealWorld):
-    """A world in which callbacks raise, with the frequency `raises`."""
+    """A world in which callbacks raise with the probability `raises`."""
 
     raises = 0.03
 
@@ -69,7 +70,7 @@ def adopted(crowd: Any) -> Any:
 
 
 class Watch:
-    """A watched descriptor: one end of a pair, whose other end is written to and read here."""
+    """A watched descriptor: one end of a socket pair, whose other end is written to and read here."""
 
     def __init__(self, crowd: Any) -> None:
         self.crowd, self.over = crowd, False
@@ -79,7 +80,7 @@ class Watch:
 
     def ready(self, handle: Any, event: int) -> None:
         if self.over or not event & self.events:
-            self.crowd.fail(f'event {event} of a descriptor that wanted {self.events}')
+            self.crowd.fail(f'event {event} of a descriptor watched for {self.events}')
         with suppress(BlockingIOError):
             self.ours.recv(100) if event == READ else self.ours.send(b'x' * 1000)
         self.crowd.meddle()
@@ -159,7 +160,7 @@ class Child:
 
     def on_exit(self, process: Any, code: Any, signum: Any) -> None:
         if (code is None) == (signum is None):
-            self.crowd.fail(f'a child has ended with {code} and {signum}')
+            self.crowd.fail(f'a child has ended with status {code} and signal {signum}')
         self.over = True
         self.crowd.met(self.number)
         for pipe in self.pipes:
@@ -221,7 +222,7 @@ class Path_:
 
 
 class RealCrowd(Crowd):
-    """The crowd, with all handles of a real kernel."""
+    """A crowd that has all handles of a real kernel."""
 
     def __init__(self, world: Any, folder: Path) -> None:
         pytest.importorskip('watchdog')
@@ -267,7 +268,7 @@ def play(
 
 @pytest.fixture(autouse=True)
 def no_thread_left(nothing_left):
-    """The threads that watch paths, and their descriptors, go away by themselves soon after their handle."""
+    """Wait for the threads that watch paths: they and their descriptors go away soon after their handle is closed."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:

@@ -1,7 +1,7 @@
 """A connection of any kind keeps no memory for the bytes that it has carried.
 
 The server is a separate process, whose resident memory is read from the kernel. Each connection carries a mebibyte
-each way. Afterwards it may use 8 KiB more than one that was always idle.
+each way. Afterwards it may use 8 KiB more than a connection that was always idle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
 
 PROJECT = Path(__file__).parents[2]
 SIZE = 1 << 20
-MOST_KEPT = 8192  # bytes
+MOST_KEPT = 8192  # bytes that a connection may keep
 TRIES = 4
 COUNT, CHILDREN = 200, 40
 PAGE = os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 4096
@@ -28,7 +28,7 @@ PAGE = os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 4096
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.slow,
-    pytest.mark.timeout(300),  # it transfers much data
+    pytest.mark.timeout(300),  # it transfers a lot of data
     pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc'),
 ]
 
@@ -53,7 +53,7 @@ class Server:
         return self.child.stdout.readline()
 
     def memory(self) -> int:
-        """Return its resident memory in bytes."""
+        """Return the resident memory of the server in bytes."""
         return int(Path(f'/proc/{self.child.pid}/statm').read_text().split()[1]) * PAGE
 
     def close(self) -> None:
@@ -79,8 +79,8 @@ def carry(sock: socket.socket) -> None:
 def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
     """Return how many bytes each connection keeps of the data that it has carried.
 
-    The first half carries its data before the measurement, so that memory which the process needs only once is not
-    counted.
+    The first half of the connections carry their data before the measurement, so that memory which the process needs
+    only once is not counted.
     """
     half = len(connections) // 2
     for connection in connections[:half]:
@@ -94,8 +94,8 @@ def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
 def least_kept(measure: Callable[[], float]) -> float:
     """Return the least result of several calls of `measure`.
 
-    Whether malloc returns free memory to the kernel depends on where it lies in the heap. In one run of ten, about
-    1.8 MB remain, for any number of connections. Memory that each connection keeps shows up in every run.
+    Whether malloc returns free memory to the kernel depends on the place of the memory in the heap. In one run of ten,
+    about 1.8 MB remain, for any number of connections. Memory that each connection keeps shows up in every run.
     """
     found = measure()
     for _ in range(TRIES - 1):

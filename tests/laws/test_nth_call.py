@@ -1,14 +1,15 @@
 """Fail the n-th call, as SQLite's tests do: each call to the kernel fails once with each of its possible errors.
 
-The programs are random ones with small seeds, and those of `nth_scenarios`. A first run without faults lists the calls
-of a program. Then, for each n, only the n-th call fails, with each errno that `ERRORS` has for it, on each kind of
-selector. In every run no law may be broken, nothing may be stuck, every descriptor is closed, and every connection
-ends once.
+The programs are random programs with small seeds, and the programs of `nth_scenarios`. A first run without faults lists
+the calls of a program. Then, for each n, only the n-th call fails, with each errno that `ERRORS` has for that call, on
+each kind of selector. In every run no law may be broken, nothing may be stuck, every descriptor is closed, and every
+connection ends once.
 
-EINTR is not among the errors, because Python repeats the call itself (PEP 475). For EBADF other code really closes the
-descriptor right before the call. Its handle must end with that error as soon as the reactor can know, and no other
-handle may end. Where the reactor cannot know (options, addresses, and registrations with poll and select), the number
-is not used again. The clock never fails, and neither does `unregister`, whose errors `selectors` hides.
+EINTR is not among the errors, because Python repeats the call itself (PEP 475). For EBADF, other code really closes the
+descriptor right before the call. The handle of the descriptor must end with that error as soon as the reactor can
+notice, and no other handle may end. Where the reactor cannot notice (options, addresses, and registrations with poll
+and select), the number is not used again. The clock never fails, and neither does `unregister`, whose errors
+`selectors` hides.
 
 A sample always runs. `pytest --nth-whole tests/laws/test_nth_call.py` runs all cases in two processes and lists the
 failures.
@@ -46,8 +47,8 @@ SEEDS, AMONG, LONGEST = (
     3,
     12,
     250,
-)  # of each random program: the first SEEDS of AMONG seeds with fewer than LONGEST calls
-SAMPLE, PARTS = 2000, 8  # runs, and the number of tests that they are divided into
+)  # each random program runs with the first SEEDS of AMONG seeds that lead to fewer than LONGEST calls
+SAMPLE, PARTS = 2000, 8  # the number of runs, and the number of tests among which they are divided
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHED = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
@@ -61,10 +62,10 @@ POSTING = (
 )  # fmt: skip
 FETCHING = (errno.EAGAIN, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENOBUFS, errno.ENOMEM, errno.EBADF)
 RESOLVING = (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_NONAME, socket.EAI_SYSTEM)
-WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is only for files
+WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is reported only for files
 PATHS = (errno.EACCES, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
 
-# The errors in the manual page of each call, without those of wrong arguments, such as EFAULT.
+# The errors in the manual page of each call, except those for wrong arguments, such as EFAULT.
 ERRORS: dict[str, tuple[int, ...]] = {
     'selector': (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     'select': (errno.ENOMEM, errno.EINVAL, errno.EBADF),
@@ -112,14 +113,14 @@ ERRORS: dict[str, tuple[int, ...]] = {
 # The errors of datagram sockets, and of the socket pair that is the doorbell.
 OF_MAILBOXES = {'send': POSTING, 'recv': FETCHING, 'connect': ERRORS['connect'][1:]}
 OF_BELLS = {
-    'send': (errno.ENOBUFS, errno.ENOMEM, errno.EBADF),  # EAGAIN means that it is full, and then it rings anyway
+    'send': (errno.ENOBUFS, errno.ENOMEM, errno.EBADF),  # EAGAIN means that the doorbell is full, so it rings anyway
     'recv': (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EBADF),
 }
 
 # No kernel refuses to restore a signal handler, and the program `signals` does not expect that error in a callback. For
-# the same reason the last `signal` call of each program, with which `close` restores SIGINT, does not fail. And when
-# other code closes the descriptor of a datagram server during `getsockname`, epoll never reports it, so its clients
-# repeat their requests for ever.
+# the same reason the last `signal` call of each program, with which `close` restores SIGINT, does not fail. And if
+# other code closes the descriptor of a datagram server during `getsockname`, epoll never reports that, so the clients
+# of the server repeat their requests for ever.
 LEFT_OUT = {('signals', 'signal'), ('datagrams', 'getsockname')}
 
 Case = tuple[str, int, str, int, str, int]  # program, seed, selector, n, name of the call, error
@@ -127,7 +128,7 @@ contexts: Any = None  # for servers and clients over TLS
 
 
 class ListeningKernel(SimKernel):
-    """Records each call and the errors that it may fail with."""
+    """Records each call and the errors with which it can fail."""
 
     errors: list[tuple[str, tuple[int, ...]]]
 
@@ -201,7 +202,7 @@ def sample() -> list[Case]:
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; return None when all laws hold, else one line with the case, to run it again, and the reason."""
+    """Run a case; return None if all laws hold, otherwise a line with the case, to run it again, and the reason."""
     play, seed, kind, n, name, error = case
     simulation = begin(seed, kind, (n, error))
     try:
@@ -218,7 +219,7 @@ def attempt(case: Case) -> str | None:
         why = f'{type(exc).__name__}: {exc}'
     failed = simulation.kernel.failed
     if play in SECURED and failed != name:
-        return None  # keys are random and change some lengths, so the n-th call was another one
+        return None  # random keys change some lengths, so the n-th call was a different one
     why = why or ('' if failed else 'the call was not made')
     what = errno.errorcode.get(error, str(error))
     return (
@@ -264,11 +265,11 @@ def test_a_reactor_that_cannot_be_made_raises_and_leaves_nothing(kind):
             except OSError as exc:
                 assert exc.errno == error
             else:
-                assert (name, error) == ('register', errno.EBADF)  # only epoll checks the descriptor that it registers
+                assert (name, error) == ('register', errno.EBADF)  # only epoll checks descriptors on registration
             assert not kernel.files, (name, error)
 
 
-@pytest.mark.timeout(600)  # it computes for long
+@pytest.mark.timeout(600)  # it computes for a long time
 def test_every_call_fails_in_one_program_or_another():
     if contexts is None:
         pytest.skip('TLS is untested here: no certificates can be made')
@@ -279,7 +280,7 @@ def test_every_call_fails_in_one_program_or_another():
 def test_the_whole(request, capsys):
     if not request.config.getoption('--nth-whole'):
         pytest.skip('all calls with all errors take many minutes: pytest --nth-whole')
-    faulthandler.cancel_dump_traceback_later()  # this test runs long without hanging
+    faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

@@ -28,8 +28,8 @@ from tests.helpers.sweep_programs import PROGRAMS, SECURED
 
 pytestmark = pytest.mark.slow
 
-DEPTHS = range(1, 61)  # remaining frames
-IN_A_ROW = (1, 5, 20)  # allocations; CPython 3.11 itself fails after 32
+DEPTHS = range(1, 61)  # frames left on the stack
+IN_A_ROW = (1, 5, 20)  # allocations that fail; CPython 3.11 itself breaks after 32
 STEP = 7  # CI makes every seventh allocation of each program fail
 BY_NAME = {program.__name__: program for program in PROGRAMS}
 
@@ -48,7 +48,7 @@ def machine(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check for leaked descriptors: each run checks its own, without those that CPython itself loses."""
+    """Replace the check for leaked descriptors: each run has its own, which ignores those that CPython itself leaks."""
 
 
 @pytest.fixture(scope='session')
@@ -70,7 +70,7 @@ def descriptors() -> int:
 
 
 def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', left: int = 0) -> str | None:
-    """Run a program under a fault; return the broken law and the run, or None."""
+    """Run a program with a fault; return the broken law and a description of the run, or None."""
     before, leaked[0] = descriptors(), 0
     claims = Kernel.owners[:]  # claims of reactors that other tests have not closed
     unraisable: list[str] = []
@@ -83,7 +83,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
         except SystemError as exc:
             if 'without exception set' not in str(exc):
                 raise
-            interpreter_failed.append(name)  # CPython has lost an exception, so the result of the run means nothing
+            interpreter_failed.append(name)  # CPython has lost an exception, so the run proves nothing
             world.close()
             return None
         try:
@@ -117,7 +117,7 @@ def count(name: str, selector: str) -> int:
             found.append(allocations(turns))
 
     contexts = count.contexts  # type: ignore[attr-defined]
-    for _ in range(3):  # objects that are made once and kept are not counted
+    for _ in range(3):  # several times, so that objects which are made once and kept are not counted
         attempt(name, NoFault(), contexts, selector)
     attempt(name, Count(), contexts, selector)
     return found[0]
@@ -179,8 +179,8 @@ def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name
     check(failures, len(failures))
 
 
-# These planted bugs break laws only under such faults, so the simulation cannot find them. Each has the tests that must
-# find it, and the text that must appear in their failure.
+# These planted bugs break laws only under such faults, so the simulation cannot find them. Each comes with the tests
+# that must find it, and the text that must appear in their failure.
 PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
@@ -200,7 +200,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'what an ending could not release is not released later',
+            'a resource that an ending could not release is not released later',
             'net/ending.py',
             'if self.sock is not None or self.origin is not None:\n            Connection.finish(self, exc)',
             'if self.loop is None:\n            Connection.finish(self, exc)',
@@ -243,7 +243,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'all time limits of a second are looked at in one turn',
+            'all time limits of a second are checked in one turn',
             'loop/buckets.py',
             'list(islice(bucket, left))',
             'list(bucket)',

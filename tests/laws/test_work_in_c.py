@@ -1,7 +1,7 @@
-"""Growth of the work in C loops, which no count of bytecodes shows: user instructions are counted instead.
+"""Growth of the work in C loops, which bytecode counts do not show: user instructions are counted instead.
 
-With a mistake, each of these cases copies, moves or compares too much; at these sizes that outweighs all other work of
-Python. The test needs callgrind, which is slow, and a machine that does nothing else:
+A mistake would make these cases copy, move or compare too much; at these sizes that outweighs all other work of Python.
+The test needs callgrind, which is slow, and a machine that does nothing else:
 `pytest --slow tests/laws/test_work_in_c.py`.
 """
 
@@ -15,7 +15,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 SIZE = 250
-MOST = 2.3  # twice the number of things may take this many times the instructions
+MOST = 2.3  # doubling the number of things may multiply the instructions by this factor
 LONGEST = 300  # seconds; callgrind is slow, and a busy machine makes it slower
 GROUPS = {
     'framing': ['a line in pieces', 'a block in pieces', 'lines in a chunk'],
@@ -55,13 +55,13 @@ def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path):
         *(sys.executable, str(PROJECT / 'tests' / 'helpers' / 'work_in_c.py'), str(SIZE), *names),
     ]
     subprocess.run(command, check=True, timeout=LONGEST, cwd=tmp_path)
-    # The first mark ends the start of the program. The second one ends the first case.
+    # The first mark comes after the start of the program, the second one after the first case.
     totals = [callgrind.total((tmp_path / f'out.{2 * number + 2}').read_text()) for number in range(3 * len(names))]
     too_fast = {}
     for number, name in enumerate(names):
         counts = totals[3 * number : 3 * number + 3]
         print(f'{name:65} {counts} {counts[2] / counts[0]:.2f}')
-        # The limit is for both doublings together, so that a single step, such as a larger table, does not exceed it.
+        # The limit applies to both doublings together, so that one jump, such as a larger table, does not exceed it.
         if counts[2] > MOST**2 * counts[0]:
             too_fast[name] = counts
     assert not too_fast, f'user instructions for {SIZE}, {2 * SIZE} and {4 * SIZE}'

@@ -1,12 +1,13 @@
 """Bounds for the work of one turn, for every kind of event that a peer can cause.
 
-Nothing that a peer can send may hold the loop for more than 5 ms. Time cannot be tested on a busy machine, so these
-tests count bytecodes, with `tests/helpers/work.py`. On the build machine a bytecode of the reactor takes 7 ns in
-computations, and up to 40 ns where most calls go to the kernel. So 100,000 bytecodes take 1 to 4 ms, and no bound for
-a remote peer is higher.
+Nothing that a peer can send may occupy the loop for more than 5 ms. Time cannot be tested on a busy machine, so these
+tests count bytecodes, with `tests/helpers/work.py`. On the build machine one bytecode of the reactor takes 7 ns in pure
+computation, and up to 40 ns in code that consists mostly of system calls. So 100,000 bytecodes take 1 to 4 ms, and no
+bound for a remote peer is higher.
 
-A bound is for one source and turn; each of many connections that are ready together may use that much. It is about a
-third above the number counted on Python 3.11, which needs more bytecodes than later versions. The callbacks do nothing.
+A bound applies to one source in one turn; if many connections are ready together, each may use that much. A bound is
+about a third above the number counted on Python 3.11, which needs more bytecodes than later versions. The callbacks do
+nothing.
 """
 
 from __future__ import annotations
@@ -39,27 +40,27 @@ from tests.helpers.work import most_work, work_of
 MOST = 100_000  # bytecodes: see above
 CHUNK = 65536  # bytes of one recv
 
-# For each event: (the most bytecodes that a turn may take, what limits them).
+# For each event: (the most bytecodes that a turn may take, the limit that ensures this).
 BOUNDS = {
     'a chunk of bytes': (1_500, 'one recv of read_size'),
     'messages': (35_000, 'framing.MESSAGES_PER_TURN'),
-    'messages that are answered': (75_000, 'framing.MESSAGES_PER_TURN, and a write for each'),
+    'messages that are answered': (75_000, 'framing.MESSAGES_PER_TURN, and a write for each message'),
     'a part of a message': (3_000, 'each byte is searched once'),
     'TLS records of one byte': (4_000, 'session.RECORDS_PER_TURN'),
-    'TLS records without data': (4_000, 'one of them a turn'),
+    'TLS records without data': (4_000, 'one such record a turn'),
     'TLS handshakes': (6_000, 'handshake.HANDSHAKES_PER_TURN'),
     'a TLS handshake in fragments': (12_000, 'session.HANDSHAKE_RECORDS'),
     'datagrams': (6_000, 'datagram_sending.DATAGRAMS_PER_TURN'),
     'clients that connect': (80_000, 'listener.ACCEPTS_PER_TURN'),
     'a PROXY header': (MOST, 'proxy_header.LONGEST_V2: 1,356 TLVs'),
     'a PROXY header, byte by byte': (3_000, 'a peek and a recv'),
-    'checksums of a PROXY header': (MOST, 'one of them, over LONGEST_V2 bytes'),
+    'checksums of a PROXY header': (MOST, 'one checksum, over LONGEST_V2 bytes'),
     'an HTTP request': (12_000, 'responder.LONGEST_HEAD and MOST_HEADERS'),
-    'a command': (16_000, 'one of them a turn, of control_socket.LONGEST_LINE bytes'),
-    # Only for users who may open the control socket: 10 ms for the 1,000 handles that they have asked for.
+    'a command': (16_000, 'one command a turn, of control_socket.LONGEST_LINE bytes'),
+    # Possible only for users who may open the control socket: 10 ms for the 1,000 handles that they have requested.
     'a command that lists handles': (600_000, 'commands.MOST and LONGEST_TEXT'),
-    '64 look-ups while 1,000 wait': (90_000, 'threads.QUEUE_LIMIT, looked through once a turn'),
-    'signals': (3_000, 'wakeup.DOORBELL_BYTES, and a call for each kind of signal'),
+    '64 look-ups while 1,000 wait': (90_000, 'threads.QUEUE_LIMIT, searched once a turn'),
+    'signals': (3_000, 'wakeup.DOORBELL_BYTES, and a call for each signal number'),
     'changes of a path': (MOST, 'paths.QUEUE_LIMIT'),
     'time limits': (MOST, 'buckets.LOOKS_PER_TURN'),
     'callbacks of writes': (95_000, 'writer.MARKS_PER_SEND'),
@@ -68,14 +69,14 @@ BOUNDS = {
 
 
 def within(what: str, work: int) -> None:
-    """Check the work against its bound, and print both. Work far below the bound shows a wrong bound or test."""
+    """Check the work against its bound, and print both. If the work is far below, the bound or the test is wrong."""
     bound, reason = BOUNDS[what]
     print(f'{what:42} {work:>9,} {bound:>9,}')
     assert work <= bound, f'{what}: {work:,} bytecodes in a turn, above the bound of {bound:,} ({reason})'
 
 
 def most_of(r: Reactor, count: int) -> int:
-    """Return the work of the busiest of the next turns."""
+    """Return the work of the busiest of the next `count` turns."""
     return max(work_of(r.run_once, 0) for _ in range(count))
 
 
@@ -95,7 +96,7 @@ def r():
 
 @pytest.fixture
 def chunk(r, sockets):
-    """A function that sends a chunk to a connection with the given `on_data` and returns the most work of a turn."""
+    """A function that sends a chunk to a connection with this `on_data` and returns the most work in any one turn."""
 
     def run(on_data: Any, data: bytes) -> int:
         conn, theirs = pair(r, sockets, on_data=on_data)
@@ -286,7 +287,7 @@ LISTENERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize('kind', LISTENERS)
 def test_clients_that_connect(r, sockets, kind, caplog):
     server = r.listen_tcp('127.0.0.1', 0, nothing, on_connect=nothing, on_close=nothing, **LISTENERS[kind])
-    server._batch = ACCEPTS_PER_TURN  # the batch size that it would reach after several turns
+    server._batch = ACCEPTS_PER_TURN  # the batch size that the listener would reach after several turns
     for _ in range(2 * ACCEPTS_PER_TURN):
         sockets.connect(server.address).send(b'x' if kind == 'deferred' else b'')
     within('clients that connect', most_of(r, 3))
@@ -308,7 +309,7 @@ def test_clients_that_connect_from_many_addresses(r, sockets):
 
 @pytest.fixture
 def proxied(r, sockets):
-    """A function that sends a header in pieces, waits for each to be read, and returns the most work of a turn."""
+    """A function that sends a header in pieces, waits until each is read, and returns the most work in any one turn."""
 
     def run(*pieces: bytes) -> int:
         server = r.listen_tcp('127.0.0.1', 0, nothing, proxy_protocol=['127.0.0.0/8'])
@@ -341,7 +342,7 @@ def test_a_proxy_header_with_many_parts(r, proxied):
 
 
 def with_checksums(count: int, rest: int) -> bytes:
-    """Return a header with `count` checksums that are all right, found by solving linear equations over bits."""
+    """Return a header with `count` correct checksums, found by solving linear equations over bits."""
 
     def header(values: int) -> bytes:
         parts = values.to_bytes(4 * count, 'big')
@@ -497,7 +498,7 @@ def test_callbacks_of_tiny_writes_when_the_peer_takes_all_of_them_at_once():
 
 
 @pytest.mark.parametrize('connect', ['connect_tcp', 'connect_udp'])
-def test_a_name_with_many_addresses_none_of_which_can_be_reached(connect):
+def test_a_name_with_many_addresses_that_are_all_unreachable(connect):
     closed: list[Any] = []
     with Reactor(kernel=ManyAddresses(4000)) as r:
         getattr(r, connect)('many', 1, nothing, on_close=lambda conn, exc: closed.append(exc))

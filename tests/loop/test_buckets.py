@@ -1,4 +1,4 @@
-"""Time limits in one-second buckets: never early, at most a second late, and one timer for any number of members."""
+"""Time limits in one-second buckets: never early, at most a second late, with one timer for any number of members."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_missed_seconds_are_all_checked_in_order(fake, buckets, kernel):
     assert order == [1002, 1003, 1005]
 
 
-def test_a_member_discarded_while_another_of_its_second_is_checked_is_left_alone(fake, buckets):
+def test_a_member_discarded_by_the_check_of_another_one_in_its_second_is_not_checked(fake, buckets):
     second = Member()
     first = Member(lambda member: buckets.discard(second, 1002))
     buckets.add(first, 1002)
@@ -149,7 +149,7 @@ def test_a_member_discarded_while_another_of_its_second_is_checked_is_left_alone
     assert (first.looks, second.looks) == ([1002], [])
 
 
-def test_a_member_discarded_while_one_of_an_earlier_second_is_checked_is_left_alone(fake, buckets, kernel):
+def test_a_member_discarded_by_the_check_of_one_in_an_earlier_second_is_not_checked(fake, buckets, kernel):
     second = Member()
     first = Member(lambda member: buckets.discard(second, 1003))
     third = Member()
@@ -175,7 +175,7 @@ def test_a_turn_checks_a_bounded_number_of_members_and_serves_others_in_between(
         now = sum(len(member.looks) for member in members)
         each_turn.append(now - looked)
         looked = now
-        assert len(each_turn) <= count, 'it makes no progress'
+        assert len(each_turn) <= count, 'the buckets make no progress'
     assert max(each_turn) == LOOKS_PER_TURN
     assert len(each_turn) == len(others) == ceil(count / LOOKS_PER_TURN)
     assert all(member.looks == [1002] for member in members)
@@ -232,7 +232,7 @@ class Counted(int):
 
 @pytest.mark.parametrize('order', [1, -1], ids=['ascending', 'descending'])
 def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake, buckets, kernel, order):
-    # Regression: each second that was added or removed was compared with all others; 4,000 of them took 2.3 s.
+    # Regression: each second that was added or removed used to be compared with all others; 4,000 of them took 2.3 s.
     cost = []
     for count in 100, 200, 400:
         Counted.comparisons = 0
@@ -252,7 +252,7 @@ def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake,
 
 
 def test_seconds_that_were_added_and_removed_are_forgotten(fake, buckets):
-    """They sit in the heap after an earlier second, so they are never the first entry."""
+    """The heap holds them after an earlier second, so they are never the first entry."""
     buckets.add(Member(), 1001)
     for _ in range(3):
         for second in range(2000, 3000):

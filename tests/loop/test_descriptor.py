@@ -1,4 +1,4 @@
-"""Watched descriptors: any kind, with changeable interest. The reactor never reads, writes or closes them."""
+"""Watched descriptors of any kind, with changeable events. The reactor never reads, writes or closes them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='select takes on
 
 @pytest.fixture
 def pipe():
-    """A non-blocking pipe: (reading end, writing end)."""
+    """A non-blocking pipe, as (reading end, writing end)."""
     ends = os.pipe()
     for fd in ends:
         os.set_blocking(fd, False)
     it = os.fstat(ends[0]).st_ino
     yield ends
     for fd in ends:
-        with suppress(OSError):  # the test has closed it
-            if os.fstat(fd).st_ino == it:  # its number does not belong to another descriptor, such as a new selector's
+        with suppress(OSError):  # the test has closed the descriptor
+            if os.fstat(fd).st_ino == it:  # not if a new selector, for example, has got the number
                 os.close(fd)
 
 
@@ -381,7 +381,7 @@ def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, capl
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
     os.close(pipe[0])
     assert turns_in(r) <= 4
-    if not handle.closed:  # epoll never reports it; the next operation does
+    if not handle.closed:  # epoll never reports a closed descriptor; the next operation detects it
         handle.set_events(0)
         handle.set_events(READ)
     assert handle.closed and r.handles() == []
@@ -447,7 +447,7 @@ def test_a_new_watch_of_a_number_replaces_that_of_a_closed_socket(r, caplog):
 
 
 class Client:
-    """The client of a library: `fileno` is that of its current connection, and it has none once it is closed."""
+    """A client of a library: `fileno` returns the descriptor of its connection, and raises when that is closed."""
 
     def __init__(self):
         self.sock = None
@@ -476,8 +476,8 @@ def client():
 
 @pytest.mark.parametrize('how', ['close', 'set_events', 'turn'])
 def test_a_watched_object_may_raise_anything_once_it_is_closed(r, sockets, client, caplog, how):
-    # Regression: its error was raised by `run`, `set_events` and every `close`, even the reactor's, and other handles
-    # stayed open.
+    # Regression: `run`, `set_events` and every `close`, even the reactor's, used to raise the error of `fileno`, and
+    # other handles stayed open.
     seen, log = Seen(), Log()
     conn = r.adopt(sockets()[0], log.on_data)
     handle = r.watch_fd(client, READ, seen.on_ready)
@@ -489,7 +489,7 @@ def test_a_watched_object_may_raise_anything_once_it_is_closed(r, sockets, clien
         handle.set_events(READ | WRITE)
     else:
         turns(r, 2)
-        handle.close()  # epoll never reports it
+        handle.close()  # epoll never reports a closed descriptor
     assert handle.closed and seen == []
     assert r.handles() == [conn]
     assert len(caplog.records) <= 1
@@ -508,8 +508,8 @@ def test_a_watched_object_that_raises_does_not_keep_the_reactor_from_closing(soc
 
 
 def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_later_watch(r, client):
-    # Regression: `fileno` was called when the watch ended. It returned the number of the later connection, and that one
-    # was unregistered.
+    # Regression: `fileno` used to be called when the watch ended. It returned the number of the later connection, which
+    # was then unregistered.
     seen = Seen()
     old = r.watch_fd(client, READ, turns)
     kept = client.sock, client.peer
@@ -525,7 +525,7 @@ def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_late
     handle.close()
 
 
-# -- what holds for every handle
+# -- properties of every handle
 
 
 @pytest.mark.scenario(115)
@@ -567,7 +567,7 @@ def test_the_repr_of_a_watch_shows_its_descriptor_and_what_it_wants(r, pipe):
 
 
 def test_a_watch_that_found_no_memory_is_still_shown_until_it_ends(r, pipe, monkeypatch):
-    # Regression: `why_alive` raised KeyError.
+    # Regression: `why_alive` used to raise KeyError.
     handle = r.watch_fd(pipe[0], READ, turns)
     run_short(monkeypatch, type(r.watchers.selector), 'modify')
     run_short(monkeypatch, Watchers, '_park_lost')

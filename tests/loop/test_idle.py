@@ -121,7 +121,7 @@ def test_an_idler_opened_by_an_idler_begins_in_the_next_turn(r):
 
 
 @pytest.mark.scenario(2)
-def test_sockets_and_timers_are_served_beside_an_idler(r, sockets):
+def test_an_idler_does_not_starve_sockets_and_timers(r, sockets):
     log = []
     ours, theirs = sockets()
     conn = r.adopt(ours, lambda conn, data: log.append(data))

@@ -14,7 +14,7 @@ REASON = f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}: 'logging'"
 
 
 class NoDescriptors:
-    """An importer at the descriptor limit."""
+    """An importer that fails because the descriptor limit is reached."""
 
     def find_spec(self, name, path=None, target=None):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)

@@ -52,7 +52,7 @@ def boom(*args):
 
 
 class Thing:
-    """Something to hold a weak reference to."""
+    """An object for weak references."""
 
 
 # -- one turn
@@ -185,7 +185,7 @@ def test_a_call_that_schedules_itself_runs_once_a_turn_at_constant_depth(r):
 
 
 @pytest.mark.scenario(2)
-def test_sockets_and_timers_are_served_beside_a_call_that_schedules_itself_for_ever(r, sockets):
+def test_a_call_that_schedules_itself_for_ever_does_not_starve_sockets_and_timers(r, sockets):
     log = Log()
     ours, theirs = sockets()
     conn = r.adopt(ours, log.on_data)
@@ -244,7 +244,7 @@ def test_stop_in_the_first_handler_of_a_batch_loses_no_event(r, sockets):
 
 @pytest.mark.scenario(9)
 @pytest.mark.parametrize('count', [2, 100])
-def test_a_handle_closed_by_another_of_the_same_batch_gets_only_on_close(r, sockets, count):
+def test_a_handle_closed_by_another_one_in_the_same_batch_gets_only_on_close(r, sockets, count):
     logs = [Log() for _ in range(count)]
     conns = []
 
@@ -305,7 +305,7 @@ def test_a_handle_closed_by_its_own_read_is_not_reported_writable(r, sockets):
     assert probe.log == ['read']
 
 
-def test_a_handle_paused_by_another_of_the_same_batch_is_not_called(r, sockets):
+def test_a_handle_paused_by_another_one_in_the_same_batch_is_not_called(r, sockets):
     probes = []
 
     def on_ready(probe):
@@ -362,8 +362,8 @@ def test_an_exception_in_main_leaves_run_whatever_catch_errors_is(catch_errors):
 
 @pytest.mark.parametrize('how', ['run', 'run_once'])
 @pytest.mark.parametrize('after', [False, True])
-def test_an_exception_in_main_is_raised_by_the_next_call_when_the_run_was_left_for_another_one(r, how, after):
-    # Regression: `run_once` returned as if nothing had happened, and so did `run` after `main` had already raised.
+def test_an_exception_in_main_is_raised_by_the_next_call_when_another_exception_has_left_the_run(r, how, after):
+    # Regression: `run_once` used to return as if nothing had happened; so did `run` after `main` had already raised.
     def leave(*args):
         raise SystemExit
 
@@ -385,7 +385,7 @@ def test_an_exception_in_main_is_raised_by_the_next_call_when_the_run_was_left_f
     ('timeout', 'error'), [('1', TypeError), (True, TypeError), ((), TypeError), (float('nan'), ValueError)]
 )
 def test_a_timeout_of_run_once_that_is_not_a_number_is_refused(r, timeout, error):
-    # Regression: NaN was reported as a failure of the selector, and a string failed in a comparison.
+    # Regression: NaN used to be reported as a failure of the selector, and a string failed in a comparison.
     r.call_later(60, int).unref()
     idler = r.idle(int)
     with pytest.raises(error, match='timeout is a'):
@@ -661,7 +661,7 @@ def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
 
 
 def test_an_exit_callback_that_raises_is_counted_and_passed_to_catch_errors(caplog):
-    # Regression: it was logged as well.
+    # Regression: the exception used to be logged as well.
     got, log = [], []
     r = Reactor(catch_errors=lambda exc, handle: got.append((type(exc), handle)))
     r.add_exit_callback(log.append, 'first')
@@ -789,8 +789,9 @@ def test_a_constructor_that_fails_leaves_nothing_open():
 
 
 @pytest.mark.parametrize('given', [False, True])
-def test_a_constructor_that_finds_no_descriptor_for_its_doorbell_closes_the_selector_that_it_made(given):
-    # Regression: each attempt left a selector open until the garbage collector ran, while descriptors had run out.
+def test_a_constructor_that_gets_no_descriptor_for_its_doorbell_closes_the_selector_that_it_made(given):
+    # Regression: each attempt used to leave a selector open until the garbage collector ran, although no descriptors
+    # were left.
     class FullKernel(FakeKernel):
         def selector(self):
             selectors_made.append(super().selector())
@@ -803,15 +804,15 @@ def test_a_constructor_that_finds_no_descriptor_for_its_doorbell_closes_the_sele
     with pytest.raises(OSError, match='too many'):
         Reactor(selector=mine, kernel=FullKernel())
     if given:
-        assert mine.get_map() is not None and not selectors_made  # the owner may use it again
+        assert mine.get_map() is not None and not selectors_made  # the owner may use its selector again
         mine.close()
     else:
         assert [selector.get_map() for selector in selectors_made] == [None]
 
 
 def test_a_selector_in_use_or_closed_is_refused(sockets):
-    # Regression: descriptors that other code had registered there were ready in every turn and logged an
-    # AttributeError each time; `close` raised it.
+    # Regression: descriptors that other code had registered there used to be ready in every turn and to log an
+    # AttributeError each time; `close` raised the error.
     selector = selectors.DefaultSelector()
     selector.register(sockets()[0], READ)
     with pytest.raises(ValueError, match='selector must be a new one'):
@@ -935,7 +936,7 @@ def deeper(conn, data):
 
 @pytest.mark.parametrize('leaves', ['the error itself', 'on_error', 'catch_errors'])
 def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
-    # Regression: every later call of `run` reported it again, and nothing else ever ran.
+    # Regression: every later call of `run` used to report the error again, and nothing else ever ran.
     calls = []
 
     def leave(*args):
@@ -958,7 +959,7 @@ def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
 
 @pytest.mark.parametrize('on_error', [False, True])
 def test_an_exhausted_stack_in_the_last_turn_is_reported_when_the_reactor_is_closed(sockets, caplog, on_error):
-    # Regression: it was lost. Neither `on_error` nor the log got it, and `on_close` was called with None.
+    # Regression: the error used to be lost. Neither `on_error` nor the log got it, and `on_close` was called with None.
     r, log, errors = Reactor(), Log(), []
 
     def on_data(conn, data):
@@ -979,7 +980,7 @@ def test_an_exhausted_stack_in_the_last_turn_is_reported_when_the_reactor_is_clo
 
 
 def test_timeout_is_zero_for_a_host_loop_after_an_exhausted_stack(r, sockets):
-    # Regression: the connection is aborted in the next turn, but `timeout` allowed the host loop to sleep first.
+    # Regression: the connection is aborted in the next turn, but `timeout` used to let the host loop sleep first.
     log = Log()
     ours, theirs = sockets()
     r.adopt(ours, deeper, on_close=log.on_close)
@@ -1008,8 +1009,8 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
 )
 @pytest.mark.parametrize('slow', [None, 100.0])
 def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
-    # Regression: a C function has no frame, so the loop believed that it had not been called. It was called again in
-    # each turn, or the error left `run`.
+    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. It was
+    # called again in each turn, or the error left `run`.
     log = []
     with Reactor(slow_callback=slow) as r:
         fn, *args = fn if isinstance(fn, tuple) else (fn,)
@@ -1024,7 +1025,7 @@ def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(ca
 
 
 class FailingHandler(logging.Handler):
-    """A log handler when no memory is left: `emit` raises."""
+    """A log handler whose `emit` finds no memory left."""
 
     def emit(self, record):
         raise MemoryError
@@ -1040,7 +1041,7 @@ def log_without_memory():
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 @pytest.mark.parametrize('way', ['call_soon', 'call_later'])
-def test_after_a_callback_that_finds_no_memory_or_stack_the_others_of_its_turn_are_called(fake, way, kind):
+def test_after_a_callback_that_finds_no_memory_or_stack_the_others_in_its_turn_are_called(fake, way, kind):
     def fail():
         raise kind
 
@@ -1103,7 +1104,7 @@ def test_memory_is_reserved_for_reporting_a_memory_error(sockets, reporter):
         logging.getLogger('reactor').removeHandler(handler)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux for the memory of the process')
+@pytest.mark.skipif(sys.platform != 'linux', reason='the memory of the process is read from Linux')
 def test_the_reserve_takes_no_resident_memory():
     def resident():
         with open('/proc/self/statm') as file:
@@ -1394,7 +1395,7 @@ def test_a_duplicate_of_a_closed_descriptor_does_not_wake_the_loop(r, sockets):
 
 
 @pytest.mark.scenario(11)
-def test_a_descriptor_lost_while_a_copy_of_it_lives_wakes_the_loop_a_few_times_only(r, sockets):
+def test_a_descriptor_lost_while_a_copy_of_it_is_open_wakes_the_loop_only_a_few_times(r, sockets):
     log = Log()
     ours, theirs = sockets()
     lost, mate = sockets()
@@ -1422,7 +1423,7 @@ def test_a_blind_selector_is_replaced_and_all_handles_move_over(sockets):
     made = []
 
     class Blind(selectors.SelectSelector):
-        """The first instance returns at once and reports nothing."""
+        """A selector whose first instance returns at once and reports nothing."""
 
         def __init__(self):
             super().__init__()
@@ -1455,10 +1456,10 @@ def test_a_selector_that_ends_20_waits_in_a_row_early_without_events_is_taken_fo
 
     with Reactor(selector=Blind()) as r:
         r.call_later(100, int)
-        r.run_once(0.0001)  # too short to judge
+        r.run_once(0.0001)  # a wait too short to judge the selector
         for _ in range(19):
             r.run_once(wait)
-        r.run_once(0)  # it did not wait, so this does not count
+        r.run_once(0)  # this poll does not wait, so it does not count
         assert r.stats().stalls == 0
         r.run_once(wait)
         assert r.stats().stalls == 1
@@ -1467,7 +1468,7 @@ def test_a_selector_that_ends_20_waits_in_a_row_early_without_events_is_taken_fo
 @pytest.mark.parametrize('error', [OSError, TypeError])
 def test_a_blind_selector_that_cannot_be_replaced_stays_in_use(sockets, monkeypatch, error):
     class Blind(selectors.SelectSelector):
-        """It returns at once and reports nothing, a hundred times."""
+        """A selector that returns at once and reports nothing, a hundred times."""
 
         blind = 100
 
@@ -1509,7 +1510,7 @@ def test_waiting_for_a_timer_takes_few_turns(r):
 
 
 def sleeping(r, probe):
-    """Have `probe` called each time the loop is about to sleep, at the stack depth of the selector."""
+    """Let `probe` be called each time the loop is about to sleep, at the stack depth of the selector."""
     select = r._select
 
     def watched(timeout):
@@ -1608,7 +1609,7 @@ def test_timeout_is_none_without_timers(r, sockets):
     r.run_once(0)
 
 
-def test_timeout_is_zero_when_something_is_to_be_done_at_once(r, sockets):
+def test_timeout_is_zero_when_there_is_something_to_do_at_once(r, sockets):
     for call in r.call_soon, r.call_soon_threadsafe:
         call(int)
         assert r.timeout() == 0
@@ -1651,7 +1652,7 @@ def test_a_foreign_loop_can_drive_the_reactor(r, sockets):
 
 def test_fileno_is_readable_when_the_loop_has_something_to_do(r, sockets):
     if not hasattr(r.watchers.selector, 'fileno'):
-        pytest.skip(f'{type(r.watchers.selector).__name__} has no descriptor of its own')
+        pytest.skip(f'{type(r.watchers.selector).__name__} has no descriptor')
     log = Log()
     ours, theirs = sockets()
     conn = r.adopt(ours, log.on_data)
@@ -1677,7 +1678,7 @@ def test_the_error_of_fileno_without_a_descriptor_says_how_to_embed_instead():
 # -- introspection
 
 
-def test_handles_are_the_open_ones_wanting_something_or_not(r, sockets):
+def test_handles_lists_all_open_handles_whether_they_want_events_or_not(r, sockets):
     assert r.handles() == []
     first = r.adopt(sockets()[0])
     second = r.adopt(sockets()[0])
@@ -1770,7 +1771,7 @@ def test_a_limit_that_is_not_a_number_is_refused(r):
     assert r.run() is True
 
 
-def test_a_selector_that_is_given_is_closed_with_the_reactor():
+def test_a_selector_passed_to_the_reactor_is_closed_with_it():
     class Closing(selectors.SelectSelector):
         closes = 0
 
@@ -1795,7 +1796,7 @@ def test_an_error_of_the_selector_itself_leaves_run():
 
 
 def test_a_selector_that_fails_once_loses_nothing():
-    """Everything that waited is still there for the next `run`."""
+    """All waiting work is still there for the next `run`."""
 
     class Failing(selectors.SelectSelector):
         failures = 1
@@ -1808,7 +1809,7 @@ def test_a_selector_that_fails_once_loses_nothing():
 
     log = []
     with Reactor(selector=Failing()) as r:
-        r.call_later(0.1, log.append, 'timer')  # so it is not due in the first turn, even on a busy machine
+        r.call_later(0.1, log.append, 'timer')  # not due in the first turn, even on a busy machine
         r.call_soon(log.append, 'soon')
         with pytest.raises(OSError, match='no memory') as failure:
             r.run()
@@ -1843,7 +1844,7 @@ def test_each_selector_is_of_the_named_kind(r):
 # -- no memory before the callback is reached
 
 
-def test_a_connection_that_found_no_memory_ends_with_that_also_when_an_exception_has_left_its_turn(r, sockets):
+def test_a_connection_that_found_no_memory_ends_with_that_error_even_if_an_exception_has_left_its_turn(r, sockets):
     class Short(socket.socket):
         def send(self, data):
             raise MemoryError
@@ -1884,7 +1885,7 @@ def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, 
     kernel.time += 1
     run_short(monkeypatch, RepeatingTimer, 'handle_due', after=after)
     turns(fake, 2)
-    assert times == ([] if after else [1001])  # when the next beat was already set, this one is skipped
+    assert times == ([] if after else [1001])  # if the next beat was already set, this beat is skipped
     kernel.time += 1
     turns(fake, 2)
     assert times[-1] == 1002 and len(times) == 2 - after
@@ -1917,7 +1918,7 @@ def test_a_call_that_runs_out_of_stack_or_twice_of_memory_leaves_run_once_and_is
     assert log[:2] == [1, 2]
 
 
-def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
+def test_a_selector_that_cannot_be_closed_does_not_keep_anything_else_open(sockets):
     class Stuck(selectors.SelectSelector):
         def close(self):
             super().close()
@@ -1968,8 +1969,8 @@ def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_tur
 
 @pytest.mark.parametrize('slow', [None, 100.0])
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
-def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_there(phase, slow):
-    # Regression: with handles open, `run` never returned in the child; and the child handled events of its parent.
+def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_in_that_child(phase, slow):
+    # Regression: with open handles, `run` never returned in the child, and the child handled events of its parent.
     kernel, log = ScriptedKernel(), Log()
     r = Reactor(kernel=kernel, slow_callback=slow)
     socks = [ScriptedSocket(kernel) for _ in range(3)]
@@ -1998,8 +1999,8 @@ def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_there
     assert all('close' not in sock.calls for sock in socks)
 
 
-def test_the_loop_waits_itself_when_select_refuses_to_wait_without_sockets():
-    # Regression: `run` raised an OSError whose message blamed code that closes descriptors.
+def test_the_loop_sleeps_when_select_refuses_to_wait_without_sockets():
+    # Regression: `run` used to raise an OSError whose message blamed code that closes descriptors.
     class Windows(selectors.SelectSelector):
         refused = 0
 

@@ -100,7 +100,7 @@ def test_a_trigger_from_many_threads_is_never_lost(r):
 
 
 def test_two_triggers_at_the_same_instant_cause_one_call_or_two_in_sequence(r):
-    """Both threads see the flag down and queue an entry. The second entry finds nothing to do."""
+    """Both threads see that the flag is not set, and queue an entry. The second entry finds nothing to do."""
     log = []
     notifier = r.notifier(log.append, 1, once=False)
     notifier.trigger()
@@ -110,7 +110,7 @@ def test_two_triggers_at_the_same_instant_cause_one_call_or_two_in_sequence(r):
     notifier.close()
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send itself this signal')
+@pytest.mark.skipif(sys.platform == 'win32', reason='a Windows process cannot send itself this signal')
 def test_a_trigger_from_a_signal_handler_wakes_the_loop(r):
     log = []
     notifier = r.notifier(log.append, 'called')
@@ -204,7 +204,7 @@ def test_a_callback_that_is_not_callable_is_refused(r):
     assert r.handles() == []
 
 
-def test_only_the_trigger_may_come_from_another_thread(r):
+def test_only_trigger_may_be_called_from_another_thread(r):
     log = []
 
     def other():
@@ -231,9 +231,9 @@ def test_a_trigger_that_finds_no_memory_raises_and_the_next_one_calls(r, monkeyp
     assert log == [1]
 
 
-def test_a_trigger_that_ctrl_c_cuts_off_raises_and_the_next_one_calls(r, monkeypatch):
-    # The trigger runs in the main thread, and the loop in another one. Regression: the flag stayed up, and the notifier
-    # never worked again.
+def test_a_trigger_that_ctrl_c_interrupts_raises_and_the_next_one_calls(r, monkeypatch):
+    # The trigger runs in the main thread, and the loop in another thread. Regression: the flag used to stay set, so the
+    # notifier never worked again.
     log = []
     notifier = r.notifier(log.append, 'called', once=False)
     run_short(monkeypatch, Wakeup, 'call', kind=KeyboardInterrupt)

@@ -1,7 +1,7 @@
-"""Owners of signals and of the wakeup descriptor in one process may begin and end in any order.
+"""Several owners of signals and of the wakeup descriptor in one process can begin and end in any order.
 
 The combinations are in `owners.py` and, with an asyncio loop among the owners, in `reference/asyncio_owner.py`. They
-run in child processes, which all start at once.
+run in child processes, all of which start at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Replace the check for leaked descriptors: children end during a test, and their pipes close then."""
+    """Replace the check for leaked descriptors: when a child process ends during a test, its pipes are closed."""
 
 
 @pytest.fixture(scope='module')
 def children(request):
-    """The child processes, by program and number of owners."""
+    """The child process for each program and number of owners."""
     whole = request.config.getoption('--owners-whole')
     sizes = {2: 'all', 3: 'all' if whole else str(SAMPLE)}
     started = {
@@ -65,8 +65,8 @@ def test_owners_of_signals_begin_and_end_in_any_order(program, count, children, 
 
 
 @pytest.mark.skipif('SIGUSR1' not in dir(signal), reason='needs SIGUSR1')
-def test_a_handler_left_behind_by_a_closed_reactor_is_detected(monkeypatch):
-    """This shows that the check can fail."""
+def test_a_handler_left_by_a_closed_reactor_is_detected(monkeypatch):
+    """Show that the check can fail."""
     before = signal.getsignal(signal.SIGUSR1)
     monkeypatch.setattr(SignalClaim, 'drop', lambda claim: None)
     try:

@@ -78,7 +78,7 @@ def calls_of(foul):
 
 
 class Endless:
-    """A callable with every attribute: each is another `Endless`, as with a mock or a proxy."""
+    """A callable that has every attribute: each is another `Endless`, as with a mock or a proxy."""
 
     def __init__(self):
         self.calls = []
@@ -95,7 +95,7 @@ class Endless:
 
 
 class Raising(logging.Handler):
-    """A log handler that raises, as a carelessly written one does."""
+    """A log handler that raises, like a carelessly written one."""
 
     def __init__(self, error):
         super().__init__()
@@ -155,11 +155,11 @@ def logger_that(does):
 
 @pytest.fixture(params=list(LOGGERS))
 def logger(request):
-    """A context manager to run the test in."""
+    """A context manager in which the test runs with one kind of broken logger."""
     return logger_that(request.param)
 
 
-# -- callbacks that are reported: one for every parameter that takes a callback
+# -- the callbacks: one for every parameter that takes a callback
 
 
 def pair():
@@ -319,7 +319,7 @@ WAYS = {
 
 
 class Kept(list):
-    """Objects that a way has left open; they are closed at the end."""
+    """Objects that one of the WAYS has left open; they are closed at the end."""
 
     def __enter__(self):
         return self
@@ -338,7 +338,7 @@ def test_a_callback_that_raises_an_unprintable_error_hurts_no_other_handle(way, 
 
 
 @pytest.mark.parametrize('way', ['call_soon', 'call_later', 'on_data', 'on_close', 'on_datagram', 'on_accept_error'])
-def test_it_hurts_no_other_handle_with_any_broken_logger(way, logger):
+def test_an_unprintable_error_hurts_no_other_handle_with_any_broken_logger(way, logger):
     with logger:
         serve_a_foul_callback(way, None)
 
@@ -426,7 +426,7 @@ def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(reporter, err
 
 
 class Hostile(socket.socket):
-    """A socket of another library, whose address methods raise."""
+    """A socket from another library, whose address methods raise."""
 
     def getpeername(self):
         raise RuntimeError('getpeername')
@@ -495,7 +495,7 @@ def test_a_line_that_cannot_be_logged_goes_to_standard_error_with_the_reason(mon
     assert 'exception in <' in text and 'after 1.5 s (not logged: no way)' in text and 'ZeroDivisionError' in text
 
 
-def test_an_exception_that_cannot_be_asked_whether_it_is_true_is_logged_with_its_traceback(caplog):
+def test_an_exception_whose_truth_value_raises_is_logged_with_its_traceback(caplog):
     try:
         raise FoulError
     except FoulError as exc:
@@ -519,7 +519,7 @@ def test_without_standard_error_nothing_is_written_to_standard_output(monkeypatc
 
 
 def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_path):
-    """They are shown in `handles()`, in `why_alive()` and on a control socket."""
+    """The handles are shown in `handles()`, in `why_alive()` and on a control socket."""
     from reactor.net.tls import TLSStream
     from reactor.observe.commands import Commands
 
@@ -561,7 +561,7 @@ def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_p
     missing = {kind.__name__ for kind in kinds_of_handles()} - {
         base.__name__ for kind in shown for base in kind.__mro__
     }
-    # Handles that users never get, and those that inherit their repr, need no callback of a user here.
+    # Handles that users never get, and handles that inherit their repr, are not needed here.
     assert missing <= {
         'Wakeup', 'TLSStream', 'CheckedTLSStream', 'WatchedPath', 'Stream', 'CheckedStream', 'ControlSocket',
     } | {kind.__name__ for kind in kinds_of_handles() if '__repr__' not in vars(kind)}, missing  # fmt: skip
@@ -576,7 +576,7 @@ def calls_of_log():
 
 
 def test_arguments_of_the_log_are_turned_into_text_by_the_log():
-    """No caller formats objects whose repr may raise, and none puts quotes around the text that `log` has made."""
+    """No caller of `log` formats objects whose repr may raise, or puts quotes around text that `log` has made."""
     found = list(calls_of_log())
     assert len(found) >= 15
     for path, node in found:
@@ -587,13 +587,13 @@ def test_arguments_of_the_log_are_turned_into_text_by_the_log():
 
 
 def test_only_the_log_module_writes_log_lines():
-    """Terminal commands are excepted."""
+    """Commands for the terminal are excluded."""
     allowed = {'__main__', 'log'}
     for path in sorted(PACKAGE.rglob('*.py')):
         if path.stem in allowed or {'testing', 'demo'} & {*path.parts}:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ('excepthook', '__excepthook__', 'getLogger'):
-                raise AssertionError(f'{path}:{node.lineno} reports by itself')
+                raise AssertionError(f'{path}:{node.lineno} reports without the log module')
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'print':
                 raise AssertionError(f'{path}:{node.lineno} prints')

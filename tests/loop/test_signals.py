@@ -48,7 +48,7 @@ def put_back():
 
 @pytest.fixture
 def foreign():
-    """A wakeup descriptor installed by other code: a socket pair (the descriptor, the end that receives its bytes)."""
+    """A wakeup descriptor installed by other code: a socket pair of the descriptor and the end that gets its bytes."""
     bell, sock = socket.socketpair()
     bell.setblocking(False)
     sock.setblocking(False)
@@ -60,7 +60,7 @@ def foreign():
 
 
 def has_default(kernel):
-    """Return whether SIGINT has Python's own handler on a simulated kernel."""
+    """Return whether SIGINT has Python's own handler on this simulated kernel."""
     return kernel.handlers[SIGINT] is signal.default_int_handler
 
 
@@ -176,7 +176,7 @@ def test_each_signal_has_its_own_handler(r):
 
 
 @pytest.mark.scenario(29)
-def test_twenty_thousand_signals_are_delivered_after_the_last_at_least_once(r):
+def test_of_twenty_thousand_signals_at_least_one_is_delivered_after_the_last(r):
     log, raised = [], []
 
     def busy():
@@ -195,7 +195,7 @@ def test_twenty_thousand_signals_are_delivered_after_the_last_at_least_once(r):
 
 
 def drainable(r):
-    """Return whether the doorbell still has bytes."""
+    """Return whether the doorbell still has unread bytes."""
     before = r.stats().events
     r.run_once(0)
     return r.stats().events != before
@@ -273,7 +273,7 @@ def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
 
 @pytest.mark.scenario(36)
 @pytest.mark.parametrize('removed', ['remove', 'close', 'clear'])
-def test_a_handler_that_was_removed_is_not_called_for_a_signal_from_before(r, removed):
+def test_a_removed_handler_is_not_called_for_a_signal_that_was_raised_before(r, removed):
     log = []
     handler = r.add_signal_handler(SIGUSR1, log.append, 1)
     signal.raise_signal(SIGUSR1)
@@ -287,7 +287,7 @@ def test_a_handler_that_was_removed_is_not_called_for_a_signal_from_before(r, re
     assert log == []
 
 
-def test_a_handler_removed_by_another_of_the_same_turn_is_not_called(r):
+def test_a_handler_removed_by_another_one_in_the_same_turn_is_not_called(r):
     log = []
 
     def handle(name, other):
@@ -347,7 +347,7 @@ def test_removing_restores_the_previous_handler(r):
         signal.signal(SIGUSR1, previous)
 
 
-def test_closing_a_handler_twice_does_not_remove_the_one_that_was_added_meanwhile(r):
+def test_closing_a_handler_twice_does_not_remove_a_handler_added_in_between(r):
     first = r.add_signal_handler(SIGUSR1, print)
     first.close()
     log = []
@@ -405,7 +405,7 @@ def test_a_handler_must_be_callable(r, fn):
 
 
 @pytest.mark.scenario(35)
-def test_handlers_are_for_the_main_thread(r):
+def test_handlers_can_be_added_only_in_the_main_thread(r):
     with pytest.raises(ReactorError, match='main thread'):
         in_thread(r.add_signal_handler, SIGUSR1, int)
 
@@ -500,7 +500,7 @@ def test_a_foreign_wakeup_descriptor_does_not_get_the_bytes_of_others(r, foreign
 
 
 @pytest.mark.scenario(34)
-def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_it_is_left(r, foreign):
+def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_an_exception_leaves_run(r, foreign):
     def leave():
         raise SystemExit
 
@@ -519,7 +519,7 @@ def test_a_full_foreign_wakeup_descriptor_causes_no_warning(r, foreign):
     r.clear_signal_handlers()
 
 
-def test_a_foreign_wakeup_descriptor_that_was_closed_meanwhile_is_not_put_back(r):
+def test_a_foreign_wakeup_descriptor_that_was_closed_before_the_end_is_not_put_back(r):
     bell, sock = socket.socketpair()
     bell.setblocking(False)
     signal.set_wakeup_fd(bell.fileno())
@@ -531,7 +531,7 @@ def test_a_foreign_wakeup_descriptor_that_was_closed_meanwhile_is_not_put_back(r
 
 
 @pytest.mark.scenario(34)
-def test_a_wakeup_descriptor_installed_meanwhile_stays(r, foreign):
+def test_a_wakeup_descriptor_that_other_code_installed_over_ours_stays(r, foreign):
     bell, _ = foreign
     signal.set_wakeup_fd(-1)
     r.add_signal_handler(SIGUSR1, int)
@@ -683,8 +683,8 @@ def test_after_run_ctrl_c_is_pythons_again(r):
 
 
 def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_restored():
-    # Regression: SIGINT was restored before the wakeup descriptor. A Ctrl-C in between left the descriptor pointing at
-    # our doorbell.
+    # Regression: SIGINT used to be restored before the wakeup descriptor, so a Ctrl-C in between left the descriptor of
+    # our doorbell installed.
     class Interrupting(SimKernel):
         def set_wakeup_fd(self, fd):
             if fd == -1:
@@ -756,7 +756,7 @@ def test_a_sigint_handler_of_other_code_is_left_alone(r):
         signal.signal(SIGINT, signal.default_int_handler)
 
 
-def test_a_sigint_handler_installed_by_other_code_meanwhile_stays(r):
+def test_a_sigint_handler_installed_by_other_code_during_run_stays(r):
     def theirs(signum, frame):
         pass
 
@@ -795,7 +795,7 @@ def test_a_reactor_closed_in_a_forked_copy_restores_the_signals_at_once(running)
 
     def main(r):
         r.add_signal_handler(SIGUSR1, print)
-        kernel.number = 2  # as after a fork
+        kernel.number = 2  # simulates a fork
         r.close()
         after.append((signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)))
         after.append(signal.set_wakeup_fd(-1))
@@ -876,7 +876,7 @@ def test_a_foreign_wakeup_descriptor_that_cannot_be_written_is_ignored(error):
         r.run()
     assert heard == [1]
     assert kernel.failed == 'write'
-    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # other code has closed it
+    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # EBADF: already closed
 
 
 # -- other owners in the same process
@@ -932,7 +932,7 @@ def test_a_handler_installed_over_ours_stays_and_ours_is_silent_when_it_is_put_b
             r.add_signal_handler(SIGUSR1, heard.append, 'ours')
             found = signal.signal(SIGUSR1, theirs)
         signal.raise_signal(SIGUSR1)
-        found(SIGUSR1, None)  # it may call the handler that it replaced
+        found(SIGUSR1, None)  # their handler may call the handler that it replaced
         signal.signal(SIGUSR1, found)
         signal.raise_signal(SIGUSR1)
         assert heard == ['theirs', 'before', 'before']
@@ -941,7 +941,7 @@ def test_a_handler_installed_over_ours_stays_and_ours_is_silent_when_it_is_put_b
         signal.signal(SIGUSR1, previous)
 
 
-def test_a_closed_reactors_handler_that_is_put_back_late_does_the_default():
+def test_a_closed_reactors_handler_that_is_put_back_late_performs_the_default_action():
     kernel = SimKernel(faults=False)
     with Reactor(kernel=kernel) as r:
         r.add_signal_handler(signal.SIGTERM, print)
@@ -950,7 +950,7 @@ def test_a_closed_reactors_handler_that_is_put_back_late_does_the_default():
     kernel.raise_signal(signal.SIGTERM)
     assert kernel.handlers[signal.SIGTERM] == signal.SIG_DFL
     sent = [detail for _, what, _, detail in kernel.trace if what == 'signal']
-    assert sent == [signal.SIGTERM] * 2, 'the default was not asked for'
+    assert sent == [signal.SIGTERM] * 2, 'the default action was not performed'
 
 
 def test_two_reactors_on_one_system_end_in_any_order():
@@ -1001,7 +1001,7 @@ def test_ctrl_c_works_after_other_code_has_removed_the_wakeup_descriptor(r):
     too_late.cancel()
 
 
-def test_the_first_signal_after_that_installs_the_wakeup_descriptor_again(r):
+def test_the_first_signal_after_the_wakeup_descriptor_was_removed_installs_it_again(r):
     r.add_signal_handler(SIGUSR1, int)
     signal.set_wakeup_fd(-1)
     signal.raise_signal(SIGUSR1)
@@ -1024,7 +1024,7 @@ def test_a_signal_reaches_a_loop_that_runs_in_another_thread(r):
 
 
 def test_a_handler_is_not_closed_while_its_loop_runs_in_another_thread(r):
-    # Regression: the close changed the registry of a running loop.
+    # Regression: `close` used to change the registry of a running loop.
     handler = r.add_signal_handler(SIGUSR1, int)
     event = threading.Event()
     r.call_soon(event.set)
@@ -1191,7 +1191,7 @@ def test_ctrl_c_during_close_ends_every_connection_first(sockets):
     assert signal.getsignal(SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_ends_the_inner_one_of_two_loops_and_then_the_outer_one(r):
+def test_ctrl_c_ends_the_inner_of_two_nested_loops_and_then_the_outer_one(r):
     log = []
 
     def inner(r):
@@ -1244,7 +1244,7 @@ def test_a_second_ctrl_c_in_a_selector_called_by_us_interrupts_nothing(written_b
     class Readers(set):
         def discard(self, fd):
             if r.watchers.selector.pressing:
-                pressed_twice(sys._getframe(1))  # in `selectors`
+                pressed_twice(sys._getframe(1))  # in a frame of `selectors`
             super().discard(fd)
 
     r = Reactor(selector=Pressing() if written_by == 'a user' else selectors.SelectSelector())
@@ -1332,7 +1332,7 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
 @pytest.mark.parametrize('method', [WakeupClaim.acquire, WakeupClaim.release], ids=['acquire', 'release'])
 @pytest.mark.parametrize('below', [True, False], ids=['over a foreign one', 'alone'])
 def test_ctrl_c_at_any_line_that_changes_the_wakeup_descriptor_still_restores_it(method, below, request):
-    """The handler rings the doorbell and checks that the wakeup descriptor is ours. It must not do that while the
+    """The handler rings the doorbell and checks that the wakeup descriptor is ours. It must not do so while the
     descriptor is being released.
     """
     there = request.getfixturevalue('foreign')[0].fileno() if below else -1
@@ -1390,7 +1390,7 @@ CLOSING = 'reactor.loop.closing'
     ids=lambda value: '-'.join(name for _, name in value) if isinstance(value, list) else None,
 )
 def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, raises):
-    """`calls` are the modules and functions of the frames, outermost first."""
+    """`calls` are the module and function of each frame, outermost first."""
     inner = None
     for module, name in reversed(calls):
         scope = {'__name__': module, '_called': inner, '_in_callback': _in_callback, 'sys': sys}
@@ -1399,7 +1399,7 @@ def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, rai
     assert inner() is raises
 
 
-# -- no memory, and claims tested alone
+# -- no memory, and tests of the claims alone
 
 
 def test_a_run_that_finds_no_memory_for_the_wakeup_restores_sigint_and_can_be_called_again(r, monkeypatch):

@@ -1,4 +1,4 @@
-"""Slow callbacks and slow turns are reported by name; late timers are counted by how late they were."""
+"""Slow callbacks and slow turns are reported by name; late timers are counted by their lateness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def slow(kernel):
 
 @pytest.fixture
 def busy(kernel):
-    """A callback that takes the given number of seconds."""
+    """A function that makes a callback which takes the given number of seconds."""
 
     def busy(*args):
         kernel.time += args[-1]
@@ -133,8 +133,8 @@ def test_a_slow_main_is_reported_by_its_own_name(slow, kernel, caplog):
     assert lines(caplog) == [f'slow callback: {line_of(main)} took 0.900 s in the soon phase']
 
 
-def test_each_kind_of_handle_knows_its_methods_and_their_callbacks():
-    """A renamed method would be reported in place of the user's callback."""
+def test_each_kind_of_handle_declares_its_methods_and_their_callbacks():
+    """Otherwise a renamed method would be reported instead of the user's callback."""
     assert kinds_of_handles()
     for kind in kinds_of_handles():
         for method, callback in kind.leads_to:
@@ -158,11 +158,11 @@ def test_callbacks_below_the_limit_are_not_reported(slow, busy, caplog):
 
 
 @pytest.mark.scenario(27)
-def test_slow_callbacks_are_reported_once_a_second_and_all_counted(slow, busy, caplog):
+def test_slow_callbacks_are_reported_once_a_second_and_are_all_counted(slow, busy, caplog):
     for _ in range(10):
         slow.call_soon(busy, 0.5)
     slow.run()
-    assert len(lines(caplog)) in (5, 6)  # in five seconds
+    assert len(lines(caplog)) in (5, 6)  # one line a second for five seconds
     assert slow.stats().slow_callbacks == 10
 
 
@@ -178,7 +178,7 @@ def test_slow_places_are_remembered_with_their_count_and_the_longest_time(slow, 
     assert slow.stats().slow == [[line_of(busy), 3, 0.75], [line_of(longer), 1, pytest.approx(0.9)]]
 
 
-def test_of_many_slow_places_the_rarest_is_forgotten(fake):
+def test_of_many_slow_places_the_least_frequent_is_forgotten(fake):
     for n in range(20):
         for _ in range(20 - n):
             fake.counters.count_slow(f'place {n}', 1.0)
@@ -210,7 +210,7 @@ def test_an_interrupt_in_a_watched_loop_loses_nothing(slow):
     assert seen == [1]
 
 
-def test_a_loop_that_is_not_watched_calls_its_phases_as_they_are(fake):
+def test_a_loop_without_slow_callback_limit_calls_its_phases_directly(fake):
     assert not [
         name for name in vars(fake) if name.startswith(('_run', '_dispatch', '_turn')) and callable(vars(fake)[name])
     ]

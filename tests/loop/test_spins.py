@@ -1,7 +1,7 @@
 """No spin: an event that a selector reports for ever costs a few turns a second and hurts no other handle.
 
-Each test creates such a state on real sockets, lets the loop detect it, and counts turns; a spin would take tens of
-thousands a second. Then it removes the cause, and the parked handle has to work again.
+Each test creates such a state on real sockets, lets the loop detect it, and counts turns; a spin would make tens of
+thousands of turns a second. Then the test removes the cause, and the parked handle has to work again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from reactor.loop.spins import MOST_STALLS, STALLED
 from reactor.loop.watcher import Handle
 from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
-FEW = 12  # turns in 0.3 s: parking starts at 10 ms and doubles each time, and each time wakes the loop twice
+FEW = 12  # turns in 0.3 s: parking lasts 10 ms at first and twice as long each time; each time wakes the loop twice
 SECONDS = 0.3
 IP_RECVERR = 11
 SO_TIMESTAMPING, TX_SOFTWARE, SOFTWARE, OPT_ID = 37, 2, 16, 128
 
-linux = pytest.mark.skipif(sys.platform != 'linux', reason='error queues, and copies that epoll reports, are of Linux')
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has error queues and epoll')
 
 
 def settles(r):
-    """Let the loop detect the state, then count turns. A busy machine takes longer; a spin would never end."""
+    """Let the loop detect the state, then count turns. On a busy machine this takes longer; a spin would never end."""
     turns_in(r, 0.1)
     return any(turns_in(r, SECONDS) <= FEW for _ in range(10))
 
@@ -51,7 +51,7 @@ def close_all(r, *handles):
 
 
 class Refusing(socket.socket):
-    """A listening socket whose `accept` fails every time, as with a security module that forbids it."""
+    """A listening socket whose `accept` always fails, as if a security module forbade it."""
 
     error: int | None = errno.EPERM
 
@@ -69,7 +69,7 @@ def refusing(error):
 
 
 @pytest.mark.parametrize('error', [errno.EPERM, errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EOPNOTSUPP])
-def test_an_accept_that_is_refused_for_good_pauses_the_listener_and_is_reported_once(r, sockets, error, caplog):
+def test_an_accept_that_always_fails_pauses_the_listener_and_is_reported_once(r, sockets, error, caplog):
     reported, connected = [], []
     sock = refusing(error)
     server = r.listen_tcp(
@@ -90,7 +90,7 @@ def test_an_accept_that_is_refused_for_good_pauses_the_listener_and_is_reported_
     client.close()
 
 
-def test_without_a_callback_it_is_one_line_of_the_log(r, sockets, caplog):
+def test_an_accept_that_always_fails_is_logged_once_if_there_is_no_callback(r, sockets, caplog):
     server = r.listen_tcp('127.0.0.1', 0, sock=refusing(errno.EPERM))
     sockets.connect(server.address)
     assert settles(r)
@@ -100,7 +100,7 @@ def test_without_a_callback_it_is_one_line_of_the_log(r, sockets, caplog):
 
 @pytest.mark.parametrize(('count', 'parked'), [(49, 0), (50, 1)])
 def test_a_spin_is_detected_after_exactly_the_documented_number_of_turns(r, sockets, count, parked):
-    # The table of counters states this number.
+    # examples/COUNTERS.md states this number.
     conn = r.adopt(sockets()[0])
     for _ in range(count):
         turns(r, 1)
@@ -111,7 +111,7 @@ def test_a_spin_is_detected_after_exactly_the_documented_number_of_turns(r, sock
 
 
 def test_a_few_clients_that_disconnect_before_accept_do_not_pause_the_listener(r, sockets):
-    """ECONNABORTED concerns one client; the others are accepted in the same turn."""
+    """ECONNABORTED affects only one client; the others are accepted in the same turn."""
     connected = []
     sock = refusing(errno.ECONNABORTED)
     server = r.listen_tcp('127.0.0.1', 0, sock=sock, on_connect=connected.append)
@@ -150,7 +150,7 @@ def test_a_full_receiver_delays_no_other_and_does_not_spin(r, unix, caplog):
         assert sock.send(b'%d' % number, slow_path)
     assert sock.queued > 0
     assert sock.send(b'hello', good_path)
-    assert good.recv(100) == b'hello'  # it did not wait for a turn
+    assert good.recv(100) == b'hello'  # it was sent without waiting for a turn
     turns_in(r, 0.4)
     assert settles(r)
     assert r.stats().stalls > 1
@@ -174,7 +174,7 @@ def test_a_full_receiver_delays_no_other_and_does_not_spin(r, unix, caplog):
     turns(r, 2)
 
 
-def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_own_in_order(r, unix):
+def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_datagrams_in_order(r, unix):
     ours, _ = unix('ours')
     sock = r.bind_udp(None, 0, sock=ours.dup())
     receivers = [unix(str(number)) for number in range(5)]
@@ -182,7 +182,7 @@ def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_own_in_orde
         for _, path in receivers:
             assert sock.send(b'%d' % number, path)
     got = {path: [] for _, path in receivers}
-    for reader, path in reversed(receivers):  # each receives all of its datagrams while the others stay full
+    for reader, path in reversed(receivers):  # each gets all of its datagrams while the others stay full
 
         def read(reader=reader, path=path):
             try:
@@ -246,7 +246,7 @@ def test_a_long_unix_datagram_is_received_whole(r, size):
 
 
 @linux
-def test_long_datagrams_are_bounded_in_bytes_of_a_turn(r):
+def test_a_turn_reads_a_bounded_number_of_bytes_in_long_datagrams(r):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 << 20)
     got = []
@@ -282,7 +282,7 @@ def test_an_unread_error_queue_of_a_datagram_socket_parks_it_for_a_moment(r, soc
     peer.sendto(b'still received', sock.address)
     run_until(r, lambda: got == [b'still received'])
     assert settles(r)
-    assert len(caplog.records) == 1  # the same episode
+    assert len(caplog.records) == 1  # no second line for the same episode
     ours.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
     turns_in(r, 0.3)
     stalls = r.stats().stalls
@@ -324,7 +324,7 @@ def test_a_watched_descriptor_whose_error_queue_is_not_read_is_parked_for_a_mome
             try:
                 sock.recv(100)
             except OSError:
-                pass  # this reads the error itself; its copy stays in the queue
+                pass  # the call returns the error; its copy stays in the error queue
 
         watch = r.watch_fd(sock, READ, on_ready)
         assert settles(r)
@@ -371,7 +371,7 @@ def test_a_datagram_socket_that_other_code_shut_down_does_not_spin(r, sockets, c
     try:
         sock.sock.shutdown(socket.SHUT_RD)
     except OSError:
-        pass  # it fails with "not connected", but the socket is shut down anyway
+        pass  # shutdown fails with "not connected", but the socket is shut down anyway
     assert settles(r)
     sock.close()
     turns(r, 2)
@@ -382,7 +382,7 @@ def test_a_datagram_socket_that_other_code_shut_down_does_not_spin(r, sockets, c
 
 @linux
 @pytest.mark.parametrize('kind', ['watch', 'stream', 'listener', 'datagrams'])
-def test_a_number_that_was_closed_while_a_copy_lives_does_not_harm_the_next_handle_that_gets_it(r, sockets, kind):
+def test_a_number_that_was_closed_while_a_copy_is_open_does_not_harm_the_next_handle_that_gets_it(r, sockets, kind):
     calls = []
     ours, theirs = sockets()
     lost = r.watch_fd(ours, READ, calls.append) if kind == 'watch' else r.adopt(ours)
@@ -403,7 +403,7 @@ def test_a_number_that_was_closed_while_a_copy_lives_does_not_harm_the_next_hand
         handle = r.bind_udp('127.0.0.1', 0, lambda sock, data, address: calls.append(data))
     assert handle.fileno() == number
     assert settles(r)
-    assert calls == []  # there was nothing to read
+    assert calls == []  # because there was nothing to read
     if kind == 'listener':
         peer = sockets.connect(handle.address)
     elif kind == 'datagrams':
@@ -453,7 +453,7 @@ class Deaf(socket.socket):
 
 
 @pytest.mark.parametrize('event', ['read', 'write'])
-def test_a_connection_that_would_block_although_it_is_ready_is_parked_and_works_again(r, sockets, event, caplog):
+def test_a_connection_that_is_reported_ready_but_would_block_is_parked_and_works_again(r, sockets, event, caplog):
     ours, theirs = sockets()
     deaf, got = Deaf(fileno=ours.detach()), []
     conn = r.adopt(deaf, lambda conn, data: got.append(data))
@@ -486,10 +486,10 @@ def test_a_parked_connection_can_be_paused_resumed_and_closed(r, sockets):
     deaf.deaf = True
     stalls = r.stats().stalls
     conn.resume_reading()
-    run_until(r, lambda: r.stats().stalls > stalls)  # it was watched again at once
+    run_until(r, lambda: r.stats().stalls > stalls)  # the connection was watched again at once
     conn.pause_reading()
     conn.resume_reading()
-    run_until(r, lambda: r.stats().stalls > stalls + 1)  # and before its parking time was over
+    run_until(r, lambda: r.stats().stalls > stalls + 1)  # and stalled again before its parking time was over
     deaf.deaf = False
     run_until(r, lambda: got == [b'x'])
     deaf.deaf = True
@@ -497,7 +497,7 @@ def test_a_parked_connection_can_be_paused_resumed_and_closed(r, sockets):
     stalls = r.stats().stalls
     run_until(r, lambda: r.stats().stalls > stalls)
     conn.close()
-    turns(r, 2)  # the fixture looks for timers
+    turns(r, 2)  # the fixture checks that no timer is left
 
 
 def test_a_handle_that_made_no_progress_once_is_not_referenced(r, sockets):
@@ -517,7 +517,7 @@ def test_a_handle_that_made_no_progress_once_is_not_referenced(r, sockets):
         gc.enable()
 
 
-def test_progress_in_between_ends_a_row(r, sockets):
+def test_progress_ends_a_row_of_turns_without_progress(r, sockets):
     ours, theirs = sockets()
     deaf, got = Deaf(fileno=ours.detach()), []
     conn = r.adopt(deaf, lambda conn, data: got.append(data))
@@ -545,7 +545,7 @@ def test_a_handle_that_was_parked_before_is_parked_again_after_10_turns(sockets,
             assert r.stats().stalls == stalls
             if count == 50:
                 kernel.time += 1
-                turns(r, 2)  # it is watched again, and makes progress
+                turns(r, 2)  # the handle is watched again, and makes progress
         conn.abort()
         turns(r, 1)
 
@@ -559,12 +559,12 @@ def stall_of_others(r, count):
         r.spins.stalled(handle)
 
 
-def test_rows_that_are_over_are_forgotten_when_they_are_many(r):
+def test_rows_that_have_ended_are_forgotten_when_there_are_many(r):
     stall_of_others(r, 3 * MOST_STALLS)
     assert len(r.spins.stalls) <= MOST_STALLS
 
 
-def test_a_row_that_goes_on_is_not_forgotten_however_many_others_there_are(r, sockets):
+def test_a_row_that_continues_is_not_forgotten_however_many_others_there_are(r, sockets):
     conn = r.adopt(sockets()[0])
     stall_of_others(r, MOST_STALLS - 1)
     for _ in range(50):
@@ -579,7 +579,7 @@ def test_a_row_that_goes_on_is_not_forgotten_however_many_others_there_are(r, so
     turns(r, 1)
 
 
-def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress_meanwhile(r, sockets, caplog):
+def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress(r, sockets, caplog):
     ours, theirs = sockets()
     log = Log()
     conn = r.adopt(ours, log.on_data)
@@ -600,7 +600,7 @@ def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress_m
 
 @linux
 def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, monkeypatch):
-    """At the descriptor limit no other epoll can be made, so the loop sleeps between two attempts."""
+    """At the descriptor limit no new epoll can be made, so the loop sleeps between two attempts."""
 
     class Blind(selectors.SelectSelector):
         blind = True
@@ -613,7 +613,7 @@ def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, mon
 
     with Reactor(selector=Blind()) as blind:
         monkeypatch.setattr(blind.kernel, 'new_selector_like', new_selector_like)
-        assert turns_in(blind, 0.5) <= 1000  # most of them in the last millisecond, which is too short to judge
+        assert turns_in(blind, 0.5) <= 1000  # most turns are in the last millisecond, which is too short to judge
         calls = []
         blind.watchers.selector.blind = False
         in_thread(blind.call_soon_threadsafe, calls.append, 1)
@@ -657,7 +657,7 @@ def test_a_call_is_made_although_the_doorbell_cannot_be_rung_for_want_of_memory(
 
 
 class Cramped(socket.socket):
-    """A datagram socket that receives, but is reported as writable and never has room."""
+    """A datagram socket that can receive, but never has room to send, although it is reported as writable."""
 
     cramped = True
 

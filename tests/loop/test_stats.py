@@ -1,4 +1,4 @@
-"""Counters: the meaning of each, the times of the phases of a turn, and snapshots that do not change."""
+"""Counters: the meaning of each one, the times of the phases of a turn, and snapshots that do not change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_everything_begins_at_zero(r):
     assert set(stats.pop('timer_lag')) == set(stats.values()) == {0}
 
 
-def test_each_declared_counter_has_a_slot_and_nothing_else_has_one():
+def test_each_declared_counter_has_a_slot_and_there_are_no_other_slots():
     slots = {name for base in Stats.__mro__ for name in base.__dict__.get('__slots__', ())}
     assert slots == set(Stats.declared) and len(COUNTS) > 30 and len(TIMES) == 5
     assert not hasattr(Counters(), '__dict__')
@@ -96,7 +96,7 @@ def test_bytes_and_calls_are_counted_in_both_directions(r, sockets):
     turns(r, 1)
 
 
-def test_a_send_that_takes_less_than_all_is_counted(r, sockets):
+def test_a_send_that_accepts_only_a_part_is_counted(r, sockets):
     conn = r.adopt(sockets()[0])
     conn.write(b'x' * (8 << 20))
     stats = r.stats()
@@ -162,10 +162,10 @@ def test_idle_time_is_the_time_that_the_loop_slept(r):
     assert 0.1 < r.stats().idle_time < 5
 
 
-def test_a_timer_is_counted_with_those_that_were_late_by_less_than_its_bound(kernel):
+def test_a_timer_is_counted_under_the_bound_of_its_lateness(kernel):
     with Reactor(kernel=kernel) as r:
         bounds = Stats.lag_bounds
-        assert bounds[0] == 1 / 1024 and bounds[-1] == 16  # seconds; each is twice the one before
+        assert bounds[0] == 1 / 1024 and bounds[-1] == 16  # seconds; each bound is twice the previous one
         for number, bound in enumerate(bounds):
             for late, bucket in (bound - 2**-20, number), (bound, number + 1):
                 before = r.stats().timer_lag
@@ -210,7 +210,7 @@ def test_a_snapshot_shows_every_count_exactly(fake):
     assert 'bytes_in=12345678901' in text
 
 
-def test_counters_have_no_other_attributes_than_those_declared():
+def test_counters_have_only_the_declared_attributes():
     counters = Counters()
     with pytest.raises(AttributeError):
         counters.no_such_count = 1

@@ -1,4 +1,4 @@
-"""Calls in threads: outcomes arrive in the loop, four run and a thousand wait at most, cancelling, and closing."""
+"""Calls in threads: outcomes arrive in the loop, at most four run and a thousand wait, cancelling, and closing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.helpers.support import FakeKernel, in_thread, run_until, turns, uncal
 
 
 class Thing:
-    """Something to hold a weak reference to."""
+    """An object for weak references."""
 
 
 class Gate:
-    """Calls that wait in their threads until `open` is set."""
+    """A gate at which calls wait in their threads until `open` is set."""
 
     def __init__(self):
         self.open = threading.Event()
@@ -84,7 +84,7 @@ def test_whatever_a_call_raises_arrives_as_its_error(r, error):
     assert type(raised) is error
 
 
-def test_the_call_runs_in_a_daemon_thread_and_its_outcome_in_the_loops(r):
+def test_the_call_runs_in_a_daemon_thread_and_on_done_in_the_thread_of_the_loop(r):
     where = []
 
     def call():
@@ -285,7 +285,7 @@ def test_a_call_that_is_done_releases_everything(r):
 
 
 class FewThreads(Kernel):
-    """A system that refuses to start threads: the next `failures` ones, or all beyond `most`."""
+    """A system that refuses to start the next `failures` threads, or more than `most` threads."""
 
     def __init__(self, failures=0, most=1000):
         self.failures, self.most = failures, most
@@ -408,9 +408,9 @@ def test_a_call_waits_for_a_running_thread_when_no_other_can_be_started(r, gate,
     turns(r, 2)
 
 
-def test_a_thread_may_take_a_call_while_cancelled_ones_are_dropped(r, gate):
+def test_a_thread_may_take_a_call_while_cancelled_calls_are_dropped(r, gate):
     class Raced(deque):
-        """A queue from which a thread takes a call at the moment when the loop takes its first."""
+        """A queue from which a thread takes a call at the moment when the loop takes its first call."""
 
         raced = False
 
@@ -444,7 +444,7 @@ class ClosedBetween:
 
     def _take(self, name):
         value = self.now[name]
-        self.now = {'fn': None, 'args': ()}  # as `ThreadCall.close` leaves it
+        self.now = {'fn': None, 'args': ()}  # the attributes after `ThreadCall.close`
         return value
 
     fn = property(lambda self: self._take('fn'))
@@ -468,7 +468,7 @@ def test_a_call_that_is_cancelled_as_its_thread_begins_is_never_made_without_its
 
 def test_a_thread_without_memory_for_its_outcome_reports_it_later_and_is_not_counted_for_ever(r, monkeypatch):
     class Short(deque):
-        """A queue that at first has no memory for entries."""
+        """A queue that at first finds no memory for entries."""
 
         failures = 0
 
@@ -489,7 +489,7 @@ def test_a_thread_without_memory_for_its_outcome_reports_it_later_and_is_not_cou
     assert answers == [(number, None) for number in range(3 * THREADS)]
     run_until(r, lambda: not pool_threads())
     run_until(r, lambda: not r._threads._running)
-    assert sleeps == [0.01] * 2 * 3 * THREADS  # one pause after each failure, and no others
+    assert sleeps == [0.01] * 2 * 3 * THREADS  # one pause after each failure, and no other pauses
 
 
 def test_on_done_is_called_later_when_there_is_no_memory_to_call_it(r):
@@ -505,7 +505,7 @@ def test_on_done_is_called_later_when_there_is_no_memory_to_call_it(r):
 
 
 class NoMemoryAt:
-    """Starts threads; in one of them the n-th call of a function of ours finds no memory. `made` counts these calls."""
+    """Starts threads; in one of them, the n-th call of our functions finds no memory. `made` counts these calls."""
 
     def __init__(self, n):
         self.n, self.made = n, 0
@@ -529,7 +529,7 @@ class NoMemoryAt:
 
 
 def test_every_call_gets_an_outcome_when_a_thread_finds_no_memory_at_any_of_its_calls():
-    """The thread must not be counted as running for ever, either."""
+    """In addition, the thread must not be counted as running for ever."""
     n, made = 0, 1
     while n < made:
         n += 1
@@ -550,7 +550,7 @@ def test_every_call_gets_an_outcome_when_a_thread_finds_no_memory_at_any_of_its_
 
 
 def test_a_call_that_finds_no_memory_for_a_thread_raises_and_is_not_waited_for():
-    # Regression: the call stayed in the queue, and `run` never returned.
+    # Regression: the call used to stay in the queue, and `run` never returned.
     class Kernel(FakeKernel):
         def start_thread(self, target, name):
             raise MemoryError

@@ -17,12 +17,12 @@ from tests.helpers.support import Log, run_short, run_until, turns
 
 
 class Thing:
-    """Something to hold a weak reference to."""
+    """An object for weak references."""
 
 
 @pytest.fixture
 def uncollected():
-    """No garbage collector while the test runs: reference counts alone must suffice."""
+    """Disable the garbage collector during the test: reference counts alone must suffice."""
     gc.disable()
     yield
     gc.enable()
@@ -241,7 +241,7 @@ def test_a_long_wait_is_cut_to_a_day(fake):
 
 
 @pytest.mark.scenario(24)
-def test_a_delay_below_zero_is_no_delay(fake, kernel):
+def test_a_delay_below_zero_is_treated_as_no_delay(fake, kernel):
     fired = []
     for delay in -0.0, -1, -1e9:
         assert fake.call_later(delay, fired.append, delay).deadline == kernel.time
@@ -292,7 +292,7 @@ def test_a_value_that_is_not_a_number_is_refused_at_the_call_and_not_by_a_compar
             call(seconds, int)
         assert repr(seconds) in str(caught.value)
     timer = r.call_later(60, int)
-    if seconds is not None:  # None stands for the delay that it was made with
+    if seconds is not None:  # for `reset`, None is the delay with which the timer was made
         with pytest.raises(TypeError, match=r'seconds must be a number of seconds, not '):
             timer.reset(seconds)
     timer.cancel()
@@ -300,7 +300,7 @@ def test_a_value_that_is_not_a_number_is_refused_at_the_call_and_not_by_a_compar
 
 
 @pytest.mark.parametrize('interval', [0, -1, -0.0])
-def test_an_interval_is_above_zero(r, interval):
+def test_an_interval_must_be_above_zero(r, interval):
     with pytest.raises(ValueError, match='above 0'):
         r.call_every(interval, int)
     assert len(r.timers) == 0
@@ -354,7 +354,7 @@ def test_a_timer_may_cancel_itself(fake):
 
 
 @pytest.mark.scenario(22)
-def test_a_timer_cancelled_by_another_of_the_same_batch_does_not_fire(fake):
+def test_a_timer_cancelled_by_another_one_in_the_same_batch_does_not_fire(fake):
     fired = []
     timers = []
 
@@ -369,7 +369,7 @@ def test_a_timer_cancelled_by_another_of_the_same_batch_does_not_fire(fake):
 
 
 @pytest.mark.scenario(23)
-def test_a_timer_moved_by_another_of_the_same_batch_fires_at_its_new_time_only(fake, kernel):
+def test_a_timer_moved_by_another_one_in_the_same_batch_fires_only_at_its_new_time(fake, kernel):
     fired = []
     fake.call_later(1, lambda: second.reset(5))
     second = fake.call_later(1, lambda: fired.append(kernel.time))
@@ -378,7 +378,8 @@ def test_a_timer_moved_by_another_of_the_same_batch_fires_at_its_new_time_only(f
 
 
 def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, kernel):
-    # Regression: it was also found at the new deadline, and fired there although it had been moved to a later one.
+    # Regression: the failed `reset(5)` used to leave the timer registered at the new deadline too, so it fired then,
+    # although `reset(10)` had since moved it to a later deadline.
     class Full(dict):
         def __setitem__(self, key, value):
             raise MemoryError
@@ -402,9 +403,9 @@ def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, k
 
 
 @pytest.mark.parametrize('error', [MemoryError, RecursionError])
-def test_a_timer_that_could_not_be_set_is_not_found_with_the_next_one_of_its_deadline(fake, monkeypatch, error):
-    # Regression: without stack, `call_later` raised, but the timer fired with the next one of its deadline, and the
-    # count of pending timers was wrong by one.
+def test_a_timer_that_could_not_be_set_does_not_fire_with_the_next_one_at_its_deadline(fake, monkeypatch, error):
+    # Regression: without stack, `call_later` raised, but the timer still fired with the next timer at its deadline, and
+    # the count of pending timers was wrong by one.
     fired = []
     run_short(monkeypatch, timers, 'heappush', kind=error)
     with pytest.raises(error):
@@ -416,7 +417,7 @@ def test_a_timer_that_could_not_be_set_is_not_found_with_the_next_one_of_its_dea
 
 
 @pytest.mark.parametrize('error', [MemoryError, RecursionError])
-def test_a_timer_that_could_not_be_moved_fires_at_its_old_time_only(fake, kernel, monkeypatch, error):
+def test_a_timer_that_could_not_be_moved_fires_only_at_its_old_time(fake, kernel, monkeypatch, error):
     fired = []
     timer = fake.call_later(5, lambda: fired.append(kernel.time) or (len(fired) == 1 and timer.reset(7)))
     run_short(monkeypatch, TimerHeap, '_withdraw', kind=error)
@@ -436,7 +437,8 @@ def test_a_timer_alone_at_a_deadline_can_be_set_to_it_again_without_memory(fake,
 
 
 def test_a_timer_that_shares_its_deadline_can_be_set_to_it_again_without_memory(fake, monkeypatch):
-    # Regression: it was removed before it was appended after the others. When that found no memory, it was lost.
+    # Regression: the timer used to be removed before it was appended after the others. If there was no memory to append
+    # it, the timer was lost.
     fired = []
     timers_of_one = [fake.call_later(1, fired.append, number) for number in range(5)]
     run_short(monkeypatch, TimerHeap, 'insert')
@@ -445,7 +447,7 @@ def test_a_timer_that_shares_its_deadline_can_be_set_to_it_again_without_memory(
     assert fired == [0, 2, 3, 4, 1] and len(fake.timers) == 0
 
 
-def test_a_timer_of_this_batch_that_cannot_be_set_to_its_own_deadline_again_fires_in_this_batch(kernel, monkeypatch):
+def test_a_timer_in_a_batch_that_cannot_be_set_to_its_own_deadline_again_fires_in_that_batch(kernel, monkeypatch):
     fired = []
 
     def again():
@@ -506,7 +508,7 @@ def test_cancelling_many_keeps_the_heap_small_and_releases_everything(r, uncolle
 
 
 @pytest.mark.scenario(21)
-def test_cancelling_many_beside_live_ones_keeps_the_heap_in_proportion(fake):
+def test_cancelling_many_timers_keeps_the_heap_in_proportion_to_the_live_ones(fake):
     fired = []
     for number in range(500):
         fake.call_later(10 + number, fired.append, number)
@@ -517,7 +519,7 @@ def test_cancelling_many_beside_live_ones_keeps_the_heap_in_proportion(fake):
     assert fired == list(range(500))
 
 
-def test_firing_leaves_no_heap_of_cancelled_timers_behind(fake):
+def test_firing_leaves_no_cancelled_timers_in_the_heap(fake):
     for _ in range(1000):
         fake.call_later(1, int)
     for _ in range(1000):
@@ -550,8 +552,8 @@ def test_a_batch_that_an_exception_has_left_skips_the_timers_that_were_moved(ker
 
 
 def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released_with_the_others(kernel):
-    # Regression: the second exception left the timer twice in the batch. The loop believed that it had been moved out
-    # of the batch, and closing did not release it.
+    # Regression: the second exception used to leave the timer in the batch twice. The loop believed that the timer had
+    # been moved out of the batch, and closing did not release it.
     def leave(*moved):
         for timer in moved:
             timer.reset(0)
@@ -572,7 +574,7 @@ def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released
 
 @pytest.mark.parametrize('how', ['cancelled', 'moved'])
 def test_after_an_exception_has_left_a_batch_the_loop_still_waits_for_the_next_timer(kernel, how):
-    # Regression: the loop polled without waiting, and `timeout` made an embedding loop do the same.
+    # Regression: the loop used to poll without waiting, and `timeout` made an embedding loop do the same.
     def leave():
         raise RuntimeError
 
@@ -705,7 +707,7 @@ def test_a_timer_that_was_moved_and_has_fired_is_not_referenced(fake, uncollecte
 # -- repeating
 
 
-def test_a_repeating_timer_keeps_its_rate_whatever_its_callback_takes(fake, kernel):
+def test_a_repeating_timer_keeps_its_rate_however_long_its_callback_takes(fake, kernel):
     beats = []
 
     def beat():
@@ -766,7 +768,7 @@ def test_a_repeating_timer_survives_an_exception_that_leaves_run(kernel):
     assert beats == [1001, 1002, 1003]
 
 
-def test_a_repeating_timer_that_is_moved_beats_on_from_there(fake, kernel):
+def test_a_repeating_timer_that_is_moved_repeats_from_its_new_time(fake, kernel):
     beats = []
 
     def beat():
@@ -861,7 +863,7 @@ def test_a_repeating_timer_stays_unreferenced_from_beat_to_beat(fake):
 
 @pytest.mark.parametrize('debug', [False, True])
 def test_a_timer_that_fired_cannot_be_reset_when_the_reactor_is_closed(kernel, debug):
-    # Regression: it was pending for ever in a loop that no longer runs.
+    # Regression: the timer used to stay pending for ever in a loop that no longer runs.
     r = Reactor(kernel=kernel, debug=debug)
     timer = r.call_later(1, int)
     r.run()
@@ -872,7 +874,7 @@ def test_a_timer_that_fired_cannot_be_reset_when_the_reactor_is_closed(kernel, d
     assert timer.deadline is None and r.stats().timers == 0
 
 
-def test_referencing_a_timer_that_is_over_changes_nothing(fake):
+def test_referencing_a_timer_that_has_ended_changes_nothing(fake):
     fired, cancelled = fake.call_later(0, int), fake.call_later(5, int)
     cancelled.cancel()
     fake.run()
@@ -918,7 +920,7 @@ def test_the_repr_of_a_timer_shows_its_state(fake):
 
 
 def fail_named():
-    """A callback with a name."""
+    """A callback whose name appears in a repr."""
 
 
 @pytest.mark.parametrize('interval', [5e-324, 1e-320, 1e-300, 1e-17])
@@ -957,7 +959,7 @@ def test_a_timer_that_is_moved_twice_out_of_its_batch_fires_once(kernel):
         again = r.call_later(1, leave)
         timer = r.call_later(1, fired.append, 1)
         kernel.time += 1
-        for _ in range(2):  # each leaves its entry in the batch; the second also leaves that of the first
+        for _ in range(2):  # each exception leaves its entry in the batch; the second also leaves the first one's entry
             with pytest.raises(RuntimeError):
                 r.run()
         assert list(r.timers) == [timer] and again.deadline is None

@@ -37,7 +37,7 @@ from tests.helpers.support import (
 
 
 class Thing:
-    """Something to hold a weak reference to."""
+    """An object for weak references."""
 
 
 def asleep(r):
@@ -173,7 +173,7 @@ def test_a_full_doorbell_loses_no_call(r):
 
 
 def test_a_doorbell_without_memory_for_its_byte_is_rung_again():
-    # Regression: the call was queued but no byte was sent, and the loop spun or slept without ever making the call.
+    # Regression: the call used to be queued without sending a byte, and the loop spun or slept and never made the call.
     kernel = ScriptedKernel()
     with Reactor(kernel=kernel) as r:
         bell = kernel.open[r._wakeup.bell_fileno()]
@@ -197,7 +197,7 @@ def test_a_full_doorbell_is_emptied_and_then_quiet(r):
     assert turns_in(r) <= 3
 
 
-def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
+def test_a_call_that_arrives_between_reading_the_doorbell_and_the_queue_is_made_once(r):
     log = []
 
     def late(data):
@@ -211,8 +211,8 @@ def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
 
 
 @pytest.mark.scenario(16)
-def test_a_loop_sleeps_while_a_thread_has_queued_its_call_and_not_rung_yet(r, monkeypatch):
-    """The kernel may have suspended the thread there for any length of time."""
+def test_a_loop_sleeps_while_a_thread_has_queued_its_call_but_not_rung_yet(r, monkeypatch):
+    """The kernel may have suspended the thread at that point for any length of time."""
     ring, made, may_ring, queued = Wakeup._ring, [], threading.Event(), threading.Event()
 
     def ring_late(wakeup):
@@ -233,7 +233,7 @@ def test_a_loop_sleeps_while_a_thread_has_queued_its_call_and_not_rung_yet(r, mo
     run_until(r, lambda: made == [1])
 
 
-def test_calls_made_by_calls_are_served_beside_io(r, sockets):
+def test_calls_made_by_calls_do_not_starve_io(r, sockets):
     log, data = [], Log()
     ours, theirs = sockets()
     conn = r.adopt(ours, data.on_data)
@@ -336,7 +336,7 @@ def test_the_repr_of_the_wakeup_shows_its_descriptor(r):
 
 
 @pytest.mark.scenario(83)
-def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r, sockets):
+def test_another_thread_can_close_a_connection_with_a_call_that_wakes_the_loop(r, sockets):
     log = []
     ours, theirs = sockets()
     conn = r.adopt(ours, on_close=lambda conn, exc: log.append((threading.get_ident(), exc)))
@@ -360,9 +360,9 @@ def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r,
 @pytest.mark.scenario(12)
 @pytest.mark.parametrize('end', ['_bell', 'sock'])
 def test_a_doorbell_closed_by_other_code_is_replaced_and_does_not_spin(r, end, caplog):
-    # Regression: the end of file was read again and again for ever, and calls from threads were no longer made.
+    # Regression: the end of file used to be read again and again for ever, and calls from threads were no longer made.
     if end == 'sock' and isinstance(r.watchers.selector, getattr(selectors, 'EpollSelector', ())):
-        pytest.skip('epoll never reports a descriptor that was closed')
+        pytest.skip('epoll never reports a closed descriptor')
     log = []
     os.close(getattr(r._wakeup, end).fileno())
     turns(r, 3)
@@ -374,7 +374,7 @@ def test_a_doorbell_closed_by_other_code_is_replaced_and_does_not_spin(r, end, c
 
 
 def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_later(r, caplog):
-    # Regression: the error was logged, and calls from threads and signals never reached the loop again.
+    # Regression: the error used to be logged, and calls from threads and signals never reached the loop again.
     log = []
     handler = r.add_signal_handler(signal.SIGUSR1, log.append, 'signal')
     socketpair, refused = r.kernel.socketpair, []
@@ -392,7 +392,7 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     signal.raise_signal(signal.SIGUSR1)
     run_until(r, lambda: log == ['call', 'signal'])
     assert turns_in(r) <= 12
-    assert signal.set_wakeup_fd(-1) == -1  # not a number that other code has now
+    assert signal.set_wakeup_fd(-1) == -1  # no number is installed that other code may own now
     r.kernel.socketpair = socketpair
     run_until(r, lambda: not r._wakeup.closed)
     assert signal.set_wakeup_fd(-1) == r._wakeup.bell_fileno()
@@ -403,7 +403,7 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     handler.close()
 
 
-def test_a_doorbell_replaced_without_signal_handlers_is_not_installed_as_wakeup_descriptor():
+def test_without_signal_handlers_a_replaced_doorbell_is_not_installed_as_wakeup_descriptor():
     with Reactor(kernel=SimKernel(faults=False, selector='poll')) as r:
         r.run(lambda r: None)
         r.kernel.close_fd(r._wakeup.fileno())

@@ -1,4 +1,4 @@
-"""Handles and their registry: where each is kept, what it wants, and the effects of a descriptor that goes wrong."""
+"""Handles and their registry: where each handle is kept, the events that it wants, and descriptors that fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError:
 
 
 def beyond_fd_setsize(sock):
-    """Return the same socket under a number that is too large for `select`."""
+    """Duplicate the socket to a descriptor number that is too large for `select`, and return the duplicate."""
     if fcntl is None:
         pytest.skip('this platform cannot choose a descriptor number')
     try:
@@ -48,7 +48,7 @@ def registered(r, fd):
 # -- the registry
 
 
-def test_a_handle_that_wants_something_is_registered_and_one_that_wants_nothing_is_parked(r, sockets):
+def test_a_handle_that_wants_events_is_registered_and_a_handle_that_wants_none_is_parked(r, sockets):
     probe = Probe(r, sockets()[0], READ)
     fd = probe.fileno()
     for events in WRITE, READ | WRITE, READ:
@@ -117,7 +117,7 @@ def test_references_count_open_handles_once(r, sockets):
     assert r.watchers.referenced == 0
 
 
-def test_an_unreferenced_handle_stays_so_when_it_is_parked(r, sockets):
+def test_an_unreferenced_handle_stays_unreferenced_when_it_is_parked(r, sockets):
     probe = Probe(r, sockets()[0])
     probe.unref()
     for events in 0, READ, 0:
@@ -232,7 +232,7 @@ def test_a_connection_whose_descriptor_was_closed_ends_and_the_others_go_on(r, s
     lose(lost)
     theirs.send(b'x')
     turns(r, 3)
-    if not victim.closed:  # epoll never reports it; the next operation does
+    if not victim.closed:  # epoll never reports a closed descriptor; the next operation detects it
         victim.pause_reading()
         victim.resume_reading()
     turns(r, 3)
@@ -353,7 +353,7 @@ def test_a_lost_handle_that_another_one_closes_first_gets_no_error_and_is_not_ke
     assert r.handles() == []
 
 
-def test_a_new_selector_finds_lost_handles_and_takes_the_others(r, sockets):
+def test_a_new_selector_detects_lost_handles_and_takes_over_the_others(r, sockets):
     probe = Probe(r, sockets()[0])
     ours, theirs = sockets()
     survivor = Probe(r, ours)
@@ -361,7 +361,7 @@ def test_a_new_selector_finds_lost_handles_and_takes_the_others(r, sockets):
     r._select = r.watchers.rebuild().select
     theirs.send(b'x')
     r.run_once(0)
-    assert probe.lost is not None or probe.log == ['read']  # the second with `poll`
+    assert probe.lost is not None or probe.log == ['read']  # `poll` does not notice the loss
     if probe.lost is None:
         r.watchers.evict(probe)
     r.run_once(0)
@@ -422,7 +422,7 @@ def test_a_new_listener_with_the_number_of_a_lost_one_is_not_hurt(r, sockets, ca
 
 @pytest.mark.scenario(12)
 def test_a_listener_gets_the_number_of_a_lost_one(r, caplog):
-    # Regression: it was refused with "descriptor 7 belongs to <Listener> already".
+    # Regression: the new listener used to be refused with "descriptor 7 belongs to <Listener> already".
     lost = r.listen_tcp('127.0.0.1', 0)
     number = lost.fileno()
     os.close(number)
@@ -476,7 +476,7 @@ def refusing(request, r, monkeypatch):
     def refuse(fd, events, data=None):
         monkeypatch.setattr(selector, failing, real)
         if failing == 'modify':
-            selector.unregister(fd)  # as `selectors` does when the kernel refuses
+            selector.unregister(fd)  # `selectors` does this, too, when the kernel refuses
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     def begin():
@@ -545,7 +545,7 @@ def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_release
 
 
 class WithoutMemory(selectors.SelectSelector):
-    """A `select` selector that can be made to find no memory in `register`, before or after half of the work."""
+    """A `select` selector whose `register` can run out of memory, at its beginning or after half of the work."""
 
     short = None
 
@@ -572,7 +572,7 @@ class Forgetful(selectors.SelectSelector):
 
 @pytest.mark.parametrize('again', [False, True])
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_reactor(
+def test_a_handle_that_its_selector_has_forgotten_is_refused_and_still_closed_with_the_reactor(
     kind, again, sockets, monkeypatch
 ):
     selector = Forgetful()
@@ -580,7 +580,7 @@ def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_
         conn = r.adopt(sockets()[0])
         closed = []
         conn.on_close = lambda conn, exc: closed.append(exc)
-        if again and kind is MemoryError:  # there is no memory for parking it, either
+        if again and kind is MemoryError:  # there is no memory for parking the handle, either
             run_short(monkeypatch, Watchers, '_park_lost')
         selector.short = kind()
         r.watchers.set_events(conn, READ | WRITE)
@@ -593,8 +593,9 @@ def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_
 
 @pytest.mark.skipif(not hasattr(selectors, 'PollSelector'), reason='needs poll')
 @pytest.mark.parametrize('again', [False, True])
-def test_a_listener_that_poll_knows_and_does_not_watch_accepts_again(again, sockets, monkeypatch):
-    # Regression: unregistering raised KeyError, which was logged; the listener was closed or stayed parked for ever.
+def test_a_listener_that_poll_has_registered_but_does_not_watch_accepts_again(again, sockets, monkeypatch):
+    # Regression: unregistering used to raise KeyError, which was logged; the listener was closed or stayed parked for
+    # ever.
     class Halfway(selectors.PollSelector):
         short = False
 
@@ -609,7 +610,7 @@ def test_a_listener_that_poll_knows_and_does_not_watch_accepts_again(again, sock
     with Reactor(selector=selector, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('127.0.0.1', 0, on_accept_error=lambda server, exc: None)
         server.pause()
-        if again:  # there is no memory to unregister it at once, either
+        if again:  # there is no memory to unregister the listener at once, either
             run_short(monkeypatch, Watchers, '_unregister_lost')
         selector.short = True
         server.resume()
@@ -628,7 +629,7 @@ def without_memory(request):
 
 
 def check_forgotten(r, fd):
-    """Check that nothing is registered under the descriptor, and that nothing is counted."""
+    """Check that no handle is registered under the descriptor, and that none is counted."""
     assert registered(r, fd) is None
     assert (r.handles(), r.watchers.referenced) == ([], 0)
 
@@ -644,7 +645,7 @@ def test_a_new_handle_that_cannot_be_registered_for_want_of_memory_is_not_kept(w
 
 @pytest.mark.parametrize('wanted', [READ, 0])
 @pytest.mark.parametrize('closed_first', [False, True])
-def test_a_change_without_memory_ends_a_handle_and_leaves_none_counted(without_memory, sockets, wanted, closed_first):
+def test_a_change_without_memory_ends_the_handle_and_leaves_none_counted(without_memory, sockets, wanted, closed_first):
     r, run_short = without_memory
     ours, _theirs = sockets()
     ended = []
@@ -666,14 +667,14 @@ def test_a_handle_without_a_descriptor_has_the_number_minus_one(r):
     idler.close()
 
 
-def test_a_handle_without_a_description_is_shown_as_waiting_for_events(r, sockets):
+def test_a_handle_that_does_not_say_what_it_waits_for_is_shown_as_waiting_for_events(r, sockets):
     probe = Probe(r, sockets()[0])
     (line,) = r.why_alive()
     assert line.endswith('waits for events')
     probe.close()
 
 
-def test_a_kind_of_handle_that_lacks_a_part_fails_instead_of_spinning(sockets):
+def test_a_kind_of_handle_that_lacks_a_method_fails_instead_of_spinning(sockets):
     class Bare(Handle):
         def __init__(self, r, sock):
             self.loop, self.since, self.sock = r, r.now, sock
@@ -723,7 +724,7 @@ def test_a_handle_that_was_only_half_forgotten_for_want_of_memory_can_be_watched
 
 
 class Idle(Probe):
-    """A probe that never finds anything to do."""
+    """A probe that never makes progress."""
 
     def handle_read(self):
         super().handle_read()
@@ -738,7 +739,7 @@ def test_a_parked_handle_is_watched_again_as_soon_as_there_is_memory(sockets):
         theirs.send(b'x')
         run_until(r, lambda: r.stats().stalls)
         seen, selector.short = len(probe.log), 'before'
-        time.sleep(0.02)  # until its parking time is over
+        time.sleep(0.02)  # until the parking time of the handle is over
         turns(r, 3)
         assert len(probe.log) == seen
         assert r.handles() == [probe]
@@ -767,7 +768,7 @@ def test_a_handle_that_cannot_be_watched_again_after_a_moment_without_progress_e
 
 
 class Deep(selectors.SelectSelector):
-    """A selector that finds no stack once, when `deep` is set."""
+    """A selector that runs out of stack once, when `deep` is set."""
 
     deep = False
 
@@ -799,7 +800,7 @@ def test_a_handle_that_cannot_be_parked_or_watched_for_want_of_stack_is_refused(
         assert (r.handles(), r.watchers.referenced) == ([], 0)
 
 
-def test_a_handle_that_found_no_stack_to_change_leaves_nothing_when_it_is_closed_before_the_report(sockets):
+def test_a_handle_whose_change_of_events_found_no_stack_leaves_nothing_when_it_is_closed_before_the_report(sockets):
     selector, log = Deep(), Log()
     with Reactor(selector=selector) as r:
         conn = r.adopt(sockets()[0], on_close=log.on_close)
@@ -850,8 +851,8 @@ def test_two_dispatches_without_progress_in_one_turn_count_as_one(sockets):
 
 
 def test_a_selector_that_cannot_be_replaced_for_want_of_memory_keeps_watching_everything(sockets):
-    # Regression: half of the handles were registered with the new selector. The rest was in no map any more and was not
-    # closed with the reactor.
+    # Regression: half of the handles used to be registered with the new selector. The rest were no longer in any map
+    # and were not closed with the reactor.
     class Selector(selectors.SelectSelector):
         full = False
 

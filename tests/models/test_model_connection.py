@@ -1,7 +1,7 @@
-"""A connection against an automaton of ten states, written from the documentation of `Stream` and not from its code.
+"""Test a connection against an automaton of ten states, based on the documentation of `Stream` and not on its code.
 
-Only calls of the user and results of the scripted socket move the automaton. All actions of the stream (callbacks, the
-events that it wants from the selector, shutdown and close of the socket) must be legal in the state of the automaton.
+Only calls of the user and results of the scripted socket change the state of the automaton. All actions of the stream
+(callbacks, the events that it wants from the selector, shutdown and close of the socket) must be legal in that state.
 No state is a dead end: when all timers have fired, each connection has ended.
 """
 
@@ -32,7 +32,7 @@ def if_waiting(there, else_there):
 
 
 def if_on_eof(there, else_there):
-    """Choose the next state by whether there is an `on_eof`."""
+    """Choose the next state: one if there is an `on_eof`, another if not."""
     return lambda model: there if model.with_eof else else_there(model) if callable(else_there) else else_there
 
 
@@ -42,7 +42,7 @@ def on_close(model):
     return CLOSED if model.reading and not model.waited else LINGERING
 
 
-# (state, event): the next state. Other events do not change the state, or must not happen: see LEGAL.
+# Maps (state, event) to the next state. Other events do not change the state, or must not happen: see LEGAL.
 TABLE = {
     (CONNECTING, 'connected'): lambda model: ENDING if model.user_ended else OPEN,
     (CONNECTING, 'refused'): CLOSED,
@@ -166,7 +166,7 @@ class Connection(Machine):
         kernel = self.kernel = World()
         kernel.model = self
         self.state = CONNECTING
-        self.patience = patience  # turns before anything ends the connection
+        self.patience = patience  # the number of turns before anything ends the connection
         self.with_eof = with_eof
         self.with_error = with_error
         self.answer = how
@@ -174,14 +174,14 @@ class Connection(Machine):
         self.sock = None
         self.reading = True  # whether the user wants to read
         self.written = self.accepted = 0
-        self.waited = False  # some bytes had to wait for the peer
-        self.user_ended = self.wants_no_data = False  # the user has ended it, or wants no more data
+        self.waited = False  # whether any bytes had to wait for the peer
+        self.user_ended = self.wants_no_data = False  # the user has ended the connection, or wants no more data
         self.marks = deque()
         self.owed_eof = self.owed_drain = False
         self.connected = self.eofs = 0
         self.why = None  # the error for on_close
         self.reported = False
-        self.refused = False  # one refused write after the end is enough
+        self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.moved = kernel.time  # when a byte was last sent or received
         self.closing_since = 0
         self.script = deque()
@@ -236,7 +236,7 @@ class Connection(Machine):
         self.state = CLOSED
 
     def socket_closed(self):
-        """The stream has closed its socket: the automaton knows why, or a timer has run out."""
+        """Handle the close of the socket by the stream: the automaton knows why, or a timer has run out."""
         now, state = self.kernel.time, self.state
         if state == CONNECTING and self.sock.connecting not in ('under way', 0):
             self.ends(OSError(self.sock.connecting, ''))
@@ -266,7 +266,7 @@ class Connection(Machine):
     # -- callbacks
 
     def called(self, raising=True):
-        """Check what every callback must obey, and run the next action of the script."""
+        """Check the rules for every callback, and run the next action of the script."""
         assert not self.inside, 'called inside a call'
         assert not self.reported, 'called after on_close'
         action = self.script.popleft() if self.script else None

@@ -1,4 +1,4 @@
-"""Reading and framing against a model that parses the whole input at once.
+"""Test reading and framing against a model that parses the whole input at once.
 
 A scripted socket delivers the bytes in pieces of any size, with spurious readiness in between, and with an end or a
 reset at any point. The callbacks pause, resume, raise, close, and replace themselves.
@@ -29,7 +29,7 @@ def model_bytes(data):
     return [data] if data else [], False
 
 
-# For each kind: what makes the `on_data`, and how the model parses the whole input.
+# For each kind: the function that makes the `on_data`, and the one with which the model parses the whole input.
 KINDS = {
     'bytes': (lambda fn, limit: fn, lambda data, limit: model_bytes(data)),
     'lines': (lambda fn, limit: framing.lines(fn, limit=limit), lambda data, limit: model_lines(data, limit)),
@@ -58,7 +58,7 @@ KINDS = {
 
 
 def alternating():
-    """A framing written by a user: a message is a line and a number of bytes that depends on its length."""
+    """A framing written by a user: a message is a line, then a number of bytes that depends on the line's length."""
     line = None
 
     def take(frames):
@@ -86,7 +86,7 @@ def model_alternating(data):
 
 
 class Reading(Machine):
-    """The messages do not depend on the pieces; none comes while paused; the end comes once and last."""
+    """Messages do not depend on the pieces; none is delivered while paused; the end is reported once, and last."""
 
     @initialize(
         kind=st.sampled_from(list(KINDS)),
@@ -104,11 +104,11 @@ class Reading(Machine):
         self.r = Reactor(kernel=kernel, catch_errors=self.caught)
         self.sock = ScriptedSocket(kernel)
         self.arrived = b''
-        self.delivered = []  # messages
-        self.remainder = None  # bytes after the framing was replaced
-        self.script = []  # the actions of the next messages
+        self.delivered = []  # the messages delivered so far
+        self.remainder = None  # bytes received after the framing was replaced
+        self.script = []  # the actions of the callbacks for the next messages
         self.paused = self.resuming = self.closed = False
-        self.ended = None  # 'eof' or 'reset', after the bytes that have arrived
+        self.ended = None  # 'eof' or 'reset': how the input ends after the bytes that have arrived
         self.raised, self.errors = 0, 0
         self.eofs, self.over = 0, None
         self.conn = self.r.adopt(

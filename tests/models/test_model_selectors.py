@@ -1,7 +1,7 @@
 """The same descriptors watched on every selector: real socket pairs, one model, and loops that must agree with it.
 
-Numbers of descriptors are reused all the time here, copies outlive their descriptors, and some descriptors are closed
-without the loop's knowledge. Always, an open handle gets exactly the wanted events that are true of its own socket.
+Descriptor numbers are reused all the time here, copies outlive their descriptors, and some descriptors are closed
+without the loop's knowledge. An open handle must always get exactly the wanted events that are true of its own socket.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS: list[Any] = [
 
 
 class LikeKqueue(selectors.PollSelector):
-    """Like kqueue, it reports each direction in a separate entry, and never reports a closed descriptor."""
+    """A selector that, like kqueue, reports each direction in a separate entry, and never a closed descriptor."""
 
     def select(self, timeout=None):
         entries = []
@@ -56,30 +56,30 @@ def is_open(fd):
 
 
 class End:
-    """The model's knowledge of one watched socket; it is the same for all selectors."""
+    """The model of one watched socket, which is the same for all selectors."""
 
     def __init__(self, wants):
         self.wants = wants
-        self.waiting = 0  # bytes that the peer has sent
+        self.waiting = 0  # bytes that the peer has sent and that are unread
         self.full = self.peer_gone = self.lost = self.closed = False
-        self.does = None  # (action, number of the target) at its next call
+        self.does = None  # the (action, number of the target) of its next callback
 
     @property
     def true(self):
-        """The events that are true of it. A hang-up makes it readable, and writable because a write fails."""
+        """The events that are true of the socket. After a hang-up it is readable, and writable as writes fail."""
         readable = self.waiting or self.peer_gone
         return (READ if readable else 0) | (WRITE if not self.full or self.peer_gone else 0)
 
 
 class World:
-    """One selector, with a handle and a peer for each end of the model."""
+    """One selector, with a handle and a peer for each `End` of the model."""
 
     def __init__(self, kind, model):
         self.kind = kind
         self.model = model
         self.r = Reactor(selector=kind(), catch_errors=model.caught)
         self.handles, self.peers, self.copies = [], [], []
-        self.received = []  # (number of the end, 'read' or 'write') in this turn
+        self.received = []  # the events of this turn, as (number of the end, 'read' or 'write')
 
     def open(self, wants):
         ours, theirs = socket.socketpair()
@@ -98,13 +98,13 @@ class World:
 
 
 class Selectors(Machine):
-    """Each event of the model comes once a turn, and none belongs to an earlier owner of the number."""
+    """Each event of the model is reported once a turn, and none belongs to an earlier owner of the number."""
 
     @initialize()
     def begin(self):
         self.ends = []
         self.worlds = [World(kind, self) for kind in KINDS]
-        self.disturbed = set()  # ends that another has changed in this turn; they may have been called before that
+        self.disturbed = set()  # ends changed by the callback of another in this turn, perhaps after their own call
 
     def pick(self, index, only=lambda end: True):
         numbers = [n for n, end in enumerate(self.ends) if not end.closed and not end.lost and only(end)]
@@ -120,8 +120,8 @@ class Selectors(Machine):
         state = self.now[world, number]
         assert not state['closed'], f'{world.kind.__name__}: {what} of a closed handle'
         event = READ if what == 'read' else WRITE
-        assert event & state['wants'], f'{world.kind.__name__}: {what}, which is not wanted'
-        assert event & end.true, f'{world.kind.__name__}: {what}, which is not true'
+        assert event & state['wants'], f'{world.kind.__name__}: {what} was reported, which is not wanted'
+        assert event & end.true, f'{world.kind.__name__}: {what} was reported, which is not true'
         world.received.append((number, what))
         if number in self.acting and world not in self.done:
             self.done.add(world)
@@ -154,7 +154,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, copied=st.booleans())
     def close(self, index, copied):
-        """A copy of the descriptor may live on, as in a child. Its events must not be reported."""
+        """Close a handle. A copy of its descriptor may stay open, as in a child; its events must not be reported."""
         number = self.pick(index)
         if number is not None:
             self.ends[number].closed = True
@@ -165,7 +165,7 @@ class Selectors(Machine):
                 handle.close()
 
     @rule(index=INDEX)
-    def close_behind_its_back(self, index):
+    def close_without_its_knowledge(self, index):
         number = self.pick(index)
         if number is not None:
             self.ends[number].lost = True
@@ -219,7 +219,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, other=INDEX, what=st.one_of(st.just('close'), EVENTS))
     def in_its_callback(self, index, other, what):
-        """The callback of a ready handle closes a handle, or changes its wanted events. It may be the handle itself."""
+        """Let the callback of a ready handle close a handle, which may be itself, or change its wanted events."""
         number, target = self.pick(index, lambda end: end.wants & end.true), self.pick(other)
         if number is not None:
             self.ends[number].does = (what, target)
@@ -238,7 +238,7 @@ class Selectors(Machine):
             if end.does is not None and not end.closed and not end.lost and end.wants & end.true
             if not (ends[end.does[1]].closed or ends[end.does[1]].lost)
         ]
-        acting = acting[:1]  # one at a time, so that the result does not depend on the order of the batch
+        acting = acting[:1]  # only one acts, so that the result does not depend on the order of the batch
         self.done, self.acting = set(), acting
         self.now = {
             (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}
@@ -272,7 +272,7 @@ class Selectors(Machine):
                 ends[other].wants = action
 
     def is_blind(self, world):
-        """Return whether it watches a number that is no longer open. select() then fails once, for all handles."""
+        """Return whether a world watches a number that is no longer open. select() then fails once, for all handles."""
         return any(
             end.lost and end.wants and handle.lost is None and not is_open(handle.sock.fileno())
             for end, handle in zip(self.ends, world.handles, strict=True)

@@ -1,4 +1,4 @@
-"""Signals and calls from threads against a model: real signals, real threads, and a full doorbell."""
+"""Test signals and calls from threads against a model: real signals, real threads, and a full doorbell."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ SCRIPT = st.lists(st.one_of(st.just('call'), st.just('call'), SIGNUM), max_size=
 
 
 class Doorbell(Machine):
-    """Each signal is delivered after it was last raised. Each call is made once, in the order of its thread."""
+    """Each signal is delivered after it was last raised. Each call is made once, and the calls of a thread in order."""
 
     @initialize()
     def begin(self):
         self.before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in SIGNALS}
         self.r = Reactor(catch_errors=self.caught)
-        self.handlers = {}  # the installed handlers, by signal
+        self.handlers = {}  # the installed handler of each signal
         self.raised = set()  # signals raised since their last delivery
-        self.delivered = []  # signals
-        self.count = Counter()  # by signal: the highest possible number of undelivered ones
-        self.made = {}  # by thread: the numbers of its calls, in the order in which they ran
-        self.asked = {}  # by thread: the number of its last requested call
+        self.delivered = []  # the signals delivered so far
+        self.count = Counter()  # for each signal, the most deliveries that can be pending
+        self.made = {}  # for each thread, the numbers of its calls, in the order in which they ran
+        self.asked = {}  # for each thread, the number of the last call that it requested
         self.names = 0
 
     # -- callbacks
@@ -114,7 +114,7 @@ class Doorbell(Machine):
     @precondition(lambda self: len(self.asked) < 12)
     @rule(scripts=st.lists(SCRIPT, min_size=1, max_size=3), running=st.booleans())
     def threads(self, scripts, running):
-        """Threads make calls and raise signals, while the loop runs or while it does not."""
+        """Let threads make calls and raise signals, while the loop runs or while it does not."""
         raised, workers = set(), []
         for script in scripts:
             self.names += 1
@@ -147,7 +147,7 @@ class Doorbell(Machine):
 
     def check_turns(self):
         self.raised_again = 0
-        self.turns(self.r, 8)  # a delivered call may call or raise again
+        self.turns(self.r, 8)  # a callback may make another call or raise another signal
         assert not self.raised, 'a signal was lost'
         for name, count in self.asked.items():
             assert self.made.get(name, []) == list(range(count + 1)), f'calls of {name} were lost, doubled or reordered'

@@ -1,4 +1,7 @@
-"""Timers against a model, a list sorted by deadline and age. Callbacks set, cancel, move, raise, and leave `run`."""
+"""Test timers against a model, a list sorted by deadline and age.
+
+The callbacks set, cancel and move timers, raise, and leave `run`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ ACTIONS = st.lists(
 
 
 class Token:
-    """An argument of a timer, which shows when it is released."""
+    """An argument of a timer, which shows when the timer releases its arguments."""
 
 
 class Leaving(BaseException):
@@ -41,7 +44,7 @@ class Leaving(BaseException):
 
 
 class Expected:
-    """The model's knowledge of one timer."""
+    """The model of one timer."""
 
     def __init__(self, deadline, order, delay, repeats, script):
         self.deadline = deadline
@@ -54,7 +57,7 @@ class Expected:
 
 
 class Timers(Machine):
-    """Which timers fire and in which order, which are pending, when the next is due, and what is released."""
+    """Check which timers fire in which order, which are pending, when the next is due, and what is released."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +66,7 @@ class Timers(Machine):
         self.r = Reactor(kernel=self.kernel, catch_errors=self.caught)
         self.timers, self.tokens, self.fired = [], [], []
         self.model, self.to_fire = [], []
-        self.collected = []  # (deadline, order, number) of a batch that an exception left; it comes first the next time
+        self.collected = []  # (deadline, order, number) of timers that an exception left unfired; they fire first
         self.order = 0
 
     def teardown(self):

@@ -1,9 +1,9 @@
-"""TLS against a model of two byte streams. The peer is OpenSSL itself, with two buffers in memory.
+"""Test TLS against a model of two byte streams. The peer is OpenSSL itself, with two buffers in memory.
 
 The ciphertext arrives in pieces, is truncated, or has a byte changed. The peer may be slow, and ends with or without
-close_notify. The received plaintext is a prefix of the written one, and all of it when the stream ends cleanly. A
-truncated stream never ends cleanly. (The ssl module cannot request new keys, so `test_tls.py` uses the openssl command
-for that.)
+close_notify. The received plaintext is a prefix of the plaintext that was written, and is complete if the stream ends
+cleanly. A truncated stream never ends cleanly. (The ssl module cannot request new keys, so `test_tls.py` uses the
+openssl command for that.)
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.helpers.certificates import certificates  # noqa: F401
 from tests.helpers.models_support import Machine, case_of
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
-MOST = 100_000  # max_buffered
-CALLBACK_COST = 1024  # bytes: a waiting on_written may count for this much at most
+MOST = 100_000  # bytes: the value of max_buffered
+CALLBACK_COST = 1024  # bytes: a waiting on_written counts for at most this many
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
 READ_SIZE = 5000
 SIZES = st.sampled_from([0, 1, 100, 5000, 16384, 16385, 65536])
 CUTS = st.sampled_from([1, 3, 40, 1000, 5000, 1 << 20])
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}  # by (is a server, version); making one takes long
+CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}  # cached by (is a server, version): slow to make
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -74,12 +74,12 @@ class TLS(Machine):
         self.peer = CONTEXTS[not server, version].wrap_bio(self.peer_in, self.peer_out, not server, name)
         self.peer_ready = self.peer_saw_end = False
         self.air = bytearray()  # ciphertext on its way to us
-        self.taken = 0  # bytes of ours that the peer has received
-        self.ours, self.theirs = bytearray(), bytearray()  # plaintext as written
-        self.peer_got, self.got = bytearray(), bytearray()  # and as received
-        self.notified = self.cut = self.changed = self.peer_over = False  # the end of the peer's side
+        self.taken = 0  # the number of our bytes that the peer has received
+        self.ours, self.theirs = bytearray(), bytearray()  # plaintext that each side wrote
+        self.peer_got, self.got = bytearray(), bytearray()  # plaintext that each side received
+        self.notified = self.cut = self.changed = self.peer_over = False  # how the peer's side has ended
         self.user_ended = self.overfull = self.paused = self.dropped = False
-        self.count, self.marks = itertools.count(), []  # expected calls of on_written
+        self.count, self.marks = itertools.count(), []  # a counter for writes, and the expected calls of on_written
         self.secured = self.eofs = 0
         self.outcome = None
         self.conn = self.r.adopt(
@@ -120,15 +120,15 @@ class TLS(Machine):
             if not self.user_ended:
                 self.check_clean_end()
         elif isinstance(exc, TLSError):
-            assert self.cut or self.changed, 'an error although nothing was wrong'
+            assert self.cut or self.changed, 'an error was reported although nothing was wrong'
         elif isinstance(exc, WriteBufferFull):
             assert self.overfull
         else:
             assert isinstance(exc, ConnectionResetError) and self.cut
 
     def check_clean_end(self):
-        assert self.notified and not self.cut and not self.changed, 'a clean end of a truncated stream'
-        assert self.got == self.theirs, 'a clean end before all of the data'
+        assert self.notified and not self.cut and not self.changed, 'a truncated stream ended cleanly'
+        assert self.got == self.theirs, 'the stream ended cleanly before all of the data'
 
     # -- the peer
 
@@ -212,7 +212,7 @@ class TLS(Machine):
 
     @rule(size=CUTS)
     def both_ways(self, size):
-        """Transfer bytes both ways, so that most runs get far."""
+        """Transfer bytes both ways, so that most runs make real progress."""
         self.sock.room = max(self.sock.room, size)
         self.arrives(size)
         self.turn(5)
@@ -240,7 +240,7 @@ class TLS(Machine):
         assert not self.user_ended
         if not over:
             assert conn.closed or before < MOST, 'a peer that takes nothing is not cut off'
-            assert not conn.closed or weight >= MOST, 'cut off although few bytes wait'
+            assert not conn.closed or weight >= MOST, 'cut off although only few bytes wait'
             self.overfull = conn.closed
 
     @precondition(lambda self: len(self.ours) + len(self.theirs) > 300)
@@ -304,7 +304,7 @@ class TLS(Machine):
         self.r.close()
 
     def settle(self):
-        """Run until nothing changes any more."""
+        """Run turns until nothing more changes."""
         while True:
             before = len(self.sock.sent), len(self.got), len(self.air), len(self.sock.incoming), self.outcome
             self.both_ways(1 << 20)

@@ -1,4 +1,6 @@
-"""A stream on a scripted socket against a model of one byte stream: bytes written, bytes accepted, and callbacks."""
+"""Test a stream on a scripted socket against a model of one byte stream: the bytes written and accepted, and the
+callbacks.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from tests.helpers.models_support import Machine, case_of, depth
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 HIGH, LOW, MOST = 50_000, 10_000, 300_000
-CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: each waiting one may count for this much at most
+CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: a waiting callback or file counts for at most this many
 
-# A mix of the kernel's answers: mostly room for some bytes, sometimes for none, rarely the end.
+# How many bytes a send accepts: a few, many, or all.
 taken = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.just(1 << 30))
 sizes = st.one_of(st.integers(0, 5), st.integers(0, 9000), st.integers(0, 200_000))
 kinds = st.sampled_from([bytes, bytearray, memoryview])
@@ -59,7 +61,7 @@ class StrictSocket(ScriptedSocket):
 
 
 class Writing(Machine):
-    """The bytes sent are a prefix of those written; callbacks come once, in order, on a fresh stack, on_close last."""
+    """Sent bytes are a prefix of the written bytes; callbacks run once, in order, on a fresh stack, on_close last."""
 
     @initialize(rewriting=st.booleans(), patience=st.integers(0, 20))
     def begin(self, rewriting, patience):
@@ -69,18 +71,18 @@ class Writing(Machine):
         self.sock.outcomes = deque()
         self.sock.model = self.model = bytearray()
         self.rewriting = rewriting  # whether on_written and on_drain write again
-        self.marks = deque()  # (position, identity) of the expected calls of on_written
+        self.marks = deque()  # the (position, identity) of each expected call of on_written
         self.files = []  # (start, end) of bytes from files
         self.count = 0
-        self.patience = patience  # turns and rules before anything ends the connection
-        self.refused = False  # one refused write after the end is enough
+        self.patience = patience  # the number of turns and rules before anything ends the connection
+        self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.inside = False
         self.owed = False  # write returned False, so on_drain must be called
-        self.ended = None  # the call by which the user ended it
+        self.ended = None  # the call with which the user ended the connection
         self.overfull = False
         self.outcome = None  # the error that on_close was called with, in a tuple
         self.base = 0  # depth of the stack in the current turn
-        self.depths = set()  # depths of the callbacks, relative to it
+        self.depths = set()  # depths of the callbacks, relative to `base`
         self.left = None
         self.conn = self.r.adopt(
             self.sock, on_drain=self.on_drain, on_close=self.on_close, high_water=HIGH, low_water=LOW, max_buffered=MOST
@@ -135,7 +137,7 @@ class Writing(Machine):
         buffer = kind(bytearray(data[:size])) if kind is memoryview else kind(data[:size])
         self.write_with(self.conn.write, buffer, data[:size], callback)
         if kind is not bytes:
-            memoryview(buffer)[:] = b'!' * size  # the user may change it now
+            memoryview(buffer)[:] = b'!' * size  # the user may change the buffer now
 
     @precondition(lambda self: not self.refused)
     @rule(pieces=st.lists(st.tuples(kinds, st.integers(0, 9000)), max_size=100), callback=st.booleans())
@@ -160,7 +162,7 @@ class Writing(Machine):
 
     @property
     def weights(self):
-        """The least and the most that may count towards max_buffered; the bytes of files need not count."""
+        """Return the least and the most that may count towards max_buffered; the bytes of files need not count."""
         sent = self.sock.position
         files = [end - max(begin, sent) for begin, end in self.files if end > sent]
         most = self.waiting + CALLBACK_COST * len(self.marks) + FILE_COST * len(files)
@@ -169,14 +171,14 @@ class Writing(Machine):
     def write_with(self, write, buffer, data, callback):
         conn, model, sock = self.conn, self.model, self.sock
         if callback and not sock.outcomes and len(model) % 2:
-            sock.outcomes.append(1 << 30)  # often there is room immediately
+            sock.outcomes.append(1 << 30)  # often there is room at once
         alive = not conn.closed
         before, waited = len(model), self.waiting
         least, most = self.weights
         taken = alive and self.ended is None
         unclear = (
             taken and waited > 0 and most >= MOST
-        )  # the write is queued or refused; the state afterwards shows which
+        )  # the state afterwards shows whether the write was queued or refused
         args = ()
         if taken and not unclear:
             model += data
@@ -189,7 +191,7 @@ class Writing(Machine):
         try:
             result = self.call(write, buffer, *args)
         except ConnectionClosed:
-            assert self.ended or self.outcome, 'refused although the user has not ended it'
+            assert self.ended or self.outcome, 'refused although the user has not ended the connection'
             self.refused = self.outcome is not None
             return
         assert self.ended is None or failed_before or self.overfull, f'accepted after {self.ended}'
@@ -214,7 +216,7 @@ class Writing(Machine):
     @precondition(lambda self: self.patience <= 0 and self.outcome is None)
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
     def ends(self, how, number):
-        """One rule has all ends, so that most runs have some traffic before their end."""
+        """End the connection in one of all ways: one rule, so that most runs have some traffic before their end."""
         self.acted()
         if how == 'lost':
             self.sock.outcomes.append(OSError(number, 'scripted'))

@@ -1,4 +1,4 @@
-"""Watched paths: changes are reported in the loop, floods are bounded, and the threads end with the handle."""
+"""Watched paths: changes are reported in the loop, floods are bounded, and the threads end with their handle."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from reactor.system import paths
 from reactor.system.paths import QUEUE_LIMIT, Changes
 from tests.helpers.support import idle, in_thread, run_until, turns
 
-pytest.importorskip('watchdog', reason="the extra 'paths' is not installed: nothing of watch_path is tested")
+pytest.importorskip('watchdog', reason="watch_path is not tested: the extra 'paths' is not installed")
 
 
 @pytest.fixture(autouse=True)
 def no_thread_left(nothing_left):
-    """The library's threads end soon after the handle, but `close` does not wait for them; this fixture does."""
+    """Wait for the library's threads: they end soon after the handle, but `close` does not wait for them."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -106,7 +106,7 @@ def test_a_directory_reports_changes_of_its_own_entries(r, tmp_path, monkeypatch
     handle.close()
 
 
-def test_reading_changes_nothing(r, tmp_path):
+def test_reading_a_file_is_not_reported_as_a_change(r, tmp_path):
     path, reports = tmp_path / 'file', Reports()
     path.write_text('a')
     handle = r.watch_path(tmp_path, reports)
@@ -142,7 +142,7 @@ def test_a_file_removed_with_its_directory_is_reported_and_ends_the_watch(r, tmp
     assert {change for _, change in reports} == {'deleted'}
 
 
-def test_a_link_to_a_directory_is_watched_through(r, tmp_path):
+def test_watching_a_link_to_a_directory_watches_the_directory(r, tmp_path):
     (tmp_path / 'real').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'real')
     reports = Reports()
@@ -194,7 +194,7 @@ def test_closing_the_reactor_ends_an_active_watch_and_its_threads(tmp_path):
         r.watch_path(tmp_path, reports)
 
 
-def test_an_exception_in_its_callback_is_logged_and_the_watch_goes_on(r, tmp_path, caplog):
+def test_an_exception_in_a_callback_is_logged_and_the_watch_goes_on(r, tmp_path, caplog):
     reports = []
 
     def fn(handle, path, change):
@@ -221,7 +221,7 @@ def test_a_watch_keeps_the_loop_running_unless_unreferenced(r, tmp_path):
     assert repr(handle).endswith(' closed>')
 
 
-def test_a_missing_path_raises_at_the_call(r, tmp_path):
+def test_a_path_that_does_not_exist_raises_at_the_call(r, tmp_path):
     before = threading.active_count()
     with pytest.raises(FileNotFoundError):
         r.watch_path(tmp_path / 'nothing', print)
@@ -264,7 +264,7 @@ def test_a_failure_of_the_library_leaves_no_thread(r, tmp_path, monkeypatch):
     assert threading.active_count() == before and not r.handles()
 
 
-def test_closing_does_not_fail_when_the_system_has_no_more_threads(r, tmp_path, monkeypatch):
+def test_closing_does_not_fail_when_no_more_threads_can_be_started(r, tmp_path, monkeypatch):
     def fail(target, name):
         raise RuntimeError("can't start new thread")
 
@@ -342,8 +342,8 @@ def test_changes_before_open_are_reported():
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_the_end_of_a_directory_is_reported_once_whenever_the_loop_takes_the_changes(when):
-    # Regression: when the loop called `take` while the thread was about to queue the last change, the handle closed
-    # before that change was reported.
+    # Regression: when the loop called `take` while the thread was about to queue the last change, the handle used to
+    # close before that change was reported.
     changes, taken = Changes('/folder', None, 'given'), []
 
     def take():
@@ -370,7 +370,8 @@ def test_the_end_of_a_directory_is_reported_once_whenever_the_loop_takes_the_cha
 
 
 def test_a_change_that_finds_no_memory_to_ring_is_reported_with_the_next_one():
-    # Regression: the library's thread ended with the error and the flag stayed up, so no change was reported any more.
+    # Regression: the library's thread used to end with the error, and the flag stayed set, so no more changes were
+    # reported.
     changes, rings = Changes('/folder', None, 'given'), []
 
     def ring():
@@ -386,7 +387,7 @@ def test_a_change_that_finds_no_memory_to_ring_is_reported_with_the_next_one():
 
 
 def test_a_path_through_a_link_and_back_is_resolved_as_the_kernel_does(r, tmp_path):
-    # Regression: `..` was resolved in the text of the path, so the file next to the link was watched.
+    # Regression: `..` used to be resolved in the text of the path, so the file next to the link was watched.
     (tmp_path / 'real' / 'inner').mkdir(parents=True)
     (tmp_path / 'link').symlink_to(tmp_path / 'real' / 'inner')
     reports = Reports()
@@ -413,7 +414,7 @@ def test_a_thread_may_report_to_a_closed_reactor():
     changes.dispatch(Event('created', '/folder/file'))
 
 
-def test_every_event_type_of_the_library_is_known_or_ignored():
+def test_every_event_type_of_the_library_is_handled_or_ignored():
     from watchdog import events
 
     known = {value for name, value in vars(events).items() if name.startswith('EVENT_TYPE_')}

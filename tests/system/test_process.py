@@ -1,4 +1,4 @@
-"""Children: start, input, output and end, each end reported once. A signal never reaches another process."""
+"""Child processes: start, input and output; each end is reported once, and signals never reach another process."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if os.name != 'posix':
 
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
-STRANGERS: set[psutil.Process] = set()  # children that an earlier test has left behind
+STRANGERS: set[psutil.Process] = set()  # children that an earlier test has left
 
 
 def children():
-    """Return the children that this test started and that are not reaped, zombies included."""
+    """Return the children that this test has started and that have not been reaped, including zombies."""
     return [child for child in psutil.Process().children() if child not in STRANGERS]
 
 
 @pytest.fixture(autouse=True)
 def no_child_left():
-    """Every test ends without a child, dead or alive."""
+    """Check that each test ends without a child, dead or alive."""
     STRANGERS.clear()
     STRANGERS.update(children())
     yield
@@ -48,7 +48,7 @@ def no_child_left():
 
 @pytest.fixture(params=['pidfd', 'no pidfd'])
 def how(request, monkeypatch):
-    """Children must behave the same with and without pidfds."""
+    """Run the test with and without pidfds: children must behave the same."""
     if request.param == 'no pidfd':
         monkeypatch.setattr(Kernel, 'pidfd', lambda self, pid: -1)
     elif not hasattr(os, 'pidfd_open'):
@@ -170,7 +170,7 @@ def test_a_pidfd_that_other_code_closes_does_not_hide_the_end(r):
 def test_a_child_whose_pidfd_was_closed_by_other_code_can_be_signalled_and_its_end_is_reported(r, reused):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
-    # Regression: `kill` and `close` raised EBADF every time.
+    # Regression: `kill` and `close` used to raise EBADF every time.
     exits = Exits()
     process = shell(r, 'exec sleep 60', on_exit=exits)
     fd = process.fileno()
@@ -202,7 +202,7 @@ def test_closing_the_reactor_ends_a_child_whose_pidfd_was_closed_by_other_code(s
 def test_the_end_of_a_child_is_reported_when_its_pidfd_cannot_be_closed(r, monkeypatch):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
-    # This happens when other code has closed it. epoll does not report that, and `poll` reports it as readable.
+    # This happens if other code has closed the pidfd. epoll does not report that, and `poll` reports it as readable.
     monkeypatch.setattr(Kernel, 'close_fd', lambda self, fd: os.close(fd) or os.close(fd))
     exits = Exits()
     shell(r, 'exit 3', on_exit=exits)
@@ -236,7 +236,7 @@ def test_the_end_of_a_child_is_reported_once_when_there_was_no_memory_at_the_fir
 
 
 def test_a_child_is_started_although_its_pidfd_has_the_number_of_a_socket_that_other_code_has_closed(r, sockets):
-    # Regression: `spawn` raised ReactorError, and the child kept running.
+    # Regression: `spawn` used to raise ReactorError, and the child kept running.
     ours, _theirs = sockets()
     conn = r.adopt(ours)
     fd = ours.fileno()
@@ -272,7 +272,7 @@ def test_a_child_keeps_running_when_there_is_no_memory_to_watch_its_pidfd_again(
 
 @pytest.mark.parametrize('name', ['add', 'park'])
 def test_no_child_and_no_descriptor_is_left_when_there_is_no_memory_for_its_handle(r, how, monkeypatch, name):
-    # Regression: the child kept running without a handle.
+    # Regression: the child used to keep running without a handle.
     before = set(os.listdir('/dev/fd'))
     failed, method = [], getattr(Watchers, name)
 
@@ -368,7 +368,7 @@ def test_a_child_may_open_dev_stdout(r):
     assert out.received == b'once\nagain\n'
 
 
-def test_write_eof_is_an_end_of_file_and_a_close_at_once_when_nothing_waits(r):
+def test_write_eof_ends_the_input_and_closes_the_pipe_at_once_when_nothing_waits(r):
     process = r.spawn(['cat'], stdin=PIPE, stdout=DEVNULL)
     log = listen(process.stdin)
     process.stdin.write(b'x')
@@ -382,7 +382,7 @@ def test_write_eof_is_an_end_of_file_and_a_close_at_once_when_nothing_waits(r):
 
 
 def test_write_eof_waits_without_limit_for_a_child_that_reads_late(fake):
-    """It is not cut off by `linger`, unlike `close`."""
+    """Unlike `close`, `write_eof` is not cut off by `linger`."""
     process = shell(fake, 'read line; cat >/dev/null', stdin=PIPE, stdout=PIPE, linger=1)
     fake.call_later(100, process.send_signal, SIGCONT)
     stop(process)
@@ -464,7 +464,7 @@ def test_a_write_to_a_child_that_is_gone_fails_later_and_never_raises(r, caplog)
     assert not caplog.records
 
 
-def test_a_child_that_closes_its_stdin_ends_it_without_an_error(r):
+def test_a_child_that_closes_its_stdin_ends_the_pipe_without_an_error(r):
     process = shell(r, 'exec 0<&-; echo done; exec sleep 60', stdin=PIPE, stdout=PIPE)
     log = listen(process.stdin)
     run_until(r, lambda: log)
@@ -571,27 +571,27 @@ def test_standard_streams_are_inherited_by_default(r, capfd):
     assert capfd.readouterr().out == 'same output\n'
 
 
-def test_standard_streams_on_devnull_are_empty_and_take_everything(r, capfd):
+def test_standard_streams_on_devnull_are_empty_and_accept_everything(r, capfd):
     exits = Exits()
     shell(r, 'cat; echo out; echo err >&2', stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, on_exit=exits)
     r.run()
     assert exits == [(0, None)] and capfd.readouterr() == ('', '')
 
 
-def test_stderr_may_go_where_stdout_goes(r):
+def test_stderr_may_be_redirected_to_stdout(r):
     process = shell(r, 'echo one; echo two >&2', stdout=PIPE, stderr=STDOUT)
     out = listen(process.stdout)
     r.run()
     assert out.received == b'one\ntwo\n' and process.stderr is None
 
 
-def test_the_constants_are_those_of_subprocess():
+def test_the_constants_equal_those_of_subprocess():
     import subprocess
 
     assert (PIPE, STDOUT, DEVNULL) == (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL)
 
 
-# -- what a child gets
+# -- what a child inherits
 
 
 def test_a_child_gets_the_given_environment_and_directory(r, tmp_path):
@@ -624,7 +624,7 @@ def test_a_child_inherits_the_given_descriptors_by_the_same_number_and_no_others
     out, err = listen(process.stdout), listen(process.stderr)
     r.run()
     assert {int(fd) for fd in out.received.split()} == {0, 1, 2, theirs.fileno(), another.fileno()}, err.received
-    assert not os.get_inheritable(theirs.fileno())  # they stay ours, and the next child does not inherit them
+    assert not os.get_inheritable(theirs.fileno())  # the next child does not inherit our descriptors
     ours.send(b'x')
     assert theirs.recv(1) == b'x'
 
@@ -642,7 +642,7 @@ def test_a_closed_descriptor_to_inherit_raises_at_the_call_and_leaves_nothing(r,
 
 @pytest.mark.scenario(108)
 def test_a_child_gets_signals_as_a_shell_would_give_them(r):
-    """Python ignores SIGPIPE. A child would inherit that, so the default is restored."""
+    """Python ignores SIGPIPE. A child would inherit that, so its default is restored."""
     exits = Exits()
     shell(r, 'kill -PIPE $$', on_exit=exits)
     r.add_signal_handler(signal.SIGUSR1, print).unref()
@@ -673,7 +673,7 @@ def test_a_command_that_cannot_be_started_raises_at_the_call_and_leaves_nothing(
 
 
 @pytest.mark.scenario(106)
-def test_without_descriptors_it_raises_and_leaves_nothing(r):
+def test_spawn_raises_and_leaves_nothing_when_no_descriptors_are_left(r):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -735,7 +735,7 @@ def test_bad_arguments_raise_at_the_call(r, keywords, error):
 
 
 @pytest.mark.scenario(104)
-def test_signals_reach_it_until_it_has_ended(r, how):
+def test_signals_reach_a_child_until_it_has_ended(r, how):
     exits = Exits()
     process = shell(r, 'exec sleep 60', on_exit=exits)
     assert process.terminate() is True
@@ -751,7 +751,7 @@ def test_a_signal_after_the_end_of_a_child_reaches_no_process(r, how, monkeypatc
     wait_dead(process)
     monkeypatch.setattr(os, 'kill', lambda *args: sent.append(args))
     process.kill()
-    assert exits == []  # not called inside `kill`, even if that found the child dead
+    assert exits == []  # `on_exit` is not called inside `kill`, even if `kill` found the child dead
     r.run()
     assert process.kill() is False
     assert sent == [] and exits == [(0, None)]
@@ -912,7 +912,7 @@ def test_when_this_process_is_killed_its_children_get_the_end_of_their_input(tmp
         try:
             assert int(parent.stdout.readline()) > 0
             parent.kill()
-            assert parent.stdout.read() == b'ended\n'  # reads to end of file, so no process has the pipe open any more
+            assert parent.stdout.read() == b'ended\n'  # reads to end of file, so no process has the pipe open now
         finally:
             parent.kill()
 
@@ -941,14 +941,14 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_may_close_it(r
     assert os.waitpid(pid, 0)[1] == 0
     theirs.send(b'x')
     run_until(r, lambda: log.received == b'x')
-    in_thread(r.call_soon_threadsafe, conn.close)  # the wakeup is still watched
+    in_thread(r.call_soon_threadsafe, conn.close)  # the wakeup socket is still watched
     run_until(r, lambda: log.names() == ['data', 'close'])
 
 
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_callback_may_fork_and_the_copy_may_use_its_own_reactor(r, sockets):
-    """Each process has its own signal handling, so a close in the copy must restore it there."""
+    """Each process has its own signal handling, so `close` in the copy must restore the copy's."""
     ours, theirs = sockets()
     log = Log()
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)

@@ -1,8 +1,9 @@
-"""Lockstep: the same programs give the same result for each connection on the real and the simulated kernel.
+"""Lockstep: the same programs have the same result for each connection on the real and on the simulated kernel.
 
-Compared are the order of a connection's callbacks, the bytes it got, how many `on_written` were called, and its end.
-Not compared are chunk borders and `on_drain`, which depend on buffer sizes, and the order between connections. In
-`RACES` the outcome depends on timing; there both kernels must keep the laws and have ends of the same kinds.
+These tests compare the order of a connection's callbacks, the bytes that it received, the number of calls of
+`on_written`, and its end. They do not compare chunk borders and `on_drain`, which depend on buffer sizes, nor the order
+between connections. In `RACES` the outcome depends on timing: both kernels must keep the laws, and connections must
+have the same kinds of ends.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.testing.test_programs import RealWorld, courses
 
 SEEDS, MORE_SEEDS = range(100, 102), range(102, 105)
 KINDS = {'default': 'epoll', 'poll': 'poll', 'select': 'select'}
-# WriteTimeout is for two peers that close while more bytes wait than the other has room for: both have stopped reading.
+# WriteTimeout: two peers close while each has more bytes to send than the other has room for; both no longer read.
 ENDS = {
     type(None), ConnectionResetError, BrokenPipeError, ConnectionRefusedError, FileNotFoundError, ConnectTimeout,
     WriteTimeout,
@@ -51,7 +52,7 @@ class QuietKernel(Kernel):
 
 
 def trace(record: Record) -> tuple[Any, ...]:
-    """Return the history of one connection, without the parts that may depend on the kernel."""
+    """Return the history of one connection, without the parts that can depend on the kernel."""
     events = [event for event, _ in groupby(event for event in record.events if event not in ('written', 'drain'))]
     return (
         ' '.join(events),

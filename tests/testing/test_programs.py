@@ -1,4 +1,4 @@
-"""The random user programs on the real kernel, over loopback: without faults each comes to a clean end."""
+"""The random user programs on the real kernel, over loopback: without faults each program ends cleanly."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.conftest import check_empty
 from tests.helpers.support import SELECTORS
 
 SEEDS = range(4)
-SLOW = {time_limits}  # its time limits take seconds of real time
-SIMULATED = {paces}  # the time limits of this one would take half a minute
+SLOW = {time_limits}  # programs whose time limits take seconds of real time
+SIMULATED = {paces}  # a program whose time limits would take half a minute
 
 
 def courses(seeds: range) -> list[Any]:
@@ -33,7 +33,7 @@ def courses(seeds: range) -> list[Any]:
 
 
 class Goal:
-    """See `World.expect`."""
+    """A goal of a program, as returned by `World.expect`."""
 
     def __init__(self, text: str) -> None:
         self.text, self.count = text, 0
@@ -106,7 +106,7 @@ def play(program: Any, seed: int, selector: selectors.BaseSelector, folder: Path
 
 @pytest.mark.parametrize(('program', 'seed'), courses(SEEDS))
 @pytest.mark.parametrize('kind', list(SELECTORS))
-def test_a_program_comes_to_its_end_on_the_real_kernel(kind, program, seed, tmp_path_factory):
+def test_a_program_ends_on_the_real_kernel(kind, program, seed, tmp_path_factory):
     if SELECTORS[kind] is None:
         pytest.skip(f'this platform has no {kind} selector')
     if not hasattr(socket, 'AF_UNIX'):

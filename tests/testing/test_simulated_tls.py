@@ -1,6 +1,7 @@
-"""The random programs over TLS on simulated kernels: the laws hold, and plaintext arrives complete despite faults.
+"""The random programs over TLS on simulated kernels: the laws hold, and all plaintext arrives despite faults.
 
-Keys are random, and so are the lengths of some messages. A seed repeats the program and the faults, but not every byte.
+Keys are random, and so are the lengths of some messages, so a seed repeats the program and the faults, but not every
+byte.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ PROJECT = Path(reactor.__file__).parent.parent
 
 @cache
 def pythons():
-    """Return every supported Python version that runs here; shims without an interpreter do not count."""
+    """Return the supported Python versions that run on this machine; shims without an interpreter do not count."""
     found = {sys.version_info[:2]: sys.executable}
     names = [f'python3.{minor}' for minor in (11, 12, 13)]
     for path in [*names, *glob.glob(os.path.expanduser('~/.pyenv/versions/3.1[123].*/bin/python'))]:
@@ -87,7 +87,7 @@ def test_a_check_knows_what_happens_between_an_end_and_on_close(seed, system):
     run_seed(seed, selector=system)
 
 
-@pytest.mark.timeout(600)  # it computes for long
+@pytest.mark.timeout(600)  # it computes for a long time
 @pytest.mark.slow
 def test_every_kind_of_fault_occurs():
     fallen = set()
@@ -169,7 +169,7 @@ def connected(kernel):
 
 def pass_time(kernel, seconds):
     selector, bell = kernel.selector(), kernel.socketpair()
-    selector.register(bell[0].fileno(), READ)  # select on Windows cannot wait without a socket
+    selector.register(bell[0].fileno(), READ)  # on Windows, select cannot wait without a socket
     selector.select(seconds)
     selector.close()
     for each in bell:
@@ -286,7 +286,7 @@ def test_epoll_wakes_for_ever_for_a_copy_of_a_closed_descriptor_without_an_entry
     client.send(b'x')
     kernel.close_fd(accepted.fileno())
     selector.unregister(accepted.fileno())
-    selector.select(1)  # until it arrives
+    selector.select(1)  # until the byte arrives
     before = kernel.clock()
     assert selector.select(1) == []
     assert kernel.clock() == before
@@ -387,7 +387,7 @@ def test_on_windows_a_refused_connect_is_writable_and_never_readable():
     assert [mask for _, mask in selector.select(1)] == [WRITE]
 
 
-def test_windows_waits_for_at_most_512_sockets_and_not_without_any():
+def test_windows_waits_for_at_most_512_sockets_and_needs_at_least_one():
     kernel = on('windows', descriptors=2000)
     selector = kernel.selector()
     with pytest.raises(OSError):
@@ -399,7 +399,7 @@ def test_windows_waits_for_at_most_512_sockets_and_not_without_any():
         selector.select(1)
 
 
-def test_windows_has_no_unix_sockets_and_shares_a_port_without_being_asked():
+def test_windows_has_no_unix_sockets_and_shares_a_port_without_an_option():
     kernel = on('windows')
     with pytest.raises(OSError):
         kernel.socket(AF_UNIX, SOCK_STREAM)
@@ -442,7 +442,7 @@ def test_a_selector_that_is_replaced_in_vain_breaks_a_law():
 
 
 def test_old_seeds_give_the_same_run_on_their_old_system():
-    """Most seeds still draw the same system. The others give the old run when that system is forced."""
+    """Most seeds still draw the same system. The other seeds repeat the old run if that system is forced."""
     drawn = [SimKernel(seed).kind for seed in range(200)]
     assert 60 < sum(kind in ('kqueue', 'windows') for kind in drawn) < 100
     for seed, kind in enumerate(drawn):
@@ -480,7 +480,7 @@ def test_a_failing_seed_is_reported_and_gives_status_1(monkeypatch, capsys, tmp_
     assert lines[2].startswith('50 of 50 seeds from 0: 1 failed; ')
     assert ran == list(range(50))
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
-    assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new one
+    assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new block
     assert ', 40 of them in an earlier run: 1 failed' in capsys.readouterr().out
 
 
@@ -506,7 +506,7 @@ def test_seeds_that_pass_give_status_0_in_several_processes():
 
 
 def test_faults_with_no_time_before_the_calm_never_begin():
-    """Faults begin when `main` has returned, which is after the first events."""
+    """Faults begin when `main` has returned, which happens after the first events."""
     seen = []
     simulation = Simulation(1, faults=('descriptors.few', 'recv.short'), calm=0)
 
