@@ -252,7 +252,7 @@ def test_a_regular_file_is_refused_on_every_selector(r, tmp_path):
 def test_a_directory_is_refused(r, tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        with pytest.raises(PermissionError, match='directory'):
+        with pytest.raises(PermissionError, match='directories'):
             r.watch_fd(fd, READ, turns)
     finally:
         os.close(fd)
@@ -321,7 +321,7 @@ def test_a_callback_that_is_not_callable_is_refused(r, pipe):
 def test_one_descriptor_has_one_watch(r, pipe):
     seen = Seen()
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
-    with pytest.raises(ReactorError, match=rf'descriptor {pipe[0]} belongs to <Descriptor fd={pipe[0]}'):
+    with pytest.raises(ReactorError, match=rf'descriptor {pipe[0]} already belongs to <Descriptor fd={pipe[0]}'):
         r.watch_fd(pipe[0], READ, turns)
     assert r.handles() == [handle]
     os.write(pipe[1], b'x')

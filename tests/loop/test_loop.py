@@ -388,7 +388,7 @@ def test_a_timeout_of_run_once_that_is_not_a_number_is_refused(r, timeout, error
     # Regression: NaN used to be reported as a failure of the selector, and a string failed in a comparison.
     r.call_later(60, int).unref()
     idler = r.idle(int)
-    with pytest.raises(error, match='timeout is a'):
+    with pytest.raises(error, match='timeout must be a'):
         r.run_once(timeout)
     idler.close()
     assert r.stats().loop_count == 0
