@@ -1,6 +1,6 @@
 """Exhausted memory and stack for tests: the n-th allocation fails, or only n stack frames are left.
 
-This module has the faults, the `World` that a program runs in, and the laws that are checked after each run.
+This module has the faults, the `World` in which a program runs, and the laws that are checked after each run.
 
 The callbacks that count reports allocate nothing, so no fault happens in them. After the fault every program continues
 as a user would: it closes what is open and uses what is left.
