@@ -24,7 +24,7 @@ class Certificates:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority = folder / 'authority.pem'
-        # RFC 5280 requires these; Python checks them since 3.13.
+        # RFC 5280 requires these extensions; Python 3.13 and later check them.
         usage = ('-addext', 'keyUsage=critical,keyCertSign,cRLSign')
         made = ('-out', str(self.authority), '-subj', '/CN=authority', '-days', DAYS)
         self._run('req', '-x509', *key(folder, 'authority'), *usage, *made)

@@ -1,7 +1,7 @@
 """The tables of examples/COUNTERS.md, generated from the declarations of the counters.
 
-After a declaration has changed, run `python -m tests.helpers.counters_table`. The last column, what to do when a
-counter grows, is written by hand.
+After a declaration has changed, run `python -m tests.helpers.counters_table`. The last column, which says what to do
+when a counter grows, is written by hand.
 """
 
 from __future__ import annotations

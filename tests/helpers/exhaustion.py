@@ -1,6 +1,6 @@
 """Exhausted memory and stack for tests: the n-th allocation fails, or only n stack frames are left.
 
-This module has the faults, the `World` that a program runs in, and the laws that are checked after each run.
+This module has the faults, the `World` in which a program runs, and the laws that are checked after each run.
 
 The callbacks that count reports allocate nothing, so no fault happens in them. After the fault every program continues
 as a user would: it closes what is open and uses what is left.
@@ -34,7 +34,7 @@ EXHAUSTED = (MemoryError, RecursionError)
 
 
 def need_faults() -> None:
-    """Skip the test where this Python cannot make allocations fail."""
+    """Skip the test if this Python cannot make allocations fail."""
     if not HAS_FAULTS:
         pytest.skip('UNTESTED: this Python has no _testcapi.set_nomemory, so no allocation can be made to fail')
 
@@ -104,7 +104,7 @@ def no_fault() -> None:
 
 
 class Fault:
-    """The n-th allocation fails; with `in_a_row` above 1, the ones after it fail, too."""
+    """The n-th allocation fails; with `in_a_row` above 1, the following allocations fail, too."""
 
     def __init__(self, n: int, in_a_row: int = 1) -> None:
         self.n, self.in_a_row = n, in_a_row

@@ -43,7 +43,7 @@ SIZES = (0, 1, 2, 4095, 4096, 4097, 16383, 16384, 16385, 65535, 65536, 65537, 3,
 
 
 def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
-    """Cut `data` into pieces of interesting sizes: nothing, one byte, a record, a page, the size of one recv."""
+    """Cut `data` into pieces of interesting sizes: no byte, one byte, a record, a page, the size of one recv."""
     chance = random.Random(seed)
     pieces, at = [], 0
     while at < len(data):
@@ -86,7 +86,7 @@ class Peer:
             return 0
 
     def take(self, limit: int = 1 << 20) -> int:
-        """Receive up to `limit` bytes without waiting; returns how many."""
+        """Receive up to `limit` bytes without waiting; returns their number."""
         try:
             data = self.read(limit)
         except BlockingIOError:
@@ -510,8 +510,8 @@ class Kind:
     """A kind of stream.
 
     `call` is the method of `Reactor` that makes it. `cannot` maps the abilities that the kind lacks ('read', 'write',
-    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of its sockets, and `tls` is true
-    over TLS.
+    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of its sockets, and `tls` is
+    true over TLS.
     """
 
     call = ''

@@ -1327,7 +1327,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
 )
 
-# Bugs that a stored input of a fuzz target shows, by target.
+# Bugs, each with the fuzz target that has a stored input which reveals it.
 FUZZ_MUTANTS = (
     (
         Mutant(

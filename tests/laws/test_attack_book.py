@@ -1,6 +1,6 @@
 """Attacks that hurt other servers, tried on this library and on its examples.
 
-Each test is named for the attack. Its docstring names the advisory or the document that describes it.
+Each test is named after the attack. Its docstring names the advisory or the document that describes it.
 The HTTP tests run against `examples/http_server.py`, which parses HTTP with h11.
 """
 

@@ -109,7 +109,7 @@ def bystander(r, sockets):
 
 
 def known_objects():
-    """Return the number of objects, in which a leak would show; the garbage collector is not run."""
+    """Return the number of objects, which a leak would increase; the garbage collector is not run."""
     return len(gc.get_objects())
 
 

@@ -60,7 +60,7 @@ contexts: Any = None  # for servers and clients over TLS
 
 
 class Lines:
-    """Counts executed lines, and calls the SIGINT handler before those whose numbers are in `at`."""
+    """Counts executed lines, and calls the SIGINT handler before the lines whose numbers are in `at`."""
 
     def __init__(self, handler: Any, at: tuple[int, ...] = ()) -> None:
         self.handler = handler  # a function that returns the installed SIGINT handler

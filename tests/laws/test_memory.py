@@ -1,7 +1,7 @@
 """A connection of any kind keeps no memory for the bytes that it has carried.
 
 The server is a separate process, whose resident memory is read from the kernel. Each connection carries a mebibyte
-each way. Afterwards it may use 8 KiB more than a connection that was always idle.
+each way. Afterwards it may use at most 8 KiB more than a connection that was always idle.
 """
 
 from __future__ import annotations

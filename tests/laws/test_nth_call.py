@@ -159,7 +159,7 @@ def calls(play: str, seed: int, kind: str) -> list[tuple[str, tuple[int, ...]]]:
 
 @cache
 def seeds(play: str) -> list[int]:
-    """Return the seeds to run a program with."""
+    """Return the seeds with which a program is run."""
     if PLAYS[play] not in (*PROGRAMS, *ALONE):
         return [0]
     short = [seed for seed in range(AMONG) if len(calls(play, seed, 'epoll')) < LONGEST]

@@ -1970,7 +1970,7 @@ def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_tur
 @pytest.mark.parametrize('slow', [None, 100.0])
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
 def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_in_that_child(phase, slow):
-    # Regression: with open handles, `run` never returned in the child, and the child handled events of its parent.
+    # Regression: with open handles, `run` used to go on for ever in the child, which also handled events of its parent.
     kernel, log = ScriptedKernel(), Log()
     r = Reactor(kernel=kernel, slow_callback=slow)
     socks = [ScriptedSocket(kernel) for _ in range(3)]

@@ -32,7 +32,7 @@ PACKAGE = Path(reactor.__file__).parent
 
 
 class FoulError(Exception):
-    """The exception of a `Foul`; reading its text raises, too."""
+    """The exception that a `Foul` raises; reading its text raises, too."""
 
     def __repr__(self):
         raise RuntimeError('the repr of the exception')
@@ -135,7 +135,7 @@ LOGGERS = {
 
 @contextlib.contextmanager
 def logger_that(does):
-    """Give the logger `reactor` a handler that fails in one way. Tests enter it because pytest captures logs."""
+    """Give the logger `reactor` a handler that fails in one way. The test enters it, because pytest captures logs."""
     error, stderr = LOGGERS[does]
     handler = logging.NullHandler() if error is None else Raising(error)
     if does == 'filter raises':

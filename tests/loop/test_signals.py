@@ -1297,7 +1297,7 @@ def test_a_second_ctrl_c_in_a_function_that_a_callback_calls_raises_on_the_spot(
 
 
 def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
-    """Ctrl-C is pressed at each line before the callbacks."""
+    """Ctrl-C is pressed at each line that runs before the callbacks."""
     entered, before, owners = [], sys.gettrace(), Kernel.owners[:]
     for n in range(200):
         count = 0

@@ -29,7 +29,7 @@ def model_bytes(data):
     return [data] if data else [], False
 
 
-# For each kind: the function that makes the `on_data`, and the one with which the model parses the whole input.
+# For each kind: the function that makes the `on_data`, and the function with which the model parses the input.
 KINDS = {
     'bytes': (lambda fn, limit: fn, lambda data, limit: model_bytes(data)),
     'lines': (lambda fn, limit: framing.lines(fn, limit=limit), lambda data, limit: model_lines(data, limit)),

@@ -248,7 +248,7 @@ class TLS(Machine):
     def user_ends(self, how):
         if not self.conn.closed or how == 'abort':
             self.user_ended = True
-            # Closing during the handshake drops the bytes that were written after it.
+            # Closing during the handshake drops the bytes that wait for its end.
             self.dropped |= how == 'abort' or (how == 'close' and self.conn.state == 'CONNECTING')
             getattr(self.conn, how)()
 
