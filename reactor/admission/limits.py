@@ -141,7 +141,7 @@ class Limits:
     def track(self, stream: Stream, address: AddressRecord, now: float) -> None:
         """Count a connection that was not refused.
 
-        If memory or stack runs out, this raises, and `handle_closed` undoes what was done.
+        If memory or stack runs out, this raises, and `handle_closed` undoes the steps already taken.
         """
         client = LimitedClient(stream, address, self.lifetime, self.min_rate, now)
         opened = address.open + 1

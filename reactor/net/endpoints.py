@@ -1,4 +1,4 @@
-"""Check the options of `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp`, and build what they return.
+"""Check the options of `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp`, and build their results.
 
 Listeners with limits or behind proxies are made in `kinds.py`, because `net` must not import `admission`.
 

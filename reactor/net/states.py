@@ -9,7 +9,7 @@
     close() with bytes waiting         ──> CLOSING ── last byte sent ──> LINGERING ── FIN ──> CLOSED
     close() with perhaps unread bytes  ──> LINGERING
     close() with neither               ──> CLOSED
-    FIN without on_eof                 ──> CLOSING with bytes waiting, else CLOSED
+    FIN without on_eof                 ──> CLOSING with bytes waiting, otherwise CLOSED
     a send failed                      ──> FAILED ── received bytes are delivered ──> CLOSED
     abort(), a reset, a time limit     ──> CLOSED
 
