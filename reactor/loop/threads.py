@@ -44,7 +44,7 @@ class ThreadCall(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., Any] | None = fn
         self.args: tuple[Any, ...] = args
-        self.on_done = on_done
+        self.on_done: Callable[[Any, BaseException | None], object] | None = on_done
         loop.watchers.park(self)
 
     @property

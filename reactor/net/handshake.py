@@ -292,7 +292,7 @@ class HandshakeStream(Stream):
 
     def _handshake_done(self) -> None:
         session = self.tls
-        session.timer.cancel()
+        session.timer.cancel()  # type: ignore[union-attr]  # it limits every handshake
         session.timer = None
         self.state = OPEN
         on_secured, args = session.on_secured

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..hints import MemoryBIO, SSLContext, SSLError, SSLObject
+from ..loop.timers import Timer
 
 CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
@@ -100,7 +101,7 @@ class TLSSession:
         self.over: bool = False  # the peer has ended the connection
         self.ended: bool = False  # the peer has sent its close_notify
         self.empty: int = 0  # records without data in a row; a long one counts several times
-        self.timer: Any = None  # the timer of the handshake
+        self.timer: Timer | None = None  # the timer of the handshake
 
     def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:
         """Make the SSL object. Raise ValueError if `context` checks host names and none is given."""

@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -377,6 +377,66 @@ def test_only_callbacks_is_imported_upward_for_type_checkers():
 
 def slots(cls: type) -> list[str]:
     return [name for base in cls.__mro__ for name in base.__dict__.get('__slots__', ())]
+
+
+# Public slots that can hold values of several types, and why each still has one meaning.
+MIXED_SLOTS = {
+    ('Connection', 'data'): 'belongs to the user',
+    ('DatagramSocket', 'data'): 'belongs to the user',
+    ('Connection', 'peer'): 'an address, whose form depends on the family',
+    ('DatagramSender', 'peer'): 'an address, whose form depends on the family',
+    ('ProxyHeader', 'peername'): 'an address, whose form depends on the family',
+    ('ProxyHeader', 'source'): 'an address, whose form depends on the family',
+    ('ProxyHeader', 'destination'): 'an address, whose form depends on the family',
+    ('Options', 'keepalive'): 'as the user gave it: seconds, or a tuple of three numbers',
+    ('Streams', 'tls_buffers'): 'of a class in net/, above this module',
+    ('Streams', 'tls_class'): 'a class in net/, above this module',
+    ('Buffers', 'ssl'): 'the module ssl, which is imported only for TLS',
+    ('TLSSession', 'ssl'): 'the module ssl, which is imported only for TLS',
+    ('Writer', 'marks'): 'a deque, which takes 700 bytes, or an empty tuple instead of an empty deque',
+    ('SignalClaim', 'previous'): 'a signal handler, as `signal.signal` returned it',
+}
+
+
+def declared_slots() -> Iterator[tuple[str, str, list[str]]]:
+    """(class, public slot, annotations) for all classes with slots in the rooms below the facade."""
+    for path in below_the_facade:
+        for cls in (node for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)):
+            names = [
+                element.value
+                for node in cls.body
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__slots__'
+                for element in ast.walk(node.value)
+                if isinstance(element, ast.Constant)
+            ]
+            for name in names:
+                found = [
+                    ast.unparse(node.annotation)
+                    for node in ast.walk(cls)
+                    if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in (name, f'self.{name}')
+                ]
+                if not name.startswith('_'):
+                    yield cls.name, name, found
+
+
+def united(annotation: ast.expr) -> Iterator[str]:
+    """The types in a union, or the one type."""
+    if isinstance(annotation, ast.BinOp):
+        yield from united(annotation.left)
+        yield from united(annotation.right)
+    else:
+        yield ast.unparse(annotation)
+
+
+def test_each_slot_has_one_meaning():
+    """It holds objects of one type, or None until there is one. mypy checks that nothing else is stored there."""
+    wrong = {}
+    for cls, name, annotations in declared_slots():
+        types = set(united(ast.parse(annotations[0], mode='eval').body)) if annotations else {'Any'}
+        mixed = len(set(annotations)) != 1 or len(types - {'None'}) != 1 or 'Any' in types
+        if mixed:
+            wrong[cls, name] = annotations
+    assert wrong.keys() == MIXED_SLOTS.keys(), wrong
 
 
 def test_a_stream_has_twenty_slots_and_nothing_else():
