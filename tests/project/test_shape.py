@@ -431,11 +431,11 @@ def united(annotation: ast.expr) -> Iterator[str]:
 def test_each_slot_has_one_meaning():
     """It holds objects of one type, or None until there is one. mypy checks that nothing else is stored there."""
     wrong = {}
-    for cls, name, annotations in declared_slots():
-        types = set(united(ast.parse(annotations[0], mode='eval').body)) if annotations else {'Any'}
-        mixed = len(set(annotations)) != 1 or len(types - {'None'}) != 1 or 'Any' in types
+    for cls, name, declared in declared_slots():
+        types = set(united(ast.parse(declared[0], mode='eval').body)) if declared else {'Any'}
+        mixed = len(set(declared)) != 1 or len(types - {'None'}) != 1 or 'Any' in types
         if mixed:
-            wrong[cls, name] = annotations
+            wrong[cls, name] = declared
     assert wrong.keys() == MIXED_SLOTS.keys(), wrong
 
 
