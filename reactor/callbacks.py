@@ -137,7 +137,7 @@ class ListenOptions(AdoptOptions, total=False):
     Attributes:
         on_connect: `on_connect(conn)`: a connection was accepted. If the listener uses PROXY headers or TLS, this is
             called after the header and the handshake.
-        on_accept_error: `on_accept_error(listener, exc)`: accepting failed and is paused, for example because no
+        on_accept_error: `on_accept_error(listener, exc)`: accepting failed and is now paused, for example because no
             descriptor is left; or other code has closed the listener's socket. Called once per episode. Without this
             callback, a warning is logged.
         backlog: How many established connections may wait in the kernel to be accepted. Default: SOMAXCONN.
@@ -185,12 +185,12 @@ class DatagramOptions(TypedDict, total=False):
 
     Attributes:
         on_send_error: `on_send_error(sock, exc)`: the kernel refused a datagram, or an ICMP message reported an error.
-        on_drain: `on_drain(sock)`: `send` had no room and returned False, and now no datagram waits.
+        on_drain: `on_drain(sock)`: `send` returned False because the queue was full, and now the queue is empty.
         on_close: `on_close(sock, exc)`: the socket was closed; `exc` is None or the reason.
         on_error: `on_error(sock, exc)`: another callback raised `exc`.
         broadcast: Allow sending to broadcast addresses. Default: False.
-        max_queued: How many bytes may wait while the kernel has no room. Each datagram counts 256 bytes more than its
-            data. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
+        max_queued: How many bytes may wait while the kernel has no room. Each datagram counts as its size plus 256
+            bytes. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
     """
 
     on_send_error: OnSendError | None
@@ -205,7 +205,7 @@ class ReactorOptions(TypedDict, total=False):
     """The arguments of `Reactor`, `reactor.run` and `reactor.serve.run`.
 
     Attributes:
-        selector: A new selector of the module `selectors`, which the reactor will close. None (default): the
+        selector: A new selector from the module `selectors`, which the reactor will close. None (default): the
             platform's best selector.
         kernel: A replacement for the operating system, for tests and simulation. None (default): the real one.
         catch_errors: What happens to an exception that a callback raises. True (default): it is logged with its

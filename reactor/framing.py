@@ -35,9 +35,9 @@ from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
-LIMIT = 65536  # most bytes of one message, as asyncio limits a line
-# The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, which leaves
-# each callback 30 us of the 5 ms for which one peer may occupy the loop. An additional turn costs 1 % of that.
+LIMIT = 65536  # maximum size of a message in bytes; asyncio has the same limit for a line
+# The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, and 1 % more
+# for the turn. That leaves each callback 30 us of the 5 ms for which one peer may occupy the loop.
 MESSAGES_PER_TURN = 128
 
 
@@ -61,7 +61,7 @@ class Frames:
         self._buffer: bytes | bytearray = b''
         self._start = 0  # index of the first byte that was not taken yet
         self._sought = b''  # the delimiter that was searched for last
-        self._searched = 0  # at how many positions from `_start` on this delimiter is known not to begin
+        self._searched = 0  # this many positions from `_start` on are known not to begin a delimiter
 
     def __len__(self) -> int:
         return len(self._buffer) - self._start
@@ -272,7 +272,7 @@ class Framed(Frames):
         super().__init__(framing.limit)
         self.framing: Framing = framing
         self._queued = False  # whether a queued completion will pass on the remaining messages
-        self._turn = 0  # the turn in which that was queued; it runs in a later turn
+        self._turn = 0  # the turn in which that completion was queued; it runs in a later turn
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         self.feed(data)

@@ -1,4 +1,4 @@
-"""`Limits` on open connections, on connections from one address, and on rates: when a client is refused.
+"""`Limits`, which refuse clients by the number of open connections, by address, and by rate.
 
 `Limits.judge` decides about a new client, and `Limits.allow` about a request. A client without room in
 `max_connections` is not refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown
@@ -54,15 +54,15 @@ class Limits:
             send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived,
             and the message has still taken longer than the grace plus the time for its bytes at this rate. A client
             that waits for a slow answer, or is silent, is not too slow; `read_timeout` and `idle_timeout` limit that.
-            Over TLS, encrypted bytes count. Only for TCP on Linux, which counts the bytes.
+            Over TLS, encrypted bytes count. Works only for TCP on Linux, which counts the bytes.
         max_addresses: How many addresses without an open connection are remembered.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'refuse', 'connections', 'per_address', 'connect_rate', 'request_rate', 'lifetime', 'min_rate', 'max_addresses',
         # connections, addresses with open connections, and addresses without
         '_clients', '_present', '_idle', '_forget_after',

@@ -10,8 +10,8 @@ A turn has five phases. Each is a separate function, so that a profile shows the
 
 Only these phases call callbacks, so each callback starts on a fresh stack. A call is taken from its queue before it is
 made, so an exception that leaves `run` loses nothing. No frame that exists during `select` refers to the last batch of
-events, because the connections in the batch would stay alive while the loop sleeps. The loop does not know any
-transport or protocol: a watcher is an object with `handle_read` and `handle_write`.
+events, because otherwise the connections in the batch would stay alive while the loop sleeps. The loop does not know
+any transport or protocol: a watcher is an object with `handle_read` and `handle_write`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from .log import describe
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# Errors when registering a descriptor that is fine. ENOSPC: the user's limit of epoll watches is reached.
+# Errors that registering a valid descriptor can raise. ENOSPC: the user's limit of epoll watches is reached.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
@@ -98,7 +98,7 @@ class Handle:
         return True
 
     def has_log_limit(self) -> bool:
-        """Whether `may_log` limits how often that is; otherwise equal exceptions are limited for the whole loop."""
+        """Whether `may_log` sets a limit; otherwise the loop limits how often the same exception is logged."""
         return False
 
     def handle_lost(self, exc: OSError) -> None:
@@ -344,7 +344,7 @@ class Watchers:
             # A socket owns its number. So if another handle is registered under that number, its descriptor was closed
             # unnoticed. A handle without a socket watches a user's descriptor, and must not replace another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt; perhaps it is only in the map
+            if holder is handle:  # memory ran out in the last attempt; perhaps the handle is only in the map
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return

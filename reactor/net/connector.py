@@ -53,8 +53,8 @@ ESTABLISHED = Established()
 class Connector:
     """Connects `stream`, which is CONNECTING until an attempt succeeds."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # the stream, and what it is to be connected to
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # the stream, and its target
         'stream', 'reading', '_loop', '_kernel', '_target', '_local_address',
         # its time limit
         'deadline', '_timeout', '_timer',

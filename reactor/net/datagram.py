@@ -323,7 +323,7 @@ class DatagramSocket(DatagramSender):
     # -- private methods
 
     def _next_size(self) -> int:
-        # How many bytes to receive so that the next datagram is whole. Only for a Unix socket is the kernel asked.
+        # How many bytes to receive so that the next datagram is whole. The kernel is asked only for a Unix socket.
         if not PEEK:
             return READ_SIZE
         return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))

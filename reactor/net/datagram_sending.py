@@ -114,9 +114,9 @@ class DatagramSender(Handle):
                 `on_datagram` got is fastest. For a connected socket: None, or the address of its peer.
 
         Returns:
-            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped. Either
-            `max_queued` bytes are already waiting: stop sending until `on_drain`. Or the kernel has refused it:
-            `on_send_error` is called in the completions phase.
+            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped,
+            either because `max_queued` bytes are already waiting (stop sending until `on_drain`), or because the kernel
+            has refused it (`on_send_error` is called in the completions phase).
 
         Raises:
             HandleClosed: The socket is closed.
@@ -203,7 +203,7 @@ class DatagramSender(Handle):
             self.loop.watchers.evict(self)
             return
         self.loop.counters.datagram_errors += 1
-        if self._error is None:  # else one is already queued for this turn; a peer could cause many
+        if self._error is None:  # otherwise an error is already queued for this turn; a peer could cause many
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 

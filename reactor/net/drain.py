@@ -48,7 +48,7 @@ EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they
 class Drain:
     """A drain under way. `over` is True after it has called `stop`, or if it could not begin."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # the loop, and whether the drain is over
         '_loop', 'over',
         # when it began, when it must end, and its timers
@@ -64,7 +64,7 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        self._silent_since: float | None = None  # since when only peers that must end their side are left
+        self._silent_since: float | None = None  # the time since which only peers that must end their side are left
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()
@@ -160,7 +160,7 @@ class Drain:
             since = now
         idle[stream] = stream.state, since
         patience = HANDSHAKE if stream.state is CONNECTING else GRACE
-        return now - since >= min(patience, (self._deadline - since) / 2)  # if little time is left, half of it
+        return now - since >= min(patience, (self._deadline - since) / 2)  # if little time is left, wait half of it
 
     def _waited_for_peers(self, now: float) -> bool:
         if self._silent_since is None:

@@ -181,7 +181,7 @@ class Connection(Handle):
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
-        """Called as a completion after sending has failed: deliver the bytes received before, then end it."""
+        """Called as a completion after a failed send: deliver the bytes received before, then end the connection."""
         if self.state is not FAILED:
             return
         if self.loop.streams.suspended.get(self):  # first, a layer above delivers the messages that it holds

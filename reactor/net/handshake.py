@@ -26,9 +26,9 @@ from .writer import MARK_COST, SHUT
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# The limit for each listener. The first step of a handshake takes 1.1 ms with an RSA key of 2048 bits, 0.4 ms with
-# P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept reconnecting doubled the 99th
-# percentile of the latency of the other clients; with 2 steps it grew by a fifth.
+# The limit on handshake steps in a turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
+# of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept
+# reconnecting doubled the 99th percentile of the latency of the other clients; with 2 steps it grew by a fifth.
 HANDSHAKES_PER_TURN = 2
 
 
@@ -92,7 +92,7 @@ class HandshakeStream(Stream):
             return  # its descriptor was lost, and `on_close` will be called
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
-            # Not in this call: an `sni_callback` may have made it, inside another handshake.
+            # Not during this call, which an `sni_callback` may have made inside another handshake.
             stream.decrypt_later()
 
     def limit_handshake(self, seconds: float, deadline: float | None) -> None:

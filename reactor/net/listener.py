@@ -57,14 +57,14 @@ class Listener(Handle):
         on_connect, on_data, on_eof, on_drain, on_close, on_error: The callbacks of connections accepted from now on.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'on_accept_error', '_max_connections',
-        # its socket, and what makes and counts its connections
+        # its socket, and how it makes and counts its connections
         'sock', '_unlink', '_kind', '_options', 'open_connections',
         # how it accepts
         '_batch', '_defer_accept', '_options_inherited', '_inherited', '_handshakes_over',
-        # whether it accepts, and its trouble with accepting
+        # whether it accepts, and the failures of accept
         '_closed', '_paused', '_retry', '_accepts_before', '_last_trouble',
     )  # fmt: skip
 

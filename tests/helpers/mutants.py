@@ -663,8 +663,8 @@ MUTANTS = (
     Mutant(
         'on_send_error is called without an error',
         'net/datagram_sending.py',
-        'if self._error is None:  # else one',
-        'if what:  # else one',
+        'if self._error is None:  # otherwise an',
+        'if what:  # otherwise an',
         'at most one error in a turn',
         177,
     ),
