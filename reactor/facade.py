@@ -46,7 +46,7 @@ class Reactor(Loop):
     wait for events. Threads other than the one that runs the reactor may call only `call_soon_threadsafe` and
     `Notifier.trigger`.
 
-    Every method raises TypeError or ValueError for a wrong argument, and names the nearest option for a misspelt one.
+    Methods raise TypeError or ValueError for a wrong argument, and suggest the nearest name for a misspelt option.
     Methods that start something raise `HandleClosed` after `close`, and `ReactorError` in another thread while the
     reactor runs; frequently called methods check the thread only with `debug=True`. Methods that open a descriptor
     raise `SelectorFull` when the selector has no room for it. The docstring of each method lists its other errors.
@@ -320,8 +320,8 @@ class Reactor(Loop):
         Args:
             args: The words of the command, the program first. No shell is involved.
             stdin, stdout, stderr: None: inherited. `reactor.DEVNULL`: nothing. A file or descriptor, which stays yours.
-                `reactor.PIPE`: a pipe, with a stream of the same name on the returned handle; without `on_data`, its
-                input is read and dropped. `stderr` may be `reactor.STDOUT`: the same as stdout.
+                `reactor.PIPE`: a pipe, with a stream of the same name on the returned handle; without `on_data`,
+                received bytes are dropped. `stderr` may be `reactor.STDOUT`: the same as stdout.
             on_exit: `on_exit(process, code, signal)`: the child has ended; `code` or `signal` is None. Called once.
             env: The child's whole environment. None: the environment of this process.
             cwd: The directory in which the child starts. None: the directory of this process.
@@ -365,9 +365,9 @@ class Reactor(Loop):
         """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
 
         For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
-        clients in its queue and closes; a paused or full listener waits for room first. An accepted connection is
-        closed once it is idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
-        10,000 connections). `stop` is called when these are closed, and no other stream is busy or has bytes to send.
+        clients in its queue and closes; a paused or full listener waits for room first. Accepted connections are
+        closed once they are idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
+        10,000 connections). `stop` is called when all are closed, and no other stream is busy or has bytes to send.
 
         You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads or
         timers. Listeners and connections with `unref` stay open, so that health checks and live views keep working.

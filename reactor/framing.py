@@ -139,10 +139,10 @@ class Frames:
     def prefixed(
         self, width: int = 4, byteorder: Literal['big', 'little'] = 'big', limit: int | None = None
     ) -> bytes | None:
-        """Take the next message, which follows its length, an unsigned number.
+        """Take the next length-prefixed message. The length is an unsigned number.
 
         Args:
-            width: How many bytes the length has.
+            width: Size of the length in bytes.
             byteorder: Byte order of the length.
             limit: Maximum size of the message in bytes. None: the limit of the frames.
 
@@ -220,7 +220,7 @@ class Framing:
     """An `on_data` for any number of connections, which calls `on_message(conn, message)` for each complete message.
 
     At most 128 messages of a connection are passed on in one turn, and the others in the next turns. Until then nothing
-    more is received from this peer and its end is not reported; `conn.reading` stays True.
+    more is received from this peer, and the end of the stream is not reported; `conn.reading` stays True.
 
     A connection gets a `Framed` as its `on_data` when its first bytes arrive, and costs nothing before that. After
     `conn.pause_reading()` the remaining messages, and the end of the stream, wait for `conn.resume_reading()`. An
@@ -355,11 +355,11 @@ def prefixed(
     *,
     limit: int = LIMIT,
 ) -> Framing:
-    """Return an `on_data` that calls `on_message(conn, message)` for messages that follow their length.
+    """Return an `on_data` that calls `on_message(conn, message)` for each length-prefixed message.
 
     Args:
         on_message: Called for each message, without its length; see `Framing`.
-        width: How many bytes the length has, which is an unsigned number.
+        width: Size of the length, an unsigned number, in bytes.
         byteorder: Byte order of the length.
         limit: Maximum size of a message in bytes. A longer message resets the connection with `FrameTooLong`.
 

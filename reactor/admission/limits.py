@@ -1,4 +1,4 @@
-"""`Limits`, which refuse clients by the number of open connections, by address, and by rate.
+"""`Limits`: refuse clients that exceed limits on open connections, on connections from one address, or on rates.
 
 `Limits.judge` decides about a new client, and `Limits.allow` about a request. A client without room in
 `max_connections` is not refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown
@@ -51,10 +51,10 @@ class Limits:
         lifetime: Seconds after which a connection is reset with `LifetimeOver`.
         min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read the bytes sent
             to it. A slower client is reset with `TooSlow`. A message starts with the first byte received after our last
-            send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived,
-            and the message has still taken longer than the grace plus the time for its bytes at this rate. A client
-            that waits for a slow answer, or is silent, is not too slow; `read_timeout` and `idle_timeout` limit that.
-            Over TLS, encrypted bytes count. Works only for TCP on Linux, which counts the bytes.
+            send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived
+            since the last check, and has taken longer than the grace plus the time for its bytes at this rate.
+            A client that waits for a slow answer, or is silent, is not too slow: `read_timeout` and `idle_timeout`
+            limit silence. Over TLS, encrypted bytes count. Works only for TCP on Linux, which counts the bytes.
         max_addresses: How many addresses without an open connection are remembered.
 
     Raises:

@@ -75,7 +75,7 @@ class LimitedClient:
             self.begin(now)
 
     def _slowness(self, now: float, pace: Rate) -> str:
-        """Return how the client is too slow, for the message; '' if it is not."""
+        """Return the part of the message that says how the client is too slow; '' if it is not too slow."""
         stream = self._stream
         try:
             heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LAG_BUCKETS = 16  # upper bounds: 1/1024 s times powers of two, so 1 ms, 2 ms ... 16 s; the last bucket has no bound
+LAG_BUCKETS = 16  # upper bounds of 1/1024 s times powers of two: 1 ms, 2 ms ... 16 s; the last bucket has no bound
 SLOW_PLACES = 20  # how many slow callbacks are remembered
 
 
@@ -17,7 +17,7 @@ class Declaration:
     """The declaration of one attribute of `Counters` or `Stats`.
 
     Attributes:
-        kind: 'count', 'gauge', 'seconds' or 'other'.
+        kind: The kind of value: 'count', 'gauge', 'seconds' or 'other'.
         help: The help text that operators read.
         metric: The name of the metric, if it differs from the attribute's.
     """
@@ -46,7 +46,7 @@ def seconds(help: str) -> Any:
 
 
 def other(help: str, metric: str) -> Any:
-    """Declare an attribute that special code fills."""
+    """Declare an attribute of any other kind."""
     return Declaration('other', help, metric)
 
 

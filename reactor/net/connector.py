@@ -225,7 +225,7 @@ class Connector:
         return OSError(error, f'cannot connect to {show(address[1])}: {reason or self._kernel.strerror(error)}')
 
     def _failure(self) -> Exception:
-        # The last error of the preferred family, with the errors of all attempts in its notes.
+        # Return the last error of the preferred family, with the errors of all attempts in its notes.
         exc = [exc for (family, _), exc in self._errors if family == self._family][-1]
         if len(self._errors) > 1:
             for _, each in self._errors:

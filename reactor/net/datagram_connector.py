@@ -30,7 +30,7 @@ class DatagramConnector:
         self._broadcast = broadcast
 
     def connect(self, host: str, port: int, family: int) -> None:
-        """Connect: at once to a numeric address, or to a name after its look-up."""
+        """Connect to a numeric address at once, or to a name after its look-up."""
         sock = self._socket
         addresses = numeric(self._kernel, host, port, family)
         sock.loop.watchers.park(sock)

@@ -351,7 +351,7 @@ class Connection(Handle):
         loop, state, ending = self.loop, self.state, self.ending
         over = state is CLOSED
         if not over:
-            if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # it has one when it has failed
+            if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # not None here
                 exc = ending.exc  # type: ignore[union-attr]  # sending failed first, and that has ended the connection
             loop.completions.append((self, Connection.handle_closed, (exc,)))
             if ending is None and not state.user_ended:

@@ -258,7 +258,7 @@ class HandshakeStream(Stream):
         """
         writer, state, ending = self.writer, self.state, self.ending
         self.send_tls(self.tls.close_notify())
-        if self.state is FAILED and isinstance(self.ending.exc, BrokenPipeError):  # type: ignore[union-attr]  # it has one
+        if self.state is FAILED and isinstance(self.ending.exc, BrokenPipeError):  # type: ignore[union-attr]  # not None here
             self.writer, self.state, self.ending = writer, state, ending
 
     def fail(self, what: str, exc: SSLError | None, advice: str) -> None:

@@ -100,8 +100,8 @@ class Listener(Handle):
         self._defer_accept = defer_accept
         # The time when the last TCP handshakes are over; set once new clients are dropped.
         self._handshakes_over: float | None = None
-        self._inherited = inherited  # other processes may accept from the socket, now or later
-        self._options_inherited = loop.kernel.nodelay_inherited  # accepted sockets inherit its options
+        self._inherited = inherited  # whether other processes may accept from the socket, now or later
+        self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit its options
         self._batch = 1  # accepts in the next turn: one too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out

@@ -19,7 +19,8 @@ from ..loop.checks import callback, seconds, shown, switch, time_limit, whole
 if TYPE_CHECKING:
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
 
-# Receiving 100 bytes costs no more with 64 KiB than with 4 KiB; from 128 KiB on, malloc maps pages for every call.
+# Receiving 100 bytes costs no more with a size of 64 KiB than with 4 KiB. From 128 KiB on, malloc maps pages for every
+# call.
 READ_SIZE = 65536
 HIGH_WATER = 65536  # buffered bytes; this and LOW_WATER are asyncio's defaults
 LOW_WATER = 16384

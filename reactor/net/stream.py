@@ -240,7 +240,7 @@ class Stream(Sender):
 
     @property
     def unread(self) -> bool:
-        """Whether bytes from the peer wait to be read; always False before the connection is open and after its end."""
+        """Whether bytes from the peer wait to be read; always False while connecting and after the connection has ended."""
         return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
     # -- properties
