@@ -16,7 +16,7 @@ for each connection, feeds it with bytes, and takes messages from it:
         while conn.reading and (line := frames.line()) is not None:
             ...
 
-Such a loop handles all messages of a chunk in one turn, and a chunk may have as many messages as bytes. `Framing`
+Such a loop handles all messages of a chunk in one turn, and a chunk can contain as many messages as bytes. `Framing`
 passes on a limited number in each turn. It also accepts your own function to take the next message from the frames.
 
 The messages do not depend on how the bytes were cut into chunks. Each message has a size limit, and `FrameTooLong` is

@@ -5,8 +5,8 @@
 network is refused in `admission/listener.py`.
 
 Memory is bounded by the open connections and by `max_addresses`. An address without a connection is remembered only
-until its tokens are refilled. If there are too many such addresses, the one that has not been seen for longest is
-forgotten first.
+until its tokens are refilled. If there are too many such addresses, the least recently seen address is forgotten
+first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .pace import LimitedClient
 Refusal = tuple[str, str]  # the name of the counter, and the reason for messages
 
 MAX_ADDRESSES = 50_000  # about 400 bytes each
-IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and changes its address in it at will (RFC 8981)
+IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and can change its address within it at will (RFC 8981)
 
 
 class Limits:
@@ -95,7 +95,7 @@ class Limits:
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
         self._present: dict[bytes, AddressRecord] = {}  # addresses with open connections
-        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others; the first was seen longest ago
+        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others, the least recently seen first
 
     def __repr__(self) -> str:
         return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'

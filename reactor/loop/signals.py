@@ -173,7 +173,7 @@ class Signals:
             try:
                 self._interrupts.install()
             except OSError:
-                pass  # a sandbox forbids it: Python's own handler stays, and raises anywhere
+                pass  # a sandbox forbids this: Python's own handler stays, and raises anywhere
 
     def release_wakeup(self) -> None:
         """Release the wakeup descriptor. This is the first half of `leave`."""

@@ -305,7 +305,7 @@ class Attempt(Handle):
         if not error:
             error = self._error_of_peer(sock)
             if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
-                return  # a spurious event: still connecting. If such events go on, other code has taken the error
+                return  # a spurious event: still connecting. If such events continue, other code has taken the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
     def _error_of_peer(self, sock: socket) -> int:

@@ -39,7 +39,7 @@ PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
 DROPS = slice(32, 36)  # the bytes of the last of the nine numbers in SO_MEMINFO
 
 
-# What the callbacks of a datagram socket are called with.
+# The arguments of the callbacks of a datagram socket.
 ARGUMENTS = {
     **dict.fromkeys(('on_send_error', 'on_close', 'on_error'), '(socket, exc)'),
     'on_datagram': '(socket, data, address)',

@@ -99,7 +99,7 @@ class DatagramSender(Handle):
         self._retry_delay = RETRY
         self._full_at = -EPISODE  # the time of the last `_report_full`
         self._error: OSError | None = None  # if set, a completion that passes it to `on_send_error` is queued
-        # The sender of the last datagram, in the user's form and in the kernel's: a reply to it needs no check.
+        # The sender of the last datagram, in the user's form and in the kernel's: replies to it need no check.
         self._sender: Any = None
         self._source: Any = None
 
@@ -246,7 +246,7 @@ class DatagramSender(Handle):
         if isinstance(error, BlockingIOError):
             return None
         self.datagram_failed(error, f'a datagram of {len(data)} bytes to {show(target or self.peer)} was not sent')
-        if self.state is OPEN:  # otherwise it was counted with the queue when the socket was closed
+        if self.state is OPEN:  # otherwise the datagram was counted with the queue when the socket was closed
             self.loop.counters.datagrams_dropped += 1
         return False
 

@@ -35,7 +35,7 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its state, and the time when it became idle
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its value: the state, and the time when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
@@ -53,7 +53,7 @@ class Drain:
         '_loop', 'over',
         # when it began, when it must end, and its timers
         '_began', '_deadline', '_aborting', '_asking', '_checking',
-        # what the last check found
+        # the results of the last check
         '_accepts', '_idle', '_silent_since',
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ class Drain:
             elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
-                pass  # an outgoing connection: the application made it
+                pass  # an outgoing or adopted connection, which the application closes
             elif handle.state.discards:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):

@@ -141,7 +141,7 @@ class Connection(Handle):
             try:
                 self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
             except OSError:
-                pass  # then it is no longer connected, and there is nothing to reset
+                pass  # the socket is no longer connected, so there is nothing to reset
         self.finish(exc)
 
     @property

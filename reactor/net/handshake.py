@@ -174,7 +174,7 @@ class HandshakeStream(Stream):
     def hold(
         self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
-        """Hold a write until the handshake is done; return what `write` returns."""
+        """Hold a write until the handshake is done; return the result for `write`."""
         session = self.tls
         held: Any = session.held  # a list, because a handshake is under way
         weight = self.buffered + len(held) * MARK_COST

@@ -47,7 +47,7 @@ LOG_INTERVAL = 1.0  # seconds between two log lines about events that a peer can
 
 
 class Shared:
-    """State that the connections of a listener share, even those with changed options."""
+    """State that the connections of a listener share, even if the options of some have been changed."""
 
     __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
 
@@ -238,7 +238,7 @@ def check_server_hostname(value: str | None, ssl: object) -> None:
 LIMITS = frozenset(Options.__slots__) - {*DERIVED, 'ssl', 'server_hostname'}
 
 
-# What the callbacks of connections are called with.
+# The arguments of the callbacks of connections.
 ARGUMENTS = {
     **dict.fromkeys(('on_connect', 'on_eof', 'on_drain'), '(conn)'),
     **dict.fromkeys(('on_close', 'on_error'), '(conn, exc)'),

@@ -97,7 +97,7 @@ class TLSStream(HandshakeStream):
         """Called as a completion after the last data: the peer has ended its side of the TLS stream."""
         session = self.tls
         if not self.state.receives or not self.events & READ:
-            return  # it is over already; or reading is paused, and `resume_reading` leads here again
+            return  # the connection is over already; or reading is paused, and `resume_reading` leads here again
         if session.held:
             self.fail('ended its side of the TLS stream during a handshake', None, 'the held writes were not sent')
             return
