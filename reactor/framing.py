@@ -59,7 +59,7 @@ class Frames:
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit: int = check_size('limit', limit)
         self._buffer: bytes | bytearray = b''
-        self._start = 0  # index of the first byte that was not taken yet
+        self._start = 0  # index of the first byte that has not been taken yet
         self._sought = b''  # the delimiter that was searched for last
         self._searched = 0  # this many positions from `_start` on are known not to begin a delimiter
 

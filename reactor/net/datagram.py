@@ -329,7 +329,7 @@ class DatagramSocket(DatagramSender):
         return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))
 
     def _check_error_taken(self) -> None:
-        # Most errors belong to one datagram and are cleared once they are reported. An error that stays would make the
+        # Most errors belong to one datagram and are cleared once they are reported. A persistent error would make the
         # loop spin.
         if self.loop.kernel.readiness(self.fileno(), READ):
             self.loop.spins.no_progress(self)

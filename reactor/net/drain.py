@@ -74,7 +74,7 @@ class Drain:
             self._asking = later(lame_duck, self._ask_listeners)
             self._checking = later(lame_duck, self._check)
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
-            self.over = True  # set first: canceling the timers may fail too, and then they do nothing
+            self.over = True  # set first: cancelling the timers may fail too, and then they do nothing
             for name in ('_aborting', '_asking'):
                 if hasattr(self, name):
                     getattr(self, name).cancel()
