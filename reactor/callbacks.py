@@ -6,7 +6,7 @@ The modules below the facade use these types too, but import this module only fo
 imports only from layers below its own.
 
 Annotations are not postponed here. A TypedDict compiles postponed annotations one by one, which would add 4 ms to the
-import.
+import time.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ class StreamOptions(PipeOptions, total=False):
     Attributes:
         nodelay: Set TCP_NODELAY, so that small writes are sent without delay. Default: True.
         keepalive: Have the kernel probe a silent peer. Either seconds of silence before the first probe, or a tuple
-            `(idle, interval, count)`, which adds the seconds between probes and how many probes may stay unanswered.
+            `(idle, interval, count)`, which adds the seconds between probes and how many probes may go unanswered.
             None or 0: off (default).
         handshake_timeout: Abort with `HandshakeTimeout` when a TLS handshake takes longer. Default: 60.
         max_empty_records: How many TLS records without data (key updates, session tickets) the peer may send in a row.
@@ -137,7 +137,7 @@ class ListenOptions(AdoptOptions, total=False):
     Attributes:
         on_connect: `on_connect(conn)`: a connection was accepted. If the listener uses PROXY headers or TLS, this is
             called after the header and the handshake.
-        on_accept_error: `on_accept_error(listener, exc)`: accepting failed and is paused, for example because no
+        on_accept_error: `on_accept_error(listener, exc)`: accepting failed, so it is paused, for example because no
             descriptor is left; or other code has closed the listener's socket. Called once per episode. Without this
             callback, a warning is logged.
         backlog: How many established connections may wait in the kernel to be accepted. Default: SOMAXCONN.
@@ -168,8 +168,8 @@ class ConnectOptions(AdoptOptions, total=False):
             connecting fails: `on_close` reports that.
         timeout: How many seconds may pass from the call until `on_connect`, look-up and handshake included. After that
             `on_close` gets a `ConnectTimeout`. None (default): no limit.
-        ssl: Use TLS. An `ssl.SSLContext` for clients, or True for one that verifies the server with the authorities of
-            the operating system.
+        ssl: Use TLS. An `ssl.SSLContext` for clients, or True for a context that verifies the server with the
+            certificate authorities of the operating system.
         server_hostname: The name that the certificate of the server must have. Default: the host. Raises ValueError
             without `ssl`.
     """
@@ -185,12 +185,12 @@ class DatagramOptions(TypedDict, total=False):
 
     Attributes:
         on_send_error: `on_send_error(sock, exc)`: the kernel refused a datagram, or an ICMP message reported an error.
-        on_drain: `on_drain(sock)`: `send` had no room and returned False, and now no datagram waits.
+        on_drain: `on_drain(sock)`: `send` returned False because the queue was full, and now the queue is empty.
         on_close: `on_close(sock, exc)`: the socket was closed; `exc` is None or the reason.
         on_error: `on_error(sock, exc)`: another callback raised `exc`.
         broadcast: Allow sending to broadcast addresses. Default: False.
-        max_queued: How many bytes may wait while the kernel has no room. Each datagram counts 256 bytes more than its
-            data. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
+        max_queued: How many bytes may wait while the kernel has no room. Each datagram counts as its size plus 256
+            bytes. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
     """
 
     on_send_error: OnSendError | None
@@ -205,7 +205,7 @@ class ReactorOptions(TypedDict, total=False):
     """The arguments of `Reactor`, `reactor.run` and `reactor.serve.run`.
 
     Attributes:
-        selector: A new selector of the module `selectors`, which the reactor will close. None (default): the
+        selector: A new selector from the module `selectors`, which the reactor will close. None (default): the
             platform's best selector.
         kernel: A replacement for the operating system, for tests and simulation. None (default): the real one.
         catch_errors: What happens to an exception that a callback raises. True (default): it is logged with its

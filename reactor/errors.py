@@ -32,7 +32,7 @@ class SelectorFull(ReactorError):
 
 
 class WriteBufferFull(ReactorError):
-    """A write came while `max_buffered` bytes were already waiting. The peer is too slow; the connection was reset."""
+    """`write` was called while `max_buffered` bytes were waiting. The peer is too slow; the connection was reset."""
 
 
 class FrameTooLong(ReactorError, ValueError):

@@ -46,9 +46,9 @@ class Reactor(Loop):
     wait for events. Threads other than the one that runs the reactor may call only `call_soon_threadsafe` and
     `Notifier.trigger`.
 
-    Every method raises TypeError or ValueError for a wrong argument, and names the nearest option for a misspelt one.
+    Methods raise TypeError or ValueError for a wrong argument, and suggest the nearest name for a misspelt option.
     Methods that start something raise `HandleClosed` after `close`, and `ReactorError` in another thread while the
-    reactor runs; those that are called often check the thread only with `debug=True`. Methods that open a descriptor
+    reactor runs; frequently called methods check the thread only with `debug=True`. Methods that open a descriptor
     raise `SelectorFull` when the selector has no room for it. The docstring of each method lists its other errors.
     """
 
@@ -85,7 +85,7 @@ class Reactor(Loop):
             port: Port number; 0 picks a free one.
             on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
             reuse_port: Let several processes listen on the port (SO_REUSEPORT); the kernel distributes the clients.
-            defer_accept: For protocols in which the client sends first: accept a client when its first bytes are there,
+            defer_accept: For protocols in which the client sends first: accept a client when its first bytes arrive,
                 and read them at once (TCP_DEFER_ACCEPT, if available). A silent client is accepted after about 1 s.
             sock: A bound stream socket to listen on instead; the listener owns it, and `host` and `port` are ignored.
             proxy_protocol: Networks of your proxies, such as `['10.0.0.0/8', '::1/128']`; other clients are reset. Each
@@ -116,11 +116,11 @@ class Reactor(Loop):
     ) -> Listener:
         """Listen on a Unix socket.
 
-        An old socket file, on which no program listens, is replaced. Any other file at `path` is left alone, and an
+        A stale socket file, on which no program listens, is replaced. Any other file at `path` is left alone, and an
         error is raised. Closing the listener removes the file.
 
         Args:
-            path: Path of the socket file. A path that begins with `@` or NUL is abstract and makes no file (Linux).
+            path: Path of the socket file. A path that begins with `@` or NUL is abstract and creates no file (Linux).
             on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
             mode: Permission bits of the socket file, such as 0o660. None: they depend on the umask.
             proxy_protocol: True: each connection must begin with a PROXY header, as with `listen_tcp`.
@@ -171,7 +171,7 @@ class Reactor(Loop):
         Works like `connect_tcp`. While the backlog of the listener is full, connecting is retried until `timeout`.
 
         Args:
-            path: Path of the socket file, or an abstract one; see `listen_unix`.
+            path: Path of the socket file, or an abstract path; see `listen_unix`.
             on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
             **options: See `ConnectOptions`.
 
@@ -271,7 +271,7 @@ class Reactor(Loop):
         Args:
             host: The name. A numeric address needs no thread.
             on_done: `on_done(addresses, error)`, called in the loop; one of the two is None. `addresses` is a list of
-                unique str, IPv4 and IPv6 mixed, in the operating system's order. `connect_tcp` takes each as host.
+                unique str, IPv4 and IPv6 mixed, in the operating system's order. `connect_tcp` accepts each as a host.
             family: AF_INET or AF_INET6 for addresses of that family only; 0 for both.
             timeout: Seconds until `error` is a `ResolveTimeout`; other errors are `ResolveError`. None: as long as the
                 operating system tries, often 30 seconds or more.
@@ -320,8 +320,8 @@ class Reactor(Loop):
         Args:
             args: The words of the command, the program first. No shell is involved.
             stdin, stdout, stderr: None: inherited. `reactor.DEVNULL`: nothing. A file or descriptor, which stays yours.
-                `reactor.PIPE`: a pipe, with a stream of the same name on the returned handle; without `on_data`, its
-                input is read and dropped. `stderr` may be `reactor.STDOUT`: the same as stdout.
+                `reactor.PIPE`: a pipe, with a stream of the same name on the returned handle; without `on_data`,
+                received bytes are dropped. `stderr` may be `reactor.STDOUT`: the same as stdout.
             on_exit: `on_exit(process, code, signal)`: the child has ended; `code` or `signal` is None. Called once.
             env: The child's whole environment. None: the environment of this process.
             cwd: The directory in which the child starts. None: the directory of this process.
@@ -365,17 +365,17 @@ class Reactor(Loop):
         """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
 
         For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
-        clients in its queue and closes; a paused or full listener waits for room first. An accepted connection is
-        closed once it is idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
-        10,000 connections). `stop` is called when none is left, and no other stream is busy or has bytes to send.
+        clients in its queue and closes; a paused or full listener waits for room first. Accepted connections are
+        closed once they are idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
+        10,000 connections). `stop` is called when all are closed, and no other stream is busy or has bytes to send.
 
-        You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads and
-        timers. Listeners and connections with `unref` stay open, so that health checks and live views work to the end.
+        You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads or
+        timers. Listeners and connections with `unref` stay open, so that health checks and live views keep working.
 
         Args:
             timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call can
                 only make that earlier.
-            lame_duck: How many of these seconds clients are still accepted, so that load balancers notice first.
+            lame_duck: For how many of these seconds clients are still accepted, so that load balancers notice first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 

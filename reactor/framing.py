@@ -16,7 +16,7 @@ for each connection, feeds it with bytes, and takes messages from it:
         while conn.reading and (line := frames.line()) is not None:
             ...
 
-Such a loop handles all messages of a chunk in one turn, and a chunk may have as many messages as bytes. `Framing`
+Such a loop handles all messages of a chunk in one turn, and a chunk can contain as many messages as bytes. `Framing`
 passes on a limited number in each turn. It also accepts your own function to take the next message from the frames.
 
 The messages do not depend on how the bytes were cut into chunks. Each message has a size limit, and `FrameTooLong` is
@@ -35,9 +35,9 @@ from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
-LIMIT = 65536  # most bytes of one message, as asyncio limits a line
-# The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, which leaves
-# each callback 30 us of the 5 ms for which one peer may occupy the loop. An additional turn costs 1 % of that.
+LIMIT = 65536  # maximum size of a message in bytes; asyncio has the same limit for a line
+# The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, and 1 % more
+# for the turn. That leaves each callback 30 us of the 5 ms for which one peer may occupy the loop.
 MESSAGES_PER_TURN = 128
 
 
@@ -59,9 +59,9 @@ class Frames:
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit: int = check_size('limit', limit)
         self._buffer: bytes | bytearray = b''
-        self._start = 0  # index of the first byte that was not taken yet
+        self._start = 0  # index of the first byte that has not been taken yet
         self._sought = b''  # the delimiter that was searched for last
-        self._searched = 0  # at how many positions from `_start` on this delimiter is known not to begin
+        self._searched = 0  # this many positions from `_start` on are known not to begin a delimiter
 
     def __len__(self) -> int:
         return len(self._buffer) - self._start
@@ -139,10 +139,10 @@ class Frames:
     def prefixed(
         self, width: int = 4, byteorder: Literal['big', 'little'] = 'big', limit: int | None = None
     ) -> bytes | None:
-        """Take the next message, which follows its length, an unsigned number.
+        """Take the next length-prefixed message. The length is an unsigned number.
 
         Args:
-            width: How many bytes the length has.
+            width: Size of the length in bytes.
             byteorder: Byte order of the length.
             limit: Maximum size of the message in bytes. None: the limit of the frames.
 
@@ -220,7 +220,7 @@ class Framing:
     """An `on_data` for any number of connections, which calls `on_message(conn, message)` for each complete message.
 
     At most 128 messages of a connection are passed on in one turn, and the others in the next turns. Until then nothing
-    more is received from this peer and its end is not reported; `conn.reading` stays True.
+    more is received from this peer, and the end of the stream is not reported; `conn.reading` stays True.
 
     A connection gets a `Framed` as its `on_data` when its first bytes arrive, and costs nothing before that. After
     `conn.pause_reading()` the remaining messages, and the end of the stream, wait for `conn.resume_reading()`. An
@@ -272,7 +272,7 @@ class Framed(Frames):
         super().__init__(framing.limit)
         self.framing: Framing = framing
         self._queued = False  # whether a queued completion will pass on the remaining messages
-        self._turn = 0  # the turn in which that was queued; it runs in a later turn
+        self._turn = 0  # the turn in which that completion was queued; it runs in a later turn
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         self.feed(data)
@@ -355,11 +355,11 @@ def prefixed(
     *,
     limit: int = LIMIT,
 ) -> Framing:
-    """Return an `on_data` that calls `on_message(conn, message)` for messages that follow their length.
+    """Return an `on_data` that calls `on_message(conn, message)` for each length-prefixed message.
 
     Args:
         on_message: Called for each message, without its length; see `Framing`.
-        width: How many bytes the length has, which is an unsigned number.
+        width: Size of the length, an unsigned number, in bytes.
         byteorder: Byte order of the length.
         limit: Maximum size of a message in bytes. A longer message resets the connection with `FrameTooLong`.
 

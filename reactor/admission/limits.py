@@ -1,12 +1,12 @@
-"""`Limits` on open connections, on connections from one address, and on rates: when a client is refused.
+"""`Limits`: refuse clients that exceed limits on open connections, on connections from one address, or on rates.
 
 `Limits.judge` decides about a new client, and `Limits.allow` about a request. A client without room in
 `max_connections` is not refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown
 network is refused in `admission/listener.py`.
 
 Memory is bounded by the open connections and by `max_addresses`. An address without a connection is remembered only
-until its tokens are refilled. If there are too many such addresses, the one that has not been seen for longest is
-forgotten first.
+until its tokens are refilled. If there are too many such addresses, the least recently seen address is forgotten
+first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .pace import LimitedClient
 Refusal = tuple[str, str]  # the name of the counter, and the reason for messages
 
 MAX_ADDRESSES = 50_000  # about 400 bytes each
-IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and changes its address in it at will (RFC 8981)
+IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and can change its address within it at will (RFC 8981)
 
 
 class Limits:
@@ -51,18 +51,18 @@ class Limits:
         lifetime: Seconds after which a connection is reset with `LifetimeOver`.
         min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read the bytes sent
             to it. A slower client is reset with `TooSlow`. A message starts with the first byte received after our last
-            send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived,
-            and the message has still taken longer than the grace plus the time for its bytes at this rate. A client
-            that waits for a slow answer, or is silent, is not too slow; `read_timeout` and `idle_timeout` limit that.
-            Over TLS, encrypted bytes count. Only for TCP on Linux, which counts the bytes.
+            send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived
+            since the last check, and has taken longer than the grace plus the time for its bytes at this rate.
+            A client that waits for a slow answer, or is silent, is not too slow: `read_timeout` and `idle_timeout`
+            limit silence. Over TLS, encrypted bytes count. Works only for TCP on Linux, which counts the bytes.
         max_addresses: How many addresses without an open connection are remembered.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'refuse', 'connections', 'per_address', 'connect_rate', 'request_rate', 'lifetime', 'min_rate', 'max_addresses',
         # connections, addresses with open connections, and addresses without
         '_clients', '_present', '_idle', '_forget_after',
@@ -95,7 +95,7 @@ class Limits:
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
         self._present: dict[bytes, AddressRecord] = {}  # addresses with open connections
-        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others; the first was seen longest ago
+        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others, the least recently seen first
 
     def __repr__(self) -> str:
         return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'

@@ -21,12 +21,12 @@ from .address_record import AddressRecord, Rate
 class LimitedClient:
     """A connection under `Limits`: its address, and the progress of its bytes."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # the connection, its address, and when it is checked next
         '_stream', 'address', '_second',
         # the limits
         '_deadline', '_pace',
-        # the bytes at the last check, and what is under way in each direction
+        # the bytes at the last check, and the transfer under way in each direction
         '_received', '_acked', '_receiving', '_sending',
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ class LimitedClient:
             self.begin(now)
 
     def _slowness(self, now: float, pace: Rate) -> str:
-        """Return how the client is too slow, for the message; '' if it is not."""
+        """Return the part of the message that says how the client is too slow; '' if it is not too slow."""
         stream = self._stream
         try:
             heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)

@@ -46,8 +46,8 @@ class Kernel(Processes):
     nodelay_inherited: bool = platforms.NODELAY_INHERITED
     reset_on_close: bytes = platforms.RESET_ON_CLOSE
     reuse_address: bool = platforms.REUSE_ADDRESS
-    # Errors of a connect that is in progress. EWOULDBLOCK is among them only on Windows. Elsewhere it equals EAGAIN,
-    # which means that no port is left.
+    # Errors which mean that a connect is in progress. EWOULDBLOCK is among them only on Windows. Elsewhere it equals
+    # EAGAIN, which means that no port is left.
     connecting: frozenset[int] = frozenset(
         {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
     )
@@ -130,7 +130,7 @@ class Kernel(Processes):
         """Make a non-blocking socket that children do not inherit."""
         sock = LeanSocket(family, kind, proto)
         sock.setblocking(False)
-        return sock  # type: ignore[return-value]  # it has all methods that are used
+        return sock  # type: ignore[return-value]  # it has all the methods that the reactor uses
 
     def socketpair(self) -> tuple[Socket, Socket]:
         """Make two connected, non-blocking stream sockets."""
@@ -208,7 +208,7 @@ class Kernel(Processes):
             # Peeking would consume the error of a reset, and the next recv would report a clean end.
             return any(fcntl.ioctl(sock.fileno(), platforms.FIONREAD, bytes(4)))
         except (OSError, ValueError):
-            return False  # it is reset or closed, which the next read reports
+            return False  # the connection is reset or closed, which the next read reports
 
     # Whether `tcp_counts` works. Other platforms count differently.
     counts_tcp: bool = sys.platform == 'linux'

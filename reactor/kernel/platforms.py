@@ -32,7 +32,7 @@ SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
 # Joining a multicast group over IPv4 takes struct ip_mreqn, with the index of an interface. Windows has an older
 # struct, which takes the index in place of an address.
 HAS_IP_MREQN = os.name == 'posix'
-# Linux has this option since 4.2, and the module `socket` its name since Python 3.12.
+# Linux has had this option since 4.2, and the module `socket` has had its name since Python 3.12.
 IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if sys.platform == 'linux' else -1)
 # On Windows SO_REUSEADDR lets another program steal a port that is in use, and only SO_EXCLUSIVEADDRUSE prevents that.
 # Elsewhere SO_REUSEADDR only skips TIME_WAIT.
@@ -57,7 +57,7 @@ KEEPALIVE_OPTIONS: tuple[int, int, int] = (
     getattr(socket, 'TCP_KEEPCNT', -1),
 )
 
-# The limit of `select`: on POSIX for the number of a descriptor, on Windows for how many descriptors there are.
+# The limit of `select`: on POSIX it applies to the number of a descriptor, on Windows to the count of descriptors.
 FD_SETSIZE = 1024 if os.name == 'posix' else 512
 
 

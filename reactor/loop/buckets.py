@@ -29,7 +29,7 @@ class Member(Protocol):
 
 
 MOST_STALE = 64  # the heap is rebuilt when its length exceeds twice the number of buckets by more than this
-LOOKS_PER_TURN = 128  # these take about 2 ms: thousands of members due in the same second must not block the loop
+LOOKS_PER_TURN = 128  # these checks take about 2 ms; thousands of members due in one second must not block the loop
 
 
 class Buckets:
@@ -49,7 +49,7 @@ class Buckets:
         return sum(len(bucket) for bucket in self._buckets.values())
 
     def add(self, member: Member, when: float) -> int:
-        """Have `member` checked at the first whole second that is not before `when`. Return it, for `discard`."""
+        """Have `member` checked at the first whole second that is not before `when`. Return that second."""
         second = ceil(when)
         bucket = self._buckets.get(second)
         if bucket is not None:
@@ -97,7 +97,7 @@ class Buckets:
         timer, earliest = self._timer, self._earliest()
         if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
             return
-        if self._buckets:  # make the new timer first: if that fails, the old one fires early and makes it then
+        if self._buckets:  # make the new timer first: if that fails, the old one fires early and tries again
             self._timer = self._later(earliest - self._clock(), self._look)
             self._armed = earliest
         if timer is not None:
@@ -114,7 +114,7 @@ class Buckets:
                 if member in bucket:  # otherwise the check of another member has discarded it
                     left -= 1
                     member.handle_look(now)
-                    bucket.pop(member, None)  # after the check, which is repeated if memory runs out in it
+                    bucket.pop(member, None)  # after the check, which is repeated if memory runs out
             if bucket:
                 break
             if self._buckets.get(second) is bucket:

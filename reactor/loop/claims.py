@@ -89,7 +89,7 @@ class WakeupClaim:
     to it, and it is restored at the end.
 
     `kernel.owners` lists the installed claims of all reactors in this process. When a reactor releases its claim, a
-    claim that was installed on top of it takes over the descriptor that it had remembered.
+    claim that was installed on top of it takes over the descriptor that the released claim had remembered.
     """
 
     __slots__ = ('_below', '_kernel', '_number', '_wakeup', 'on_fork')
@@ -161,7 +161,7 @@ class WakeupClaim:
             try:
                 self._kernel.write(below[0], data)
             except OSError:
-                pass  # the descriptor is full, so its reader will wake up anyway, or it was closed just now
+                pass  # the descriptor is full, so its reader will wake up anyway, or it has just been closed
 
     def _set(self, fd: int) -> int:
         try:

@@ -13,7 +13,7 @@ CLOSING_ROUNDS = 1000  # limits a close in which callbacks keep opening new conn
 
 
 def take_steps(steps: Iterable[tuple[Any, ...]]) -> None:
-    """Call each step, (function, *arguments), again if it raises. At the end raise the first exception, if any."""
+    """Call each step, (function, *arguments), and repeat it if it raises. At the end raise the first exception."""
     error = None
     for fn, *args in steps:
         for _ in range(CLOSING_ROUNDS):

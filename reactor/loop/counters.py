@@ -2,14 +2,14 @@
 
 `stats()`, the metrics, the live page and the table in COUNTERS.md are made from these declarations. Each part of the
 reactor adds to the attributes directly, so counting costs one addition. Names are taken from libuv (`loop_count`,
-`events`, `idle_time`), or else from redis.
+`events`, `idle_time`), otherwise from redis.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-LAG_BUCKETS = 16  # upper bounds: 1/1024 s times powers of two, so 1 ms, 2 ms ... 16 s; the last bucket has no bound
+LAG_BUCKETS = 16  # upper bounds of 1/1024 s times powers of two: 1 ms, 2 ms ... 16 s; the last bucket has no bound
 SLOW_PLACES = 20  # how many slow callbacks are remembered
 
 
@@ -17,7 +17,7 @@ class Declaration:
     """The declaration of one attribute of `Counters` or `Stats`.
 
     Attributes:
-        kind: 'count', 'gauge', 'seconds' or 'other'.
+        kind: The kind of value: 'count', 'gauge', 'seconds' or 'other'.
         help: The help text that operators read.
         metric: The name of the metric, if it differs from the attribute's.
     """
@@ -46,7 +46,7 @@ def seconds(help: str) -> Any:
 
 
 def other(help: str, metric: str) -> Any:
-    """Declare an attribute that special code fills."""
+    """Declare an attribute of any other kind."""
     return Declaration('other', help, metric)
 
 
@@ -101,7 +101,7 @@ class Counters(metaclass=Declared):
     bytes_in: int = count('Bytes received, on connections and in datagrams.', 'received_bytes')
     writes: int = count('Calls of send, sendmsg and sendfile on connections.')
     bytes_out: int = count('Bytes accepted by the kernel for sending, on connections and in datagrams.', 'sent_bytes')
-    short_writes: int = count('Writes of which the kernel could not take all bytes at once.')
+    short_writes: int = count('Writes that the kernel could not accept completely at once.')
 
     # Datagram sockets.
     datagrams_in: int = count('Datagrams received.')
@@ -120,11 +120,11 @@ class Counters(metaclass=Declared):
     soon_time: float = seconds('Seconds spent in call_soon callbacks, signal handlers and calls from threads.')
     completions_time: float = seconds('Seconds spent in on_connect, on_written, on_drain, on_close and the like.')
 
-    # In the loop a list, in a snapshot a tuple.
+    # A list in the loop, a tuple in a snapshot.
     timer_lag: Any = other(
         'Timers fired, by how late they were; the bounds are in Stats.lag_bounds.', 'timer_lag_seconds'
     )
-    timer_lag_sum: float = other('Seconds by which all fired timers together were late.', 'timer_lag_seconds')
+    timer_lag_sum: float = other('Total seconds by which fired timers were late.', 'timer_lag_seconds')
     # In the loop, a dict that maps each place to [count, longest].
     slow: Any = other('Slow callbacks as [place, count, longest seconds], at most 20.', 'slow_callback_places')
 

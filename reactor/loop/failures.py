@@ -25,12 +25,12 @@ CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
 
 RESERVE = 2 << 20  # the size of the reserve in bytes
 LOG_INTERVAL = 1.0  # seconds between two log lines for the same exception in callbacks of handles
-MOST_LOGGED = 100  # how many different exceptions are remembered for this
+MOST_LOGGED = 100  # how many different exceptions are remembered for that limit
 RESERVE_RETRY = 0.1  # seconds between two attempts to allocate the reserve again
 # Packages and modules whose code may run between a phase of the turn and the user's callback.
 OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.kernel', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
-WRITTEN_IN_C = {BuiltinFunctionType, type}  # the types of functions and methods, and of classes
+WRITTEN_IN_C = {BuiltinFunctionType, type}  # the types of C functions and methods, and of classes
 
 
 class Failures:

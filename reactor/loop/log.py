@@ -2,8 +2,8 @@
 
 Logging never makes its caller fail. A logger may raise, a descriptor limit may make even `import logging` fail,
 standard error may be closed, and the repr of an object or the str of an exception may raise: none of these errors
-reaches the caller. Only `KeyboardInterrupt` and `SystemExit` do. So every line is logged with `log`, and every object
-of other code in a message is converted with `describe` or `name_of`.
+reaches the caller. Only `KeyboardInterrupt` and `SystemExit` do. So every line is logged with `log`, and objects of
+other code are converted with `describe` or `name_of` before they are put in a message.
 
 A program that has not imported `logging` has not configured it either, so the logging module sends its lines to
 standard error.
@@ -37,7 +37,7 @@ def log(level: str, message: str, *args: object, exc: BaseException | None = Non
         except Exception as failure:
             _print(f'{message % texts} (not logged: {describe(failure)})', exc)
     except Exception:
-        pass  # the line is lost; it matters more that the caller goes on
+        pass  # the line is lost, because the caller must be able to continue
 
 
 def describe(value: object) -> str:

@@ -10,8 +10,8 @@ A turn has five phases. Each is a separate function, so that a profile shows the
 
 Only these phases call callbacks, so each callback starts on a fresh stack. A call is taken from its queue before it is
 made, so an exception that leaves `run` loses nothing. No frame that exists during `select` refers to the last batch of
-events, because the connections in the batch would stay alive while the loop sleeps. The loop does not know any
-transport or protocol: a watcher is an object with `handle_read` and `handle_write`.
+events, because otherwise the connections in the batch would stay alive while the loop sleeps. The loop does not know
+any transport or protocol: a watcher is an object with `handle_read` and `handle_write`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Loop(LoopAPI):
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
             if own:
-                selector.close()  # timers and buckets refer to each other, so reference counting would not close it
+                selector.close()  # timers and buckets refer to each other, so reference counting would not do this
             raise
         self.failures.doorbell = self._wakeup
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
@@ -326,7 +326,7 @@ class Loop(LoopAPI):
             try:
                 if mask & watcher.events & READ:
                     watcher.handle_read()
-                if mask & WRITE and watcher.events & WRITE:  # checked again: the read may have closed it
+                if mask & WRITE and watcher.events & WRITE:  # checked again: the read may have closed the watcher
                     watcher.handle_write()
             except (MemoryError, RecursionError) as exc:
                 self._starved.append(watcher)
@@ -416,7 +416,7 @@ class Loop(LoopAPI):
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
         self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, Loop._run_main)
-        # Only on this object: other loops keep their own phases.
+        # Replaced only on this object: other loops keep their own phases.
         vars(self).update(slow.phases())
 
     def _enter(self, sleeps: bool = True) -> None:

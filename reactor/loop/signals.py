@@ -73,7 +73,7 @@ class SignalHandler(Handle):
 class Signals:
     """The signal handlers of one loop, including its SIGINT handler while it runs."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # the loop, and its parts that signals need
         '_loop', '_kernel', '_wakeup', '_soon',
         # the handlers, and which signals have arrived
@@ -167,13 +167,13 @@ class Signals:
     def _take_interrupt(self) -> None:
         kernel = self._kernel
         found = living(kernel.getsignal(SIGINT))
-        # When this loop runs inside a callback of another reactor, that reactor handles SIGINT: take it over.
+        # When this loop runs inside a callback of another reactor, that reactor handles SIGINT: take over from it.
         if found is kernel.default_int_handler or type(found) is InterruptClaim:
             self._interrupts = InterruptClaim(kernel, SIGINT, self._interrupt)
             try:
                 self._interrupts.install()
             except OSError:
-                pass  # a sandbox forbids it: Python's own handler stays, and raises anywhere
+                pass  # a sandbox forbids this: Python's own handler stays, and raises anywhere
 
     def release_wakeup(self) -> None:
         """Release the wakeup descriptor. This is the first half of `leave`."""
@@ -198,7 +198,7 @@ class Signals:
             self.raise_interrupt()
 
     def give_back(self) -> None:
-        """Undo in a fork, perhaps in the middle of `run`, everything that this loop has installed in the process."""
+        """In a fork, perhaps in the middle of `run`, undo everything that this loop has installed in the process."""
         self.interrupted = False
         self.clear()
         self.leave()

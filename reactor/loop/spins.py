@@ -16,7 +16,7 @@ from .timers import Timer, TimerHeap
 from .watcher import Handle, Watchers
 
 STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
-STALLED_AGAIN = 10  # the same for a handle that was parked before, and has made progress since
+STALLED_AGAIN = 10  # the same limit for a handle that was parked before, and has made progress since then
 MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled each time, so a stalled handle costs less than 1 % of a core
 MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished ones are forgotten
 BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced

@@ -153,8 +153,8 @@ class ThreadPool:
                         self._loop.call_soon_threadsafe(self._thread_ended)
                         return
                     result = error = None
-                    # `close` may run at the same time. It clears the function first, so here a function comes with its
-                    # arguments.
+                    # `close` may run at the same time, and clears the function before the arguments. So the arguments
+                    # are read first: if the function is still set then, they belong to it.
                     args, fn = call.args, call.fn
                     if fn is None:
                         call = None

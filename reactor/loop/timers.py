@@ -271,7 +271,7 @@ class TimerHeap:
         return len(due)
 
     def has_due(self) -> bool:
-        """Whether `due` still has a timer to run, after an exception has left the timers phase."""
+        """Whether `due` still has a timer to run, after an exception has escaped from the timers phase."""
         due = self.due
         while due:
             timer = due[0]

@@ -34,12 +34,12 @@ DOORBELL_BYTES = 4096  # most bytes read in one turn; after many signals, the re
 class Wakeup(Handle):
     """The doorbell of one loop. It never counts as a reason to keep running."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # its sockets, and what has happened to them
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # its sockets, and their state
         'sock', '_bell', '_kernel', '_rung', '_hung_up', '_replaced_at',
         # calls from other threads, and the queue of the loop
         'calls', '_soon',
-        # what `Signals` sets
+        # set by `Signals`
         'on_bytes', 'on_replaced',
     )  # fmt: skip
 

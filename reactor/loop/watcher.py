@@ -23,7 +23,7 @@ from .log import describe
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# Errors when registering a descriptor that is fine. ENOSPC: the user's limit of epoll watches is reached.
+# Errors that registering a valid descriptor can raise. ENOSPC: the user's limit of epoll watches is reached.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
@@ -98,7 +98,7 @@ class Handle:
         return True
 
     def has_log_limit(self) -> bool:
-        """Whether `may_log` limits how often that is; otherwise equal exceptions are limited for the whole loop."""
+        """Whether `may_log` sets a limit; otherwise the loop limits how often the same exception is logged."""
         return False
 
     def handle_lost(self, exc: OSError) -> None:
@@ -235,7 +235,7 @@ class Watchers:
             except (KeyError, ValueError):
                 self._unregister_lost(handle)
             if not handle.events:
-                return  # it was never counted, or is already forgotten
+                return  # the handle was never counted, or is already forgotten
         handle.events = 0
         if handle in self._unreferenced:
             self._unreferenced.discard(handle)
@@ -326,7 +326,7 @@ class Watchers:
             handle.events = 0
 
     def close(self) -> None:
-        """Close the selector. Unregister nothing, because a process that shares it after a fork would lose that too."""
+        """Close the selector. Unregister nothing: another process may share the registrations after a fork."""
         try:
             self.selector.close()
         except OSError:
@@ -344,7 +344,7 @@ class Watchers:
             # A socket owns its number. So if another handle is registered under that number, its descriptor was closed
             # unnoticed. A handle without a socket watches a user's descriptor, and must not replace another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt; perhaps it is only in the map
+            if holder is handle:  # memory ran out in the last attempt; perhaps the handle is only in the map
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return
@@ -360,7 +360,7 @@ class Watchers:
 
     def _fail_all(self, failed: Iterable[tuple[Handle, Exception]]) -> None:
         for handle, exc in failed:
-            if handle.events:  # otherwise `handle_lost` of another handle has closed it
+            if handle.events:  # otherwise `handle_lost` of another handle has closed this one
                 self.fail(handle, exc)
 
     def _park_lost(self, handle: Handle) -> None:
@@ -389,11 +389,11 @@ class Watchers:
         try:
             self.selector.unregister(fd)
         except KeyError:
-            pass  # memory ran out when it was registered: it was only in the map, and not polled
+            pass  # memory ran out when the handle was registered: it was only in the map, and not polled
 
 
 def refuse(handle: Handle, exc: Exception) -> None:
     """Called as a completion after `set_events` has failed: see `Watchers.refuse`."""
     watchers = handle.loop.watchers
-    if any(handle is other for other in watchers):  # otherwise it has been removed since
+    if any(handle is other for other in watchers):  # otherwise the handle was removed in the meantime
         watchers.refuse(handle, exc)

@@ -39,7 +39,7 @@ PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
 DROPS = slice(32, 36)  # the bytes of the last of the nine numbers in SO_MEMINFO
 
 
-# What the callbacks of a datagram socket are called with.
+# The arguments of the callbacks of a datagram socket.
 ARGUMENTS = {
     **dict.fromkeys(('on_send_error', 'on_close', 'on_error'), '(socket, exc)'),
     'on_datagram': '(socket, data, address)',
@@ -323,13 +323,13 @@ class DatagramSocket(DatagramSender):
     # -- private methods
 
     def _next_size(self) -> int:
-        # How many bytes to receive so that the next datagram is whole. Only for a Unix socket is the kernel asked.
+        # How many bytes to receive so that the next datagram is whole. The kernel is asked only for a Unix socket.
         if not PEEK:
             return READ_SIZE
         return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))
 
     def _check_error_taken(self) -> None:
-        # Most errors belong to one datagram and are cleared once they are reported. An error that stays would make the
+        # Most errors belong to one datagram and are cleared once they are reported. A persistent error would make the
         # loop spin.
         if self.loop.kernel.readiness(self.fileno(), READ):
             self.loop.spins.no_progress(self)

@@ -30,7 +30,7 @@ class DatagramConnector:
         self._broadcast = broadcast
 
     def connect(self, host: str, port: int, family: int) -> None:
-        """Connect to a numeric address at once, to a name after its look-up."""
+        """Connect to a numeric address at once, or to a name after its look-up."""
         sock = self._socket
         addresses = numeric(self._kernel, host, port, family)
         sock.loop.watchers.park(sock)
@@ -63,7 +63,7 @@ class DatagramConnector:
                     self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
                 )
                 sock.take(sock.sock)
-                sock.peer = sock.peer or unmapped(address)  # the kernel may have failed to report it
+                sock.peer = sock.peer or unmapped(address)  # the kernel may have failed to report the peer
                 break
             except OSError as exc:
                 error = error or OSError(exc.errno, f'cannot connect to {show(address)}: {exc.strerror or exc}')

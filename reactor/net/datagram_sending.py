@@ -99,7 +99,7 @@ class DatagramSender(Handle):
         self._retry_delay = RETRY
         self._full_at = -EPISODE  # the time of the last `_report_full`
         self._error: OSError | None = None  # if set, a completion that passes it to `on_send_error` is queued
-        # The sender of the last datagram, in the user's form and in the kernel's: a reply to it needs no check.
+        # The sender of the last datagram, in the user's form and in the kernel's: replies to it need no check.
         self._sender: Any = None
         self._source: Any = None
 
@@ -114,9 +114,9 @@ class DatagramSender(Handle):
                 `on_datagram` got is fastest. For a connected socket: None, or the address of its peer.
 
         Returns:
-            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped. Either
-            `max_queued` bytes are already waiting: stop sending until `on_drain`. Or the kernel has refused it:
-            `on_send_error` is called in the completions phase.
+            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped,
+            either because `max_queued` bytes are already waiting (stop sending until `on_drain`), or because the kernel
+            has refused it (`on_send_error` is called in the completions phase).
 
         Raises:
             HandleClosed: The socket is closed.
@@ -203,7 +203,7 @@ class DatagramSender(Handle):
             self.loop.watchers.evict(self)
             return
         self.loop.counters.datagram_errors += 1
-        if self._error is None:  # else one is already queued for this turn; a peer could cause many
+        if self._error is None:  # otherwise an error is already queued for this turn; a peer could cause many
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 
@@ -246,7 +246,7 @@ class DatagramSender(Handle):
         if isinstance(error, BlockingIOError):
             return None
         self.datagram_failed(error, f'a datagram of {len(data)} bytes to {show(target or self.peer)} was not sent')
-        if self.state is OPEN:  # otherwise it was counted with the queue when the socket was closed
+        if self.state is OPEN:  # otherwise the datagram was counted with the queue when the socket was closed
             self.loop.counters.datagrams_dropped += 1
         return False
 

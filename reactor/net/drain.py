@@ -35,7 +35,7 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its state, and the time when it became idle
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its value: the state, and the time when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
@@ -48,12 +48,12 @@ EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they
 class Drain:
     """A drain under way. `over` is True after it has called `stop`, or if it could not begin."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # the loop, and whether the drain is over
         '_loop', 'over',
         # when it began, when it must end, and its timers
         '_began', '_deadline', '_aborting', '_asking', '_checking',
-        # what the last check found
+        # the results of the last check
         '_accepts', '_idle', '_silent_since',
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        self._silent_since: float | None = None  # since when only peers that must end their side are left
+        self._silent_since: float | None = None  # the time since which only peers that must end their side are left
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()
@@ -74,7 +74,7 @@ class Drain:
             self._asking = later(lame_duck, self._ask_listeners)
             self._checking = later(lame_duck, self._check)
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
-            self.over = True  # set first: canceling the timers may fail too, and then they do nothing
+            self.over = True  # set first: cancelling the timers may fail too, and then they do nothing
             for name in ('_aborting', '_asking'):
                 if hasattr(self, name):
                     getattr(self, name).cancel()
@@ -128,7 +128,7 @@ class Drain:
             elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
-                pass  # an outgoing connection: the application made it
+                pass  # an outgoing or adopted connection, which the application closes
             elif handle.state.discards:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):
@@ -160,7 +160,7 @@ class Drain:
             since = now
         idle[stream] = stream.state, since
         patience = HANDSHAKE if stream.state is CONNECTING else GRACE
-        return now - since >= min(patience, (self._deadline - since) / 2)  # if little time is left, half of it
+        return now - since >= min(patience, (self._deadline - since) / 2)  # if little time is left, wait half of it
 
     def _waited_for_peers(self, now: float) -> bool:
         if self._silent_since is None:

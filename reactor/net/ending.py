@@ -141,7 +141,7 @@ class Connection(Handle):
             try:
                 self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
             except OSError:
-                pass  # then it is no longer connected, and there is nothing to reset
+                pass  # the socket is no longer connected, so there is nothing to reset
         self.finish(exc)
 
     @property
@@ -181,7 +181,7 @@ class Connection(Handle):
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
-        """Called as a completion after sending has failed: deliver the bytes received before, then end it."""
+        """Called as a completion after a failed send: deliver the bytes received before, then end the connection."""
         if self.state is not FAILED:
             return
         if self.loop.streams.suspended.get(self):  # first, a layer above delivers the messages that it holds
@@ -351,7 +351,7 @@ class Connection(Handle):
         loop, state, ending = self.loop, self.state, self.ending
         over = state is CLOSED
         if not over:
-            if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # it has one when it has failed
+            if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # not None here
                 exc = ending.exc  # type: ignore[union-attr]  # sending failed first, and that has ended the connection
             loop.completions.append((self, Connection.handle_closed, (exc,)))
             if ending is None and not state.user_ended:

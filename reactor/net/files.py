@@ -15,8 +15,8 @@ from ..kernel import Kernel
 from ..kernel.sockets import send_first
 from ..loop.checks import shown
 
-# The most bytes that one call sends, and so one connection in a turn. Sending them takes about as long as a few recvs,
-# so other connections do not starve.
+# The most bytes that one call sends, and therefore that one connection sends in a turn. This takes about as long as a
+# few recvs, so other connections do not starve.
 FILE_BYTES_PER_TURN = 262144
 READ_FILE_SIZE = 65536  # bytes read at once where sendfile cannot be used; they are in memory for one call only
 # A shorter part is read during the call, which costs less than another descriptor. This must not be less than the
@@ -24,8 +24,8 @@ READ_FILE_SIZE = 65536  # bytes read at once where sendfile cannot be used; they
 READ_BELOW = 4096
 
 # Errors of sendfile which mean that the kernel, the filesystem or the socket does not support it, or that the file has
-# failed. Reading the file then shows which. EBADF is here because it does not show which of the two descriptors other
-# code has closed.
+# failed. Reading the file then shows which. EBADF is included because it does not say whether other code has closed
+# the descriptor of the file or of the socket.
 REFUSED = {EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE}
 
 

@@ -26,9 +26,9 @@ from .writer import MARK_COST, SHUT
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# The limit for each listener. The first step of a handshake takes 1.1 ms with an RSA key of 2048 bits, 0.4 ms with
-# P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept reconnecting doubled the 99th
-# percentile of the latency of the other clients; with 2 steps it grew by a fifth.
+# The limit on handshake steps in a turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
+# of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept
+# reconnecting doubled the 99th percentile of the latency of the other clients; with 2 steps it grew by a fifth.
 HANDSHAKES_PER_TURN = 2
 
 
@@ -92,7 +92,7 @@ class HandshakeStream(Stream):
             return  # its descriptor was lost, and `on_close` will be called
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
-            # Not in this call: an `sni_callback` may have made it, inside another handshake.
+            # Not during this call, which an `sni_callback` may have made inside another handshake.
             stream.decrypt_later()
 
     def limit_handshake(self, seconds: float, deadline: float | None) -> None:
@@ -174,7 +174,7 @@ class HandshakeStream(Stream):
     def hold(
         self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
-        """Hold a write until the handshake is done; return what `write` returns."""
+        """Hold a write until the handshake is done; return the result for `write`."""
         session = self.tls
         held: Any = session.held  # a list, because a handshake is under way
         weight = self.buffered + len(held) * MARK_COST
@@ -258,7 +258,7 @@ class HandshakeStream(Stream):
         """
         writer, state, ending = self.writer, self.state, self.ending
         self.send_tls(self.tls.close_notify())
-        if self.state is FAILED and isinstance(self.ending.exc, BrokenPipeError):  # type: ignore[union-attr]  # it has one
+        if self.state is FAILED and isinstance(self.ending.exc, BrokenPipeError):  # type: ignore[union-attr]  # not None here
             self.writer, self.state, self.ending = writer, state, ending
 
     def fail(self, what: str, exc: SSLError | None, advice: str) -> None:

@@ -57,14 +57,14 @@ class Listener(Handle):
         on_connect, on_data, on_eof, on_drain, on_close, on_error: The callbacks of connections accepted from now on.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'on_accept_error', '_max_connections',
-        # its socket, and what makes and counts its connections
+        # its socket, and how it makes and counts its connections
         'sock', '_unlink', '_kind', '_options', 'open_connections',
         # how it accepts
         '_batch', '_defer_accept', '_options_inherited', '_inherited', '_handshakes_over',
-        # whether it accepts, and its trouble with accepting
+        # whether it accepts, and the failures of accept
         '_closed', '_paused', '_retry', '_accepts_before', '_last_trouble',
     )  # fmt: skip
 
@@ -100,8 +100,8 @@ class Listener(Handle):
         self._defer_accept = defer_accept
         # The time when the last TCP handshakes are over; set once new clients are dropped.
         self._handshakes_over: float | None = None
-        self._inherited = inherited  # other processes may accept from the socket, now or later
-        self._options_inherited = loop.kernel.nodelay_inherited  # accepted sockets inherit its options
+        self._inherited = inherited  # whether other processes may accept from the socket, now or later
+        self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit its options
         self._batch = 1  # accepts in the next turn: one too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out

@@ -19,7 +19,8 @@ from ..loop.checks import callback, seconds, shown, switch, time_limit, whole
 if TYPE_CHECKING:
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
 
-# To receive 100 bytes, 64 KiB cost no more than 4 KiB do; from 128 KiB on, malloc maps pages for every call.
+# Receiving 100 bytes costs no more with a size of 64 KiB than with 4 KiB. From 128 KiB on, malloc maps pages for every
+# call.
 READ_SIZE = 65536
 HIGH_WATER = 65536  # buffered bytes; this and LOW_WATER are asyncio's defaults
 LOW_WATER = 16384
@@ -46,7 +47,7 @@ LOG_INTERVAL = 1.0  # seconds between two log lines about events that a peer can
 
 
 class Shared:
-    """State that the connections of a listener share, even those with changed options."""
+    """State that the connections of a listener share, even if the options of some have been changed."""
 
     __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
 
@@ -67,7 +68,7 @@ class Shared:
         return True
 
     def may_log_refusal(self, now: float) -> bool:
-        """Return the same for a refused client. This is limited separately, so an attack cannot hide an exception."""
+        """Return whether a refusal may be logged now. This limit is separate, so an attack cannot hide an exception."""
         if now - self.refusal_logged_at < LOG_INTERVAL:
             return False
         self.refusal_logged_at = now
@@ -75,7 +76,7 @@ class Shared:
 
 
 class ListenerShared(Shared):
-    """The same for a listener, whose connections may log one exception in LOG_INTERVAL, all together."""
+    """The `Shared` of a listener: all its connections together may log one exception in LOG_INTERVAL."""
 
     __slots__ = ()
 
@@ -92,7 +93,7 @@ class Options:
         shared: State that all connections of the listener share.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # reading and writing
         'read_size', 'high_water', 'low_water', 'max_buffered',
         # time limits
@@ -101,7 +102,7 @@ class Options:
         'nodelay', 'keepalive',
         # TLS
         'ssl', 'server_hostname', 'handshake_timeout', 'max_empty_records',
-        # what the connections of a listener share
+        # shared by the connections of a listener
         'shared',
     )  # fmt: skip
 
@@ -129,7 +130,7 @@ class Options:
             marks = f'{shown(low_water)} and {shown(high_water)}'
             raise ValueError(f'low_water and high_water must be 0 <= low_water <= high_water, not {marks}')
         self.read_size: int = whole('read_size', read_size, 1, MOST_READ_SIZE)
-        # 0 means that one waiting byte is enough. An empty write returns True in any case.
+        # 0 counts as 1: `write` returns False when any byte waits, and True when none does.
         self.high_water: int = max(1, high_water)
         self.low_water: int = low_water
         self.max_buffered: int = whole('max_buffered', max_buffered, 1)
@@ -157,7 +158,7 @@ class Options:
 
 
 def stream_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a method's options that are arguments of `Options`, except `ssl` and `server_hostname`."""
+    """Return a method's options that are also arguments of `Options`, except `ssl` and `server_hostname`."""
     return {name: value for name, value in options.items() if name in LIMITS}
 
 
@@ -237,7 +238,7 @@ def check_server_hostname(value: str | None, ssl: object) -> None:
 LIMITS = frozenset(Options.__slots__) - {*DERIVED, 'ssl', 'server_hostname'}
 
 
-# What the callbacks of connections are called with.
+# The arguments of the callbacks of connections.
 ARGUMENTS = {
     **dict.fromkeys(('on_connect', 'on_eof', 'on_drain'), '(conn)'),
     **dict.fromkeys(('on_close', 'on_error'), '(conn, exc)'),

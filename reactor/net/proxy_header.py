@@ -35,7 +35,7 @@ class ProxyHeader:
     Attributes:
         version: 1 or 2.
         command: 'PROXY' if the proxy speaks for a client, 'LOCAL' if it speaks for itself, as in a health check.
-        family: AF_INET, AF_INET6 or AF_UNIX; 0 if the header has none (LOCAL, UNKNOWN), and then no addresses either.
+        family: AF_INET, AF_INET6 or AF_UNIX; 0 if the header has no addresses (LOCAL, UNKNOWN).
         protocol: SOCK_STREAM or SOCK_DGRAM, between the client and the proxy; 0 if the header has none.
         source: The client's address, in the form that Python's sockets use, or None.
         destination: The address that the client has connected to, or None.

@@ -101,7 +101,8 @@ class Sender(Connection):
 
         Raises:
             ConnectionClosed: The same as in `write`.
-            TypeError: `buffers` is a single buffer or not iterable, or one of them is not bytes. Nothing is sent then.
+            TypeError: `buffers` is a single buffer or not iterable, or contains something that is not bytes. In these
+                cases nothing is sent.
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
@@ -168,7 +169,7 @@ class Sender(Connection):
     def handle_write(self, dispatched: bool = True) -> None:
         """Called by the loop when there is room: send as many of the buffered bytes as the kernel accepts at once.
 
-        `dispatched` is False if a write calls this. If the kernel has no room then, that is not a stall.
+        `dispatched` is False if a write calls this. In that case, having no room does not count as a stall.
         """
         writer = self.writer
         assert writer is not None
@@ -209,7 +210,7 @@ class Sender(Connection):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
-        """Called as a completion after `on_written` and `on_drain`: unless these wrote more, stop waiting for room."""
+        """Called as a completion after `on_written` and `on_drain`: unless they wrote more, stop waiting for room."""
         if self.writer is None:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 

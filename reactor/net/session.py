@@ -61,22 +61,22 @@ class Buffers:
 
 
 class TLSSession:
-    """The TLS side of a connection, `conn.tls`: the facts that were agreed with the peer.
+    """The TLS side of a connection, `conn.tls`, which describes the negotiated TLS session.
 
     All attributes are None until the handshake is done, and if it has failed.
 
     Attributes:
         version: The protocol version, such as 'TLSv1.3'.
         cipher: The name of the cipher.
-        alpn: The protocol that ALPN chose, or None.
+        alpn: The protocol chosen by ALPN, or None.
         peer_certificate: The peer's certificate as `ssl.SSLSocket.getpeercert` returns it: a dict, which is empty if
             the certificate was not verified. None if the peer sent none.
-        peer_certificate_der: The same as bytes in DER form, or None.
+        peer_certificate_der: The same certificate as bytes in DER form, or None.
         ssl_object: The `ssl.SSLObject`, for further facts; None until connected. Do not read from it, write to it or
             shut it down.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # OpenSSL
         'ssl', 'ssl_object', '_read', '_write',
         # ciphertext that was received
@@ -104,7 +104,7 @@ class TLSSession:
         self.timer: Timer | None = None  # the timer of the handshake
 
     def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:
-        """Make the SSL object. Raise ValueError if `context` checks host names and none is given."""
+        """Make the SSL object. Raise ValueError if `context` checks host names and `server_hostname` is None."""
         if context.check_hostname and not server_side and not server_hostname:
             raise ValueError('this ssl.SSLContext checks host names; give server_hostname=')
         buffers = self.buffers

@@ -39,7 +39,7 @@ class State(str):
         discards: Input is read and dropped.
     """
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
         'closed', 'takes_writes', 'user_ended', 'receives', 'half', 'reads', 'ends_when_sent', 'discards',
     )  # fmt: skip
 

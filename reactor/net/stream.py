@@ -112,7 +112,7 @@ class Stream(Sender):
         """Called as a completion after the accept, or over TLS after the handshake: call `on_connect`."""
         if self.on_connect is None:
             return
-        if self.closed:  # over TLS it may have failed by now, and then only `on_close` is called
+        if self.closed:  # a TLS connection may have failed by now, and then only `on_close` is called
             self.on_data = self.on_eof = None
         else:
             self.on_connect(self)
@@ -240,7 +240,7 @@ class Stream(Sender):
 
     @property
     def unread(self) -> bool:
-        """Whether bytes from the peer have arrived and are not read yet; False while connecting and after the end."""
+        """Whether bytes from the peer wait to be read; False while connecting and after the connection has ended."""
         return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
     # -- properties

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TLSStream(HandshakeStream):
-    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` then has the facts that were agreed.
+    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` then describes the TLS session.
 
     `buffered` and the limits count ciphertext, and during a handshake also the plaintext of held writes.
     """
@@ -97,7 +97,7 @@ class TLSStream(HandshakeStream):
         """Called as a completion after the last data: the peer has ended its side of the TLS stream."""
         session = self.tls
         if not self.state.receives or not self.events & READ:
-            return  # it is over already; or reading is paused, and `resume_reading` leads here again
+            return  # the connection is over already; or reading is paused, and `resume_reading` leads here again
         if session.held:
             self.fail('ended its side of the TLS stream during a handshake', None, 'the held writes were not sent')
             return
@@ -160,7 +160,7 @@ class TLSStream(HandshakeStream):
     ) -> bool:
         """Like `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
 
-        The ciphertext waits in memory. Send a long file in parts, each from `on_written` of the part before it.
+        The ciphertext waits in memory. Send a long file in parts, each in the `on_written` of the previous part.
         """
         part = file_part(self.loop.kernel, file, offset, count)
         if not isinstance(part, FilePart):

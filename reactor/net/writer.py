@@ -23,8 +23,8 @@ GATHER_UP_TO = 65536
 # IOV_MAX is 1024, but a send accepts only what fits into the socket's buffer. Preparing more would be wasted work.
 BUFFERS_PER_SEND = 64
 FILE_COST = 16384  # bytes that an open file adds towards `max_buffered`: at most 1,024 files wait for a peer
-# The most callbacks that one send makes due. The peer decides when it reads, and 130,000 callbacks may wait by that
-# time. To call all of them at once would take about 60 ms.
+# The most callbacks that one send makes due. The peer decides when it reads, and 130,000 callbacks may be waiting
+# at that time. Calling all of them at once would take about 60 ms.
 MARKS_PER_SEND = 1024
 MARK_COST = 128  # bytes that a mark adds towards `max_buffered`, so that tiny writes with callbacks are limited
 

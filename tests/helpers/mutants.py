@@ -663,8 +663,8 @@ MUTANTS = (
     Mutant(
         'on_send_error is called without an error',
         'net/datagram_sending.py',
-        'if self._error is None:  # else one',
-        'if what:  # else one',
+        'if self._error is None:  # otherwise an',
+        'if what:  # otherwise an',
         'at most one error in a turn',
         177,
     ),
@@ -884,8 +884,8 @@ MUTANTS = (
     Mutant(
         'an abort raises where the options of an ended socket cannot be set',
         'net/ending.py',
-        '            except OSError:\n                pass  # then it is no longer connected, and there',
-        '            except ConnectionError:\n                pass  # then it is no longer connected, and there',
+        '            except OSError:\n                pass  # the socket is no longer connected, so there',
+        '            except ConnectionError:\n                pass  # the socket is no longer connected, so there',
         '2: abort() raises nothing',
         30,
         'kqueue',
@@ -968,7 +968,7 @@ MUTANTS = (
     Mutant(
         'an accepted connection that was closed before on_connect is open',
         'net/stream.py',
-        '        if self.closed:  # over TLS it may have failed by now, and then only `on_close` is called\n',
+        '        if self.closed:  # a TLS connection may have failed by now, and then only `on_close` is called\n',
         '        if self.tls is not None and self.closed:\n',
         '1: nothing fires after the end',
         212,
@@ -1268,9 +1268,9 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'the end of a TLS stream is handled twice',
             'net/tls.py',
-            'if not self.state.receives or not self.events & READ:\n            return  # it is over',
+            'if not self.state.receives or not self.events & READ:\n            return  # the connection is over',
             'if self.sock is None or not (self.events & READ or self.state != OPEN or self.on_eof):\n'
-            '            return  # it is over',
+            '            return  # the connection is over',
             '3: queued bytes are sent first',
         ),
         'testing/test_simulated_tls.py::test_a_program_keeps_the_laws_over_tls[half_closes-faults-10 seeds more]',
