@@ -37,7 +37,7 @@ OPTIONS = [
 class Browser:
     """A context manager: a browser with one window.
 
-    flags    more command-line options of Chromium
+    flags    additional command-line options for Chromium
     timeout  seconds that one command may take
     """
 

@@ -71,9 +71,7 @@ def parser() -> CommandLineParser:
         metavar='SECONDS',
         help='drain: seconds until the remaining connections are reset',
     )
-    top.add_argument(
-        '--lame-duck', type=float, metavar='SECONDS', help='drain: seconds at its start in which it still accepts'
-    )
+    top.add_argument('--lame-duck', type=float, metavar='SECONDS', help='drain: seconds to keep accepting connections')
     top.add_argument('--report', action='store_true', help='print versions, limits and features for a bug report')
     return top
 

@@ -155,7 +155,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
             ),
             'lame_duck': (
                 _seconds,
-                f'the seconds at the start of the drain in which it still accepts (default {LAME_DUCK:g})',
+                f'the seconds to keep accepting connections (default {LAME_DUCK:g})',
             ),
         },
     ),

@@ -1,6 +1,6 @@
 """Simulated descriptors, the calls on them, and the one call that is made to fail.
 
-Every call to the simulated system goes through `call` or `failing`. Both count the call, and a signal may arrive first.
+Every call to the simulated system goes through `call` or `failing`. Both count the call; a signal may arrive before it.
 """
 
 from __future__ import annotations

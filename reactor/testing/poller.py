@@ -1,4 +1,4 @@
-"""Simulated selectors that behave like epoll, poll, select, kqueue, and select on Windows, traps included.
+"""Simulated selectors that behave like epoll, poll, select, kqueue, and select on Windows, including their traps.
 
 epoll watches the open file, not the descriptor number. It does not report a closed file. If a descriptor is closed
 while a copy of it is open, epoll reports the file for ever, under the old number: no handle has that number, or another

@@ -317,7 +317,7 @@ class SimSocket:
             fail(errno.EINVAL)
         defers = (level, option) == (socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
         if defers and not kernel.on_linux:
-            return  # the reactor relies on it only on Linux
+            return  # the reactor relies on this option only on Linux
         if defers and isinstance(file, Listening):
             file.deferred = bool(value)
         reuse = socket.SO_REUSEPORT, socket.SO_REUSEADDR, kernel.exclusive_address

@@ -1,4 +1,4 @@
-"""Random programs that resemble those of users, for real and simulated systems.
+"""Random programs that resemble users' programs, for real and simulated systems.
 
 A program is a function with one argument, the world it runs in. It is called once, in the first turn of the loop, and
 it has ended when `run` returns True. All its sizes, counts, methods and times are drawn from the world's generator.

@@ -313,7 +313,7 @@ class Side:
             self.close(rng)
 
     def write(self, rng: random.Random) -> None:
-        """Write more of the text. This must raise if the connection was ended or is over, and only then."""
+        """Write more of the text. The write must raise if the connection was ended or is over, and only then."""
         if not self.ready:
             return
         size = rng.choice((0, 1, 100, 5000, 70_000))
