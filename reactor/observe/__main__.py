@@ -108,7 +108,7 @@ def look(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json
 
 
 def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, every: float) -> None:
-    """Send the commands and print the answers until interrupted. On a terminal, each output overwrites the last one."""
+    """Send the commands and print the answers until interrupted. On a terminal, each output replaces the previous."""
     in_place = sys.stdout.isatty() and not as_json
     before: list[Any] = []
     due = monotonic()

@@ -100,7 +100,7 @@ def run(
         timeout; 130 after a second SIGINT.
 
     Raises:
-        OSError: An address is in use, or permission is missing.
+        OSError: An address is in use, or permission is denied.
         ReactorError: The program cannot be started again, or this is not the main thread.
         SystemExit: In a worker, when it has finished.
         TypeError: An argument has the wrong type.

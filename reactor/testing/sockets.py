@@ -201,7 +201,7 @@ class SimSocket:
         end.refused_at = kernel.time if room > 0 else end.refused_at
         if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
-        # macOS may fail with EPROTOTYPE shortly before it would fail with EPIPE.
+        # macOS can fail with EPROTOTYPE shortly before it would fail with EPIPE.
         broken = (errno.EPIPE, errno.EPROTOTYPE) if kernel.kind == 'kqueue' else (errno.EPIPE,)
         for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
             if falls(site) and not (end.instant or end.private):

@@ -26,7 +26,7 @@ class Seed(Workload):
     def __init__(self, name, rate):
         self.name = name
         self.rate = rate
-        self.about = f'a reply after {DELAY:g} s, then close; {rate:,} new connections a second and as many open at once'
+        self.about = f'a reply after {DELAY:g} s, then close; {rate:,} new connections a second, as many open at once'
 
     def figures(self, server, window):
         rate, seconds = self.rate, window.seconds + DELAY
