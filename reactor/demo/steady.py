@@ -260,7 +260,7 @@ class SteadyLoad:
 
 
 def flaw(reply: bytes, more: bytes) -> str:
-    """Return what is wrong with a reply, or ''. `more` are the bytes received after it."""
+    """Return what is wrong with a reply, or ''. `more` has the bytes received after it."""
     head = reply.partition(b'\r\n\r\n')[0].lower()
     if not reply.startswith(b'HTTP/1.') or not reply[STATUS].isdigit():
         return 'not-http'

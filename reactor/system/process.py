@@ -60,7 +60,7 @@ class Process(Handle):
     """
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users see
+        # the public attributes
         'pid', 'args', 'stdin', 'stdout', 'stderr', 'on_exit',
         # the child, and how its exit is detected
         '_kernel', '_child', '_pidfd', '_timer', '_closing',

@@ -100,11 +100,11 @@ class Listening(File):
 class End(File):
     """One end of a stream.
 
-    inbox       bytes that have arrived but were not read yet
+    inbox       bytes that have arrived but have not been read yet
     on_the_way  how many bytes are in flight to this end
     capacity    how many bytes can be in `inbox` and in flight, together
-    sent        how many bytes this end has accepted from its program, in all
-    received    how many bytes the program has read, in all
+    sent        how many bytes this end has accepted from its program, in total
+    received    how many bytes the program has read, in total
     error       the error number that the next call fails with (SO_ERROR), or 0
     reported    the errors that calls failed with
 
