@@ -159,7 +159,7 @@ class SteadyLoad:
             )
 
     def settle(self) -> None:
-        """Count an initial connection as open or failed; the last one starts the schedule."""
+        """Count an initial connection as open or failed; the last initial connection starts the schedule."""
         self._settled += 1
         if self._settled == self.connections:
             self.began_at, self.began = time.time(), time.monotonic()

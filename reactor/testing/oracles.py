@@ -271,7 +271,7 @@ class Oracles:
         held = {handle.fileno() for handle in self.reactor.handles()}
         held |= self.ledger.foreign
         lost = [fd for fd, file in files.items() if fd not in held and not isinstance(file, Stored)]
-        if len(lost) > 2 or not all(files[fd].private for fd in lost):  # two private descriptors are for the wakeup
+        if len(lost) > 2 or not all(files[fd].private for fd in lost):  # the wakeup has two private descriptors
             self.violations.append(f'law 9: descriptors {lost} are open, but belong to no handle')
 
     def _check_counts(self) -> None:

@@ -37,7 +37,7 @@ class Step:
         self.reached = self.done = None  # readings of the monotonic clock, which all processes share
 
     def look(self, share):
-        """Take the action if it is time; return whether it has been taken."""
+        """Take the action if it is due; return whether it has been taken."""
         now = time.monotonic()
         if self.reached is None and share >= self.share:
             self.reached = now

@@ -83,7 +83,7 @@ class Clock(Actor):
 
 
 class Mailer(Actor):
-    """A UDP socket that sends to itself and to other sockets of this class. It is over when `on_close` was called."""
+    """A UDP socket that sends to itself and to other sockets of this class. It is over after `on_close`."""
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
