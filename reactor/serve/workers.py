@@ -330,7 +330,7 @@ class WorkerProcess:
                 slot.start()
 
     def count_silence(self) -> None:
-        """Called every second while the worker serves: warn after `hang_timeout` without a report, and kill it GRACE later.
+        """Called every second while the worker serves: warn after `hang_timeout` without a report, kill it GRACE later.
 
         Calls are counted instead of measuring time, because Ctrl-Z stops the parent and its workers together. The first
         second may have been cut short, so the count has to exceed the limit.
