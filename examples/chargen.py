@@ -1,4 +1,4 @@
-"""Character generator (RFC 864): send lines without end, no faster than each client reads them.
+"""Character generator (RFC 864): send an endless stream of lines, no faster than each client reads.
 
     $ python examples/chargen.py
     listening on 127.0.0.1:1919

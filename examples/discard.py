@@ -25,7 +25,7 @@ def on_data(conn, data):
 
 def on_close(conn, exc):
     error = f' ({exc})' if exc else ''
-    print(f'{conn.data or 0:,} bytes{error}', flush=True)  # `data` is None if closed before `on_connect`
+    print(f'{conn.data or 0:,} bytes{error}', flush=True)  # `data` is None if `on_connect` was not called
 
 
 def main(r, port):

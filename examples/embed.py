@@ -45,7 +45,7 @@ def start(r, port):
     server = r.listen_tcp('127.0.0.1', port, on_data)
     ticks = r.call_every(0.5, tick)
     for signum in signal.SIGINT, signal.SIGTERM:
-        r.add_signal_handler(signum, r.stop).unref()  # a handler alone does not keep the loop running
+        r.add_signal_handler(signum, r.stop).unref()  # with unref(), the handler does not keep the loop running
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 

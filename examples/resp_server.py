@@ -26,7 +26,7 @@ from reactor.framing import Frames
 CRLF = b'\r\n'
 OK, NIL, PONG = b'+OK\r\n', b'$-1\r\n', b'+PONG\r\n'
 MOST_ARGUMENTS = 1 << 16  # number of arguments of a command
-LARGEST = 16 << 20  # bytes in all arguments of a command, and in an answer
+LARGEST = 16 << 20  # bytes in all arguments of a command together, and in an answer
 LONGEST_LINE = 1 << 16  # bytes in an inline command, which a person types
 LARGE = 4096  # bytes; the answers collected so far are sent before a longer answer
 SETTINGS = {b'save': b'', b'appendonly': b'no'}

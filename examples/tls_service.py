@@ -8,7 +8,7 @@ In another terminal:
     $ curl --cacert authority.pem https://localhost:8443/
     TLSv1.3 with TLS_AES_256_GCM_SHA384
 
-After SIGHUP (from certbot's --deploy-hook or `systemctl reload`), it reads all certificate files again:
+After SIGHUP (from certbot's --deploy-hook or `systemctl reload`), the program reads all certificate files again:
 
     certificates valid until 2027-02-27 11:30 UTC
 

@@ -77,8 +77,8 @@ first_error() { grep -m 1 -E '^(Error|Reason)' "$1" || last_line "$1"; }
 
 start() {
   # The server gets a lower priority than the sampler. Otherwise the sampler would mostly get a CPU while the server
-  # waits, and would see up to 20 percentage points too much waiting. The load keeps its priority: with the lower one,
-  # it would compete with the server again.
+  # waits, and would see up to 20 percentage points too much waiting. The load keeps its priority: at the lower
+  # priority, it would compete with the server again.
   local low='nice -n 19'
   ! chrt --idle 0 true 2>/dev/null || low='chrt --idle 0'
   $low "$python" "$here/profiling/servers.py" "$workload" >"$scratch/server" 2>&1 &

@@ -10,7 +10,7 @@ In another terminal (the other commands are `later 0.5 hello`, `digest hello`, `
     say hello
     hello
 
-With --cert and --key, it serves over TLS. It prints a line when a connection ends.
+With --cert and --key, the server uses TLS. It prints a line when a connection ends.
 """
 
 import argparse

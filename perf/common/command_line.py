@@ -9,7 +9,7 @@ def names(text):
 
 
 def refuse_unknown(parser, chosen, known):
-    """Exit with a usage error when a chosen name is not a known one. `chosen` may be None."""
+    """Exit with a usage error when a chosen name is unknown. `chosen` may be None."""
     if unknown := [name for name in chosen or () if name not in known]:
         parser.error(f'unknown: {", ".join(unknown)}; choose from {", ".join(known)}')
 

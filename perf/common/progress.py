@@ -1,4 +1,4 @@
-"""Progress of a long measurement: on a terminal one line that is overwritten, in a log a new line now and then.
+"""Progress of a long measurement: a line that is overwritten on a terminal, or occasional new lines in a log.
 
 `update` can be called as often as is convenient: it returns at once unless a line is due.
 """

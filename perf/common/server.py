@@ -102,7 +102,7 @@ def environment():
 
 
 def read_line(process, seconds):
-    """Return the first line that a process prints, or '' when it ends or prints none within `seconds`."""
+    """Return the first line that a process prints, or '' when it ends or prints no line within `seconds`."""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         return process.stdout.readline().strip() if selector.select(seconds) else ''

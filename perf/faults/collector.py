@@ -16,7 +16,7 @@ from .programs import Looks, echo, resume
 
 BUSY = 10.0  # seconds of load in each mode
 ASKING = 200  # connections that send requests
-PASSING = 50  # other connections at a time, which are opened and closed during the load
+PASSING = 50  # other connections that are open at a time; they are opened and closed during the load
 TICK = 0.002  # seconds between two measurements of how late the loop is
 LONGEST = 50  # milliseconds that a pause may take
 

@@ -1,6 +1,6 @@
 """`drain()` of a server with many connections: the cost of waiting, and how each connection ends (M25).
 
-The clients are those of `programs.hold`, which stay idle. The server delays its answer to half of them, and marks
+The clients come from `programs.hold` and stay idle. The server delays its answer to half of them, and marks
 these connections as busy in the meantime.
 """
 

@@ -1,7 +1,7 @@
 """One client sends as fast as it can, while a thousand others send pings and wait for the echoes (M8).
 
-The first client, the firehose, waits for nothing but the kernel. The others each send ten pings a second in the first
-part; in the second part, they send the next ping as soon as the last was echoed.
+The first client, the firehose, waits for nothing but the kernel. The other clients each send ten pings a second in the
+first part; in the second part, they send the next ping as soon as the last was echoed.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ def rolling_restart():
 
 
 class Running:
-    """A context manager: `start()` pushes everything that has to be ended to `stack`."""
+    """A context manager: `start()` pushes everything that has to be ended onto `stack`."""
 
     def __enter__(self):
         try:
@@ -135,7 +135,7 @@ class Worker(Measured):
 
 
 class Behind(Running):
-    """HAProxy with two workers; `port` and `tcp_port` are those of its frontends, `workers` is {name: `Worker`}."""
+    """HAProxy with two workers; `port` and `tcp_port` are the ports of its frontends, `workers` is {name: `Worker`}."""
 
     def __init__(self):
         self.stack = contextlib.ExitStack()

@@ -25,7 +25,7 @@ from .programs import Lines, echo, resume
 RELOADS, DRAINS = 100, 20
 CLIENTS = 50  # keep-alive connections
 BEFORE, AFTER = 1.0, 0.5  # seconds of load before the fault, and after accepting has stopped
-LAME_DUCK = 1.0  # seconds for which a draining server still accepts
+LAME_DUCK = 1.0  # seconds for which a draining server still accepts connections
 START = 20  # seconds within which a server must listen
 DRAIN_TIMEOUT = 10.0  # seconds for requests in progress when a server ends
 WORK = 0.02  # seconds until a worker answers a request

@@ -28,12 +28,12 @@ from .programs import Looks
 CONNECTIONS = 1_000
 SIZE = 1 << 20  # bytes of an answer, and of an upload
 REST = 5.0  # seconds without traffic before memory is measured
-MOST_KEPT = 8192  # bytes that a connection may keep, compared with one that was always idle
+MOST_KEPT = 8192  # bytes of memory by which a connection may exceed one that was always idle
 ROUNDS = 5
 SECONDS = 6.0  # seconds for each part of a round
 GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # the rate is in requests a second, for all good clients together
 FLOODS = 10  # clients that send key updates and nothing else
-FLOOD_RATE = 2_000_000  # most bytes a second that each of them sends
+FLOOD_RATE = 2_000_000  # most bytes a second that each flooding client sends
 UPDATES_AT_ONCE = 200
 MEMBERS, MISBEHAVING = 50, 10
 MINUTE = 60.0

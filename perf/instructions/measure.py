@@ -14,7 +14,7 @@ from .workloads import TooSlow
 # smaller integers are preallocated, so counting up to 256 costs less.
 WARM_UP = 300
 BLOCKS = 3  # number of measured intervals
-ATTEMPTS = 4  # number of attempts; each has a longer delay, in case the machine is too busy for the last one
+ATTEMPTS = 4  # number of attempts; each has a longer delay, in case the machine was too busy for the previous delay
 EMPTY = 2  # intervals without requests; the last one is used, because the first contains the end of the warm-up
 
 

@@ -19,7 +19,7 @@ class Frame(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The name of the file, with that of its folder."""
+        """The name of the file, preceded by the name of its folder."""
         return '/'.join(self.file.replace(os.sep, '/').split('/')[-2:])
 
     def __str__(self) -> str:

@@ -153,7 +153,7 @@ class Soak:
         length = self.args.minutes * 60
         began = time.monotonic()
         due = {self.take_sample: SAMPLE, self.stop_driver: STOP, self.flood: FLOOD, self.signal: 1}
-        # A short run has at least one of each fault.
+        # Cause each fault at least once, even in a short run.
         due = {action: [began + min(period, length / 3), period] for action, period in due.items()}
         while (now := time.monotonic()) < began + length:
             for action, times in due.items():

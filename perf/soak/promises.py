@@ -50,13 +50,13 @@ def judge(rows):
     base, end, last = first(rows, 'base'), first(rows, 'end'), rows[-1]
     server, driver = last.get('server'), last.get('driver')
     if base is None:
-        return [('the run got past its warm-up', False, 'these rows have no base')]
+        return [('the run got past its warm-up', False, 'there is no base row')]
     ends = {how for by_reason in server['ends'].values() for how in by_reason}
     strange = ', '.join(sorted(ends - STATED))
     unplanned = server['unplanned'] + driver['unplanned']
     reported = sum(count for by_reason in server['ends'].values() for count in by_reason.values())
     found = [
-        ('the run is whole', end is not None, f'{last["seconds"]:.0f} s'),
+        ('the run is complete', end is not None, f'{last["seconds"]:.0f} s'),
         ('each connection of the server ends for a stated reason', not strange, strange or f'{len(ends)} kinds'),
         ('each client gets what it was promised', not driver['faults'], '; '.join(driver['first_faults']) or
          f'{driver["excused"]} disturbed by a flood or a stop'),

@@ -20,7 +20,7 @@ from typing import Any
 DRIVER = shutil.which('chromedriver')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 MISSING = None if DRIVER and CHROMIUM else 'no chromium and chromedriver: apt-get install chromium chromium-driver'
-ATTEMPTS = 5  # times to start chromedriver: it chooses a port that is free for IPv6, but may be in use for IPv4
+ATTEMPTS = 5  # attempts to start chromedriver: it chooses a port that is free for IPv6, but may be in use for IPv4
 OPTIONS = [
     '--headless',
     '--no-sandbox',  # Chromium cannot use its sandbox when it runs as root
@@ -37,7 +37,7 @@ OPTIONS = [
 class Browser:
     """A context manager: a browser with one window.
 
-    flags    more command-line options of Chromium
+    flags    additional command-line options for Chromium
     timeout  seconds that one command may take
     """
 

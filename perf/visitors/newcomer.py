@@ -60,7 +60,7 @@ class Debian:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    """Kill a command with everything it has started; return its output."""
+    """Kill a command and everything it has started; return its output."""
     os.killpg(process.pid, signal.SIGKILL)  # because of --kill-child, this also ends everything inside
     return process.communicate()[0]
 

@@ -26,7 +26,7 @@ STATUS = slice(9, 12)  # the position of the status in b'HTTP/1.1 200 OK'
 class SteadyLoad:
     """Sends `rate` requests per second for `seconds`, each over the connection that has been idle for longest.
 
-    The first request is due when each connection is open or has failed once. If no connection is free, a request has to
+    The first request is due once every connection is open or has failed. If no connection is free, a request has to
     wait, and the wait is part of its time. If a connection is closed between two requests, it is opened again, and this
     is not an error. If it is closed before an answer is complete, it is an error.
 
@@ -86,7 +86,7 @@ class SteadyLoad:
     # the schedule
 
     def tick(self) -> None:
-        """Open connections, send the requests that are due, and fail those that are too late."""
+        """Open connections, send the requests that are due, and fail requests that have waited too long."""
         now = time.monotonic()
         for _ in range(min(OPENS_PER_TICK, self.connections - self._opened)):
             self._opened += 1
@@ -159,7 +159,7 @@ class SteadyLoad:
             )
 
     def settle(self) -> None:
-        """Count an initial connection as open or failed; the last one starts the schedule."""
+        """Count an initial connection as open or failed; the last initial connection starts the schedule."""
         self._settled += 1
         if self._settled == self.connections:
             self.began_at, self.began = time.time(), time.monotonic()
@@ -260,7 +260,7 @@ class SteadyLoad:
 
 
 def flaw(reply: bytes, more: bytes) -> str:
-    """Return what is wrong with a reply, or ''. `more` are the bytes received after it."""
+    """Return what is wrong with a reply, or ''. `more` has the bytes received after it."""
     head = reply.partition(b'\r\n\r\n')[0].lower()
     if not reply.startswith(b'HTTP/1.') or not reply[STATUS].isdigit():
         return 'not-http'

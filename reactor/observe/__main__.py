@@ -71,9 +71,7 @@ def parser() -> CommandLineParser:
         metavar='SECONDS',
         help='drain: seconds until the remaining connections are reset',
     )
-    top.add_argument(
-        '--lame-duck', type=float, metavar='SECONDS', help='drain: seconds at its start in which it still accepts'
-    )
+    top.add_argument('--lame-duck', type=float, metavar='SECONDS', help='drain: seconds to keep accepting connections')
     top.add_argument('--report', action='store_true', help='print versions, limits and features for a bug report')
     return top
 
@@ -110,7 +108,7 @@ def look(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json
 
 
 def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, every: float) -> None:
-    """Send the commands and print the answers until interrupted. On a terminal, each output overwrites the last one."""
+    """Send the commands and print the answers until interrupted. On a terminal, each output replaces the previous."""
     in_place = sys.stdout.isatty() and not as_json
     before: list[Any] = []
     due = monotonic()

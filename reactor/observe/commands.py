@@ -4,7 +4,7 @@ A request is a JSON object such as `{"do": "handles", "limit": 10}`, or just the
 An answer is a JSON object with the key 'ok'. If its value is false, 'error' says what is wrong and what is valid.
 
 Unknown commands and arguments are errors; nothing is guessed or ignored. The size of an answer is bounded, however many
-handles are open: a list that was cut says so.
+handles are open: a truncated list says so.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
             ),
             'lame_duck': (
                 _seconds,
-                f'the seconds at the start of the drain in which it still accepts (default {LAME_DUCK:g})',
+                f'the seconds to keep accepting connections (default {LAME_DUCK:g})',
             ),
         },
     ),

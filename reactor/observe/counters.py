@@ -46,7 +46,7 @@ def combined(many: Iterable[Snapshot]) -> Snapshot:
     Returns:
         The sum of each counter. If `many` is empty, all counters are 0.
     """
-    total = Stats(Counters(), 0, 0).as_dict()  # all names, all 0
+    total = Stats(Counters(), 0, 0).as_dict()  # all counters, each 0
     slow: dict[str, list[Any]] = {}
     for counters in many:
         for name, value in counters.items():

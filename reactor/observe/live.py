@@ -3,7 +3,7 @@
 A browser gets the page once, and then samples as server-sent events (WHATWG HTML, 9.2).
 
 - Counters are read only while at least one browser is connected.
-- A browser that reads too slowly is disconnected; the others do not wait for it.
+- A browser that reads too slowly is disconnected; other browsers do not wait for it.
 - Worker names and code locations are sent as JSON and displayed as text, so they cannot inject markup. The page may
   run no scripts except its own.
 """

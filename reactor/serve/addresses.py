@@ -23,7 +23,7 @@ DIVIDED = sys.platform == 'linux'
 
 
 class ListenAddress:
-    """An address, bound when the object is created. `socket_for_worker()` returns a socket for another worker."""
+    """An address, bound when the object is created. `socket_for_worker()` returns a socket for a worker."""
 
     def __init__(self, address: Any, backlog: int) -> None:
         self._unlink: Callable[[], None] | None = None

@@ -53,7 +53,7 @@ def run(
     Signals to the parent:
 
     - SIGTERM, SIGINT: all workers drain (`Reactor.drain`) and exit. A second SIGINT kills them. `r.stop` and `r.drain`
-      in the parent do what SIGTERM does.
+      in the parent have the same effect as SIGTERM.
     - SIGHUP: the workers are replaced one after another. Each drains when its successor is ready. If a successor
       fails to start, the workers that have not been replaced yet are kept.
     - SIGTTIN adds a worker, SIGTTOU removes one.
@@ -100,7 +100,7 @@ def run(
         timeout; 130 after a second SIGINT.
 
     Raises:
-        OSError: An address is in use, or permission is missing.
+        OSError: An address is in use, or permission is denied.
         ReactorError: The program cannot be started again, or this is not the main thread.
         SystemExit: In a worker, when it has finished.
         TypeError: An argument has the wrong type.

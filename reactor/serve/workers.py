@@ -125,7 +125,7 @@ class Workers:
             child.process.kill()
 
     def grow(self) -> None:
-        """Add a worker. Its socket listens only when the worker is ready, so that no client has to wait for that."""
+        """Add a worker. Its socket listens only when the worker is ready, so that no client waits for its start."""
         if self.slots:
             self.slots.append(Slot(self, len(self.slots), listening=False))
             self.slots[-1].start()
@@ -137,7 +137,7 @@ class Workers:
             self.go_on()
 
     def replace(self) -> None:
-        """Replace all workers, one after another. Calls during a round cause one more round, however many they are."""
+        """Replace all workers, one after another. Any number of calls during a round cause one more round."""
         self._another_round = bool(self._round)
         if not self._round:
             self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)

@@ -40,7 +40,7 @@ class WatchedPath(Handle):
       editors do, is reported as 'created', too.
     - A deleted file stays watched, and is reported as 'created' when it exists again. If the watched directory, or the
       directory that contains the watched file, is deleted, the handle reports this and closes.
-    - If more than 1,000 changes are waiting, the further ones are reported as one 'changed' of the watched path. Then
+    - If more than 1,000 changes are waiting, further changes are reported as one 'changed' for the watched path. Then
       check the whole watched path.
     - An exception in `fn` is logged, and the path stays watched.
 

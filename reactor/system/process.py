@@ -60,9 +60,9 @@ class Process(Handle):
     """
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users see
+        # the public attributes
         'pid', 'args', 'stdin', 'stdout', 'stderr', 'on_exit',
-        # the child, and how its end is found
+        # the child, and how its exit is detected
         '_kernel', '_child', '_pidfd', '_timer', '_closing',
     )  # fmt: skip
 
@@ -263,7 +263,7 @@ def spawn(
     options: PipeOptions,
     checked: bool,
 ) -> Process:
-    """Start a child; see `Reactor.spawn`. If that fails, everything that was begun is undone."""
+    """Start a child; see `Reactor.spawn`. If that fails, the steps already taken are undone."""
     words, passed, settings = check_args(args), check_descriptors(kernel, pass_fds), Options(**options)
     given = [check_stdio(kernel, name, what) for name, what in zip(STDIO, stdio, strict=True)]
     check_callback('on_exit', on_exit, '(process, code, signal)')

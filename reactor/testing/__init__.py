@@ -1,6 +1,6 @@
 """A simulated operating system for testing servers.
 
-It can fail in every way, it takes no real time, and the same seed makes the same run.
+It simulates failures of every kind and takes no real time. The same seed always gives the same run.
 
     SimKernel         the simulated operating system: `Reactor(kernel=SimKernel(seed))`
     Simulation        one checked run: `Simulation(seed).run(main)`

@@ -26,7 +26,7 @@ PACKAGE = __name__.partition('.')[0] + '.'
 TESTING = __name__.rpartition('.')[0]
 LONGEST_WAIT = 86_400.0  # seconds: long waits are clamped to a day
 ROUNDED = 0.0011  # seconds by which the timeout of a poll may be rounded up
-PROMPT = 2.0  # seconds: more than a handle stays parked, or a listener pauses after a failed accept
+PROMPT = 2.0  # seconds: longer than a handle stays parked, and than a listener pauses after a failed accept
 
 
 class Call:

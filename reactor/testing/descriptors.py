@@ -1,6 +1,6 @@
 """Simulated descriptors, the calls on them, and the one call that is made to fail.
 
-Every call to the simulated system goes through `call` or `failing`. Both count the call, and a signal may arrive first.
+Every call to the simulated system goes through `call` or `failing`. Both count the call; a signal may arrive before it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Descriptors(Network):
         self._withheld = -1  # a descriptor number that is not reused
 
     def call(self, name: str, fd: int) -> None:
-        """Count a call to the system, and raise OSError if it is made to fail. A signal may arrive first."""
+        """Count a call to the system, and raise OSError if it is made to fail. A signal may arrive before it."""
         error = self.failing(name, fd)
         if error:
             fail(error)

@@ -36,7 +36,7 @@ class File:
         self.stuck = 0  # events that are always reported, for example after other code has called shutdown
         self.unread_error = False  # the socket has an entry in its error queue, which the program does not read
         self.private = False  # the file is an end of a socketpair, on which a send fails only when there is no room
-        self.refused_at = 0  # ns: when a call on it last failed; only the checks use this
+        self.refused_at = 0  # ns: when a call on this file last failed; only the checks use it
         self.number: int = kernel.next_number()
 
     def closed(self) -> None:
@@ -100,11 +100,11 @@ class Listening(File):
 class End(File):
     """One end of a stream.
 
-    inbox       bytes that have arrived but were not read yet
+    inbox       bytes that have arrived but have not been read yet
     on_the_way  how many bytes are in flight to this end
     capacity    how many bytes can be in `inbox` and in flight, together
-    sent        how many bytes this end has accepted from its program, in all
-    received    how many bytes the program has read, in all
+    sent        how many bytes this end has accepted from its program, in total
+    received    how many bytes the program has read, in total
     error       the error number that the next call fails with (SO_ERROR), or 0
     reported    the errors that calls failed with
 
@@ -288,7 +288,7 @@ class End(File):
 
     @property
     def gone(self) -> bool:
-        """Whether it was closed."""
+        """Whether this end was closed."""
         return self.accepted and not self.references
 
 
@@ -319,7 +319,7 @@ class Mailbox(File):
         self.ready = BOTH
 
     def refuse(self) -> None:
-        """Receive an ICMP error: no socket is bound to the address that this one has sent to.
+        """Receive an ICMP error: no socket is bound to the address to which this socket has sent.
 
         Windows reports the error to unconnected sockets, too: their next receive fails with WSAECONNRESET (recvfrom in
         the Winsock reference).

@@ -24,9 +24,9 @@ def simulate(request: Any) -> Callable[..., None]:
 
     Args:
         program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
-        seeds: The number of systems, or the seeds themselves. Each seed draws other latencies, buffer sizes and faults.
+        seeds: The number of systems, or the seeds themselves. Latencies, buffer sizes and faults differ between seeds.
         options: Options of `Simulation`, such as `faults=False` or `hosts=...`. `selector` is the platform for all
-            seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. Without it each seed draws one.
+            seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By default, each seed draws one.
 
     Raises:
         SimulationFailed: A law of the reactor was broken, a callback raised an exception that the simulation had not

@@ -75,7 +75,7 @@ class Ledger:
         return len(record.offered) - (0 if end is None else end.sent)
 
     def peer_of(self, record: Record) -> Record | None:
-        """Return the record of the other end of a connection, if the bytes of the two can be compared."""
+        """Return the record of the other end of a connection, if the bytes of the two ends can be compared."""
         if record.end is None or record.end.peer is None:
             return None
         peer = self.by_end.get(record.end.peer)

@@ -98,13 +98,13 @@ class Datagrams:
         return count > 0 and size - most + (count - 1) * DATAGRAM_COST >= self.max_queued
 
     def may_wait(self, count: int, size: int) -> bool:
-        """Return whether `count` datagrams can have `size` bytes in all."""
+        """Return whether `count` datagrams, each within the sizes seen so far, can add up to `size` bytes."""
         least, most = self.sizes or (0, 0)
         return count * least <= size <= count * most
 
 
 class WatchedReactor(Reactor):
-    """A reactor on a simulated kernel that checks itself between two turns."""
+    """A reactor on a simulated kernel; it checks itself between turns."""
 
     def __init__(self, kernel: SimKernel, **options: Any) -> None:
         self.oracles: Oracles = Oracles(kernel, self)
@@ -172,7 +172,7 @@ class WatchedReactor(Reactor):
 
 
 class Oracles:
-    """The checks for one reactor. Most of them run between two turns."""
+    """The checks for one reactor. Most of them run between turns."""
 
     def __init__(self, kernel: SimKernel, reactor: Reactor) -> None:
         self.kernel, self.reactor = kernel, reactor
@@ -185,7 +185,7 @@ class Oracles:
         self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
         self._idle_polls = 0
         self._idle_since = 0
-        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # the most connections, one turn ago
+        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # the limit one turn ago
         self._last: tuple[int, Any, int] = (0, None, 0)  # time, counts of progress, turns at that time
 
     # -- called by the reactor
@@ -271,7 +271,7 @@ class Oracles:
         held = {handle.fileno() for handle in self.reactor.handles()}
         held |= self.ledger.foreign
         lost = [fd for fd, file in files.items() if fd not in held and not isinstance(file, Stored)]
-        if len(lost) > 2 or not all(files[fd].private for fd in lost):  # the two of the wakeup are private
+        if len(lost) > 2 or not all(files[fd].private for fd in lost):  # the wakeup has two private descriptors
             self.violations.append(f'law 9: descriptors {lost} are open, but belong to no handle')
 
     def _check_counts(self) -> None:

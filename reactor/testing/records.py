@@ -36,7 +36,7 @@ class Record:
         self.failed_before = False  # `closed` was already True when the user called abort()
         self.gone_before = False  # its descriptor was closed when the user called abort()
         self.over = False  # on_close was called
-        self.options_at_end: Any = None  # if the user has changed them since the end
+        self.options_at_end: Any = None  # the options when the connection ended, if the user has changed them since
         self.limited = False  # a limit of its listener has ended it, perhaps after a failure
         self.exc: BaseException | None = None  # the exception that was passed to on_close
         self.connected = False

@@ -201,7 +201,7 @@ class SimSocket:
         end.refused_at = kernel.time if room > 0 else end.refused_at
         if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
-        # macOS may fail with EPROTOTYPE shortly before it would fail with EPIPE.
+        # macOS can fail with EPROTOTYPE shortly before it would fail with EPIPE.
         broken = (errno.EPIPE, errno.EPROTOTYPE) if kernel.kind == 'kqueue' else (errno.EPIPE,)
         for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
             if falls(site) and not (end.instant or end.private):
@@ -317,7 +317,7 @@ class SimSocket:
             fail(errno.EINVAL)
         defers = (level, option) == (socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
         if defers and not kernel.on_linux:
-            return  # the reactor relies on it only on Linux
+            return  # the reactor relies on this option only on Linux
         if defers and isinstance(file, Listening):
             file.deferred = bool(value)
         reuse = socket.SO_REUSEPORT, socket.SO_REUSEADDR, kernel.exclusive_address

@@ -72,7 +72,7 @@ def test_an_interrupted_run_is_judged_by_its_rows(run, tmp_path):
     path.write_text(''.join(lines[:-1]) + lines[-1][:100])
     done = soak('--report', path)
     assert done.returncode == 1
-    assert 'MISSED the run is whole' in done.stdout and 'Echo' in done.stdout
+    assert 'MISSED the run is complete' in done.stdout and 'Echo' in done.stdout
     path.write_text(lines[0])
     assert soak('--report', path).returncode == 1
 

@@ -1,6 +1,6 @@
 """asyncore: dispatchers over poll(2), without timers.
 
-Up to Python 3.11 it is part of the standard library; for later versions there is the package pyasyncore.
+Up to Python 3.11, asyncore is part of the standard library; for later versions there is the package pyasyncore.
 
 This is the echo example of its documentation, with a buffer only where the kernel may not accept the whole reply.
 """

@@ -31,7 +31,7 @@ class Workload:
     """A task that servers are measured with.
 
     name     the name by which the workload is chosen
-    about    a description of one line for the report
+    about    a one-line description for the report
     server   the workload that the peer's server program is started with
     metrics  the kinds of figures that the workload yields
     """

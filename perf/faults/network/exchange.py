@@ -12,8 +12,8 @@ from perf.faults.child import Child
 from .namespaces import HOSTS
 from .transfer import FIRST_PORT, Pattern
 
-LOOK_EVERY = 0.05  # seconds between two looks at both sides
-QUIET = 3  # looks without an open connection after which no further connection can follow
+LOOK_EVERY = 0.05  # seconds between two checks of both sides
+QUIET = 3  # successive checks without an open connection after which the exchange counts as ended
 CONNECTOR, LISTENER = 0, 1  # numbers of the hosts
 
 
@@ -23,11 +23,11 @@ def stream(size, hold=False, **timeouts):
 
 
 class Step:
-    """An action during an exchange; it is taken after the steps before it.
+    """An action during an exchange; it is taken after the previous steps.
 
     act    called to take the action
     share  the share of the bytes that must have arrived first
-    after  seconds to wait after they have arrived
+    after  seconds to wait after those bytes have arrived
     """
 
     def __init__(self, act, share=0.0, after=0.0):
@@ -37,7 +37,7 @@ class Step:
         self.reached = self.done = None  # readings of the monotonic clock, which all processes share
 
     def look(self, share):
-        """Take the action if it is time; return whether it has been taken."""
+        """Take the action if it is due; return whether it has been taken."""
         now = time.monotonic()
         if self.reached is None and share >= self.share:
             self.reached = now

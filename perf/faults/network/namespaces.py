@@ -28,7 +28,7 @@ LOSE = 'iptables-legacy -A INPUT -m statistic --mode random --probability {:g} -
 
 
 def missing():
-    """Return why no such network can be set up here, or None."""
+    """Return why this network cannot be set up here, or None."""
     if sys.platform != 'linux':
         return f'network namespaces need Linux; this is {sys.platform}'
     absent = sorted({package for command, package in NEEDS.items() if shutil.which(command) is None})

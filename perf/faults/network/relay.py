@@ -1,8 +1,8 @@
 """A relay between two hosts that loses, delays, duplicates and reorders packets, like the kernel's netem.
 
 The relay is used even where netem exists, because netem does not report how many packets it delayed or duplicated.
-Packets pass unchanged between two TUN devices, or are lost. Which faults the n-th packet in a direction meets depends
-only on n and the seed.
+Packets pass unchanged between two TUN devices, or are lost. The faults that affect the n-th packet in a direction
+depend only on n and the seed.
 """
 
 import fcntl

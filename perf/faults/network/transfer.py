@@ -118,7 +118,7 @@ class End:
 
 
 class Side:
-    """All connections in one process."""
+    """One side of the transfer: all of its connections, in one process."""
 
     def __init__(self, r, role, streams, keepalive, tls):
         self.r = r

@@ -1,4 +1,4 @@
-"""Random programs that resemble those of users, for real and simulated systems.
+"""Random programs that resemble users' programs, for real and simulated systems.
 
 A program is a function with one argument, the world it runs in. It is called once, in the first turn of the loop, and
 it has ended when `run` returns True. All its sizes, counts, methods and times are drawn from the world's generator.
@@ -6,7 +6,7 @@ it has ended when `run` returns True. All its sizes, counts, methods and times a
     PROGRAMS  programs that can run together
     ALONE     programs that shut the reactor down, so they must run alone
     meddling  handles of all kinds that act on each other; it runs in some of the seeds
-    RACES     programs with a race between client and server: two runs on a real system may differ
+    RACES     programs with a race between client and server: two runs on a real system can differ
 """
 
 from __future__ import annotations

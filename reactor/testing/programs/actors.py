@@ -159,7 +159,7 @@ class Crowd:
         for place, _ in places:
             place.server.close()
         known = {id(actor.conn) for actor in actors if isinstance(actor, Side)}
-        for handle in self.r.handles():  # connections that were accepted, but whose `on_connect` was not called yet
+        for handle in self.r.handles():  # connections that were accepted, but whose `on_connect` is still to be called
             if isinstance(handle, Stream) and id(handle) not in known and handle.sockname in newcomers:
                 handle.abort()
         for actor in actors:
@@ -313,7 +313,7 @@ class Side:
             self.close(rng)
 
     def write(self, rng: random.Random) -> None:
-        """Write more of the text. This must raise if the connection was ended or is over, and only then."""
+        """Write more of the text. The write must raise if the connection was ended or is over, and only then."""
         if not self.ready:
             return
         size = rng.choice((0, 1, 100, 5000, 70_000))

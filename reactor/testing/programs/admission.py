@@ -75,7 +75,7 @@ def limited(world: AnyWorld) -> None:
     """Connect clients, often more than the limits allow. They close when each has been accepted or refused."""
     rng = world.random
     most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
-    inside = [0, 0]  # how many connections are open, and how many were accepted in all
+    inside = [0, 0]  # how many connections are open, and how many were accepted in total
 
     def on_connect(conn: Stream) -> None:
         inside[0] += 1

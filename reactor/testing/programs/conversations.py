@@ -1,4 +1,4 @@
-"""Programs with small servers and clients like those of users: echo, proxy, half-closes, requests, publishing.
+"""Programs with small servers and clients, as users write them: echo, proxy, half-closes, requests, publishing.
 
 Without faults, every connection ends cleanly with all bytes delivered. With faults, the received bytes are a prefix of
 the bytes sent.

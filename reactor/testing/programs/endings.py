@@ -164,7 +164,7 @@ class Mischief:
         self.beating: Timer = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
-        """Do random actions on this connection or on others."""
+        """Perform random actions on this connection or on others."""
         for _ in range(self.rng.choice((0, 1, 1, 3))):
             if self.left:
                 self.left -= 1

@@ -26,7 +26,7 @@ class Actor:
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        self.over: bool = False  # closed: it must not be called any more
+        self.over: bool = False  # closed: it must no longer be called
 
     def act(self, rng: random.Random) -> None:
         if rng.random() < 0.5:
@@ -83,7 +83,7 @@ class Clock(Actor):
 
 
 class Mailer(Actor):
-    """A UDP socket that sends to itself and to other sockets of this class. It is over when `on_close` was called."""
+    """A UDP socket that sends to itself and to other sockets of this class. It is over after `on_close`."""
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
@@ -202,7 +202,7 @@ class Awaited(Actor):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.number: int = 0  # of the call that is expected
+        self.number: int = 0  # number of the call that is expected
 
     def send(self) -> None:
         raise NotImplementedError
@@ -275,7 +275,7 @@ class Idle(Actor):
 
 
 class Ear(Awaited):
-    """A handler for SIGTERM, unless there is one already. The program sends the signal to itself."""
+    """A handler for SIGTERM, of which only one is open at a time. The program sends the signal to itself."""
 
     event = 'signal'
 

@@ -190,7 +190,7 @@ class Talker:
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
         self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # each with a way to write it
-        self._unwritten: deque[int] = deque()  # the numbers of the writes whose `on_written` was not called yet
+        self._unwritten: deque[int] = deque()  # numbers of the writes whose `on_written` is still to be called
         self._count = 0
 
     def join(self, conn: Stream) -> Stream:
