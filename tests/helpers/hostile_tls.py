@@ -36,7 +36,7 @@ class Engine:
         words = (ctypes.c_void_p * 5).from_address(id(socket))
         # Check the layout before the pointer is used, because it is private to CPython.
         if words[CONTEXT_OF_SSLSOCKET] != id(ssl_object.context):
-            raise RuntimeError('the SSL of an ssl.SSLObject is not where CPython 3.11 to 3.15 have it')
+            raise RuntimeError('the SSL of an ssl.SSLObject is not at the offset used by CPython 3.11 to 3.15')
         found = words[SSL_OF_SSLSOCKET]
         assert found is not None
         return found

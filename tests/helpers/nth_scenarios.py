@@ -60,7 +60,7 @@ class Client:
         conn.write(self.words[100:])
 
     def on_written(self, conn: Any) -> None:
-        """Do nothing; called before the end, or not at all."""
+        """Do nothing. This is called before the end of the connection, or not at all."""
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.heard += data
@@ -198,7 +198,7 @@ def options(world: Any) -> None:
 
 
 def names(world: Any) -> None:
-    """Names: one with addresses of two families, one of them without a server; an unknown name; an address's name."""
+    """Look up a name with addresses of two families, one without a server; an unknown name; the name of an address."""
     server = world.r.listen_tcp(HOST, 1, echo_back)
     ending = WaitGroup(world, server)
     world.r.connect_tcp('both.test', 1, timeout=9, **Client(ending).callbacks)
@@ -216,7 +216,7 @@ def everywhere(world: Any) -> None:
 
 
 def udp(world: Any) -> None:
-    """Datagram sockets with all options, by address and by name; closed after a while, even if nothing arrived."""
+    """Datagram sockets with all options, by address and by name. They close after a while, even without traffic."""
     r = world.r
 
     def on_datagram(sock: Any, data: bytes, address: Any) -> None:
@@ -283,7 +283,7 @@ def unix_datagrams(world: Any) -> None:
     def check_prompt() -> None:
         prompt = made[2]
         if not (world.faulty or prompt.data == 5):
-            world.fail(f'{prompt.data} of 5 datagrams arrived at the receiver that is not full')
+            world.fail(f'{prompt.data} of 5 datagrams arrived at the receiver that reads at once')
 
     r.call_later(2, close)
     sender, late = bound('/run/sender'), bound('/run/late')

@@ -43,16 +43,16 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 60  # simulated time from the beginning of the fault
 MOST_AT_ONCE = 100  # turns without progress in a whole run, however long it lasts
-MOST_EACH = 60  # plus these for each connection and handle: the turns that the spin detection takes
-MOST_A_SECOND = 40  # plus these for each simulated second; 250 turns a second would take 1 % of a core
+MOST_EACH = 60  # further turns for each connection and handle, which the spin detection needs
+MOST_A_SECOND = 40  # further turns for each simulated second; 250 turns a second would take 1 % of a core
 MOST_LINES = 20  # the most lines in the log
 MOST_TIMERS = 100
 SAMPLE, PARTS = 600, 4  # the number of runs, and the number of tests among which they are divided
 LASTING = 'kind', 'descriptor'
-# States that a selector reports for ever although no call can do anything about them. No call fails here.
+# States that a selector reports for ever although no call can do anything about them. In these states no call fails.
 STATES = 'unread error', 'stuck readable', 'stuck writable'
 
-# No kernel refuses for ever to restore a signal handler.
+# No kernel keeps refusing to restore a signal handler.
 LEFT_OUT = {'signal'}
 
 Case = tuple[

@@ -269,7 +269,7 @@ def test_a_reactor_that_cannot_be_made_raises_and_leaves_nothing(kind):
             assert not kernel.files, (name, error)
 
 
-@pytest.mark.timeout(600)  # it computes for a long time
+@pytest.mark.timeout(600)  # the test computes for a long time
 def test_every_call_fails_in_one_program_or_another():
     if contexts is None:
         pytest.skip('TLS is untested here: no certificates can be made')

@@ -100,7 +100,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
                 wrong = wrong or f'law 9: {descriptors() - before} descriptors are left'
     finally:
         sys.unraisablehook = hook
-    # A socket that was accepted without memory or stack for its connection is closed with its last reference.
+    # An accepted socket whose connection finds no memory or stack is closed with its last reference.
     unraisable = [what for what in unraisable if 'unclosed' not in what and 'MemoryError' not in what]
     wrong = wrong or (f'could not be raised: {unraisable[0]}' if unraisable else None)
     near = f', the program has {left} frames left' if left else ''

@@ -37,7 +37,7 @@ from tests.helpers.hostile_tls import ENGINE
 from tests.helpers.support import ManyAddresses, ScriptedKernel, ScriptedSocket, end, pair, run_until, turns
 from tests.helpers.work import most_work, work_of
 
-MOST = 100_000  # bytecodes: see above
+MOST = 100_000  # bytecodes; the module docstring gives the reason
 CHUNK = 65536  # bytes of one recv
 
 # For each event: (the most bytecodes that a turn may take, the limit that ensures this).

@@ -811,7 +811,7 @@ def test_a_constructor_that_gets_no_descriptor_for_its_doorbell_closes_the_selec
 
 
 def test_a_selector_in_use_or_closed_is_refused(sockets):
-    # Regression: descriptors that other code had registered there used to be ready in every turn and to log an
+    # Regression: descriptors that such a selector already watched used to be ready in every turn and to log an
     # AttributeError each time; `close` raised the error.
     selector = selectors.DefaultSelector()
     selector.register(sockets()[0], READ)

@@ -135,7 +135,7 @@ def left_out(tree: ast.Module) -> list[Span]:
                 found.append(node)
             case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name)) if name in LOG:
                 found.append(node)
-    # These columns count bytes, and those of cosmic-ray count characters; they agree, because the package is ASCII.
+    # Columns of `ast` count bytes, and columns of cosmic-ray count characters: the same, as the package is ASCII.
     return [
         ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in found if node is not None
     ]

@@ -73,7 +73,7 @@ def run_test(folder: Path, name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replaces the fixture that counts descriptors, because children start and end during these tests."""
+    """Replace the fixture that counts descriptors, because children start and end during these tests."""
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def reason():
-    """Why no network can be set up here, or None."""
+    """The reason why no network can be set up here, or None."""
     from perf.faults.network.namespaces import missing
 
     return missing()

@@ -45,12 +45,12 @@ LAZY = {
     'subprocess',
     'logging',
     'watchdog.observers',
-}  # modules that may be imported inside functions; watchdog belongs to an extra
+}  # modules that may be imported inside functions; watchdog is installed by an extra
 HOT = {
     'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
     '_run_completions', 'handle_due', 'collect', 'accept_client', 'finish', 'handle_closed', 'close', 'attach',
 }  # fmt: skip
-LONGEST_FUNCTION = 60  # lines without the docstring, which fit on a screen
+LONGEST_FUNCTION = 60  # lines, without the docstring: a function should fit on a screen
 LONGEST_FILE = 400  # lines
 # Files that may be longer, because splitting them would separate code that belongs together.
 LONGER_FILES = {
