@@ -1247,7 +1247,7 @@ def applies(fn, options):
 def chosen():
     """Choose the options for each law and kind in the short run.
 
-    A third of the pairs have no options. The others take the options in turn, so that each option is used.
+    A third of the pairs have no options. The other pairs take the options in turn, so that each option is used.
     """
     found = {}
     for kind in (*KINDS, *DATAGRAM_KINDS):

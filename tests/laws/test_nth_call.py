@@ -65,7 +65,7 @@ RESOLVING = (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_NO
 WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is reported only for files
 PATHS = (errno.EACCES, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
 
-# The errors in the manual page of each call, except those for wrong arguments, such as EFAULT.
+# The errors in the manual page of each call, except errors for wrong arguments, such as EFAULT.
 ERRORS: dict[str, tuple[int, ...]] = {
     'selector': (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     'select': (errno.ENOMEM, errno.EINVAL, errno.EBADF),

@@ -48,7 +48,7 @@ def machine(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check for leaked descriptors: each run has its own, which ignores those that CPython itself leaks."""
+    """Replace the check for leaked descriptors: each run has its own, which ignores the leaks of CPython itself."""
 
 
 @pytest.fixture(scope='session')

@@ -289,7 +289,7 @@ def main() -> None:
     covering = commands.add_parser('cover')
     covering.add_argument('tests', nargs='*')
     covering.add_argument('--jobs', type=int, default=2)
-    covering.add_argument('--without', default='', metavar='WORDS', help='leave out matching tests, as with -k of pytest')
+    covering.add_argument('--without', default='', metavar='WORDS', help='leave out these tests, as with -k of pytest')
     running = commands.add_parser('run')
     running.add_argument('numbers', nargs='*', type=int, help='numbers of mutants; default: all that have no outcome')
     running.add_argument(

@@ -71,7 +71,7 @@ class Mutant(NamedTuple):
     number      the number in the list
     module      the path of the module within the project
     operator    the cosmic-ray operator
-    occurrence  the index of the place among all that the operator can change
+    occurrence  the index of the place among all places that the operator can change
     line        the line of the place
     function    the innermost function or class around it, '' for none
     before      the original lines

@@ -34,7 +34,7 @@ def reason():
 
 @pytest.fixture
 def namespaces(reason):
-    """The module, if it works here; no namespace may be left after the test.
+    """The `namespaces` module, if it works here; no namespace may be left after the test.
 
     Namespaces have machine-wide names, so all tests on this machine that use them take turns.
     """

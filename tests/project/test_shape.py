@@ -91,7 +91,7 @@ def for_type_checkers(tree: ast.Module) -> set[ast.AST]:
 
 
 def imports(path: Path):
-    """Generate (node, absolute module name, imported names) for each import except those for type checkers."""
+    """Generate (node, absolute module name, imported names) for each import, except imports for type checkers."""
     tree = parse(path)
     skipped = for_type_checkers(tree)
     package = ['reactor', *path.relative_to(ROOT).parts[:-1]]
