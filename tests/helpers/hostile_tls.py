@@ -1,7 +1,8 @@
 """A TLS peer that misbehaves, implemented on a plain stream, for simulated and for real sockets.
 
 The ssl module has no function for a key update or a renegotiation, so `Engine` calls the OpenSSL that the module is
-linked with. Where that is impossible, `Engine.missing` gives the reason, and the tests that need `Engine` are skipped.
+linked with. Where these calls are impossible, `Engine.missing` gives the reason, and the tests that need `Engine` are
+skipped.
 """
 
 from __future__ import annotations

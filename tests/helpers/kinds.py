@@ -66,7 +66,7 @@ class Peer:
     def __init__(self, world: World, sock: Any) -> None:
         sock.setblocking(False)
         if sock.family in (INET, INET6) and sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise it grows to megabytes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise the buffer grows
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.got = bytearray()

@@ -1,7 +1,7 @@
 """Small programs for `test_nth_call.py`, with operations that the random programs use rarely or never.
 
-Each is a function that gets a `World` on a `SimKernel`. It is deterministic and makes a few dozen calls. The end of
-every handle that it opens is a goal, so a handle that is forgotten or that ends twice is reported.
+Each program is a function that gets a `World` on a `SimKernel`. Its calls, a few dozen, are always the same. The end
+of every handle that it opens is a goal, so a handle that is forgotten or that ends twice is reported.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Client:
         conn.write(self.words[100:])
 
     def on_written(self, conn: Any) -> None:
-        """Do nothing. This is called before the end of the connection, or not at all."""
+        """Do nothing; the connection must not have ended when this callback is called."""
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.heard += data
@@ -216,7 +216,7 @@ def everywhere(world: Any) -> None:
 
 
 def udp(world: Any) -> None:
-    """Datagram sockets with all options, by address and by name. They close after a while, even without traffic."""
+    """Datagram sockets with all options, by address and by name. The sockets close after a while, even idle ones."""
     r = world.r
 
     def on_datagram(sock: Any, data: bytes, address: Any) -> None:

@@ -24,7 +24,7 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # the most for each connection and turn: 4 and an empty one, in the dispatch and in a completion
+RECORDS = 2 * (4 + 1)  # the most in a turn for a connection: 4 and an empty one, in the dispatch and in a completion
 HEADER = 0x100  # the content type of a record header in a message callback
 KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv after most of a record
 LINES = 3  # lines that each good client sends

@@ -1288,7 +1288,8 @@ def file_to_send(tmp_path_factory):
     return path
 
 
-# These kinds differ from other kinds only in their addresses, or in how they are made. They run only with `--slow`.
+# These kinds differ from other kinds only in their addresses, or in how they are made, and run only
+# with `--slow`.
 ALIKE = (
     'tcp6',
     'tcp-mapped',

@@ -179,8 +179,8 @@ def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name
     check(failures, len(failures))
 
 
-# These planted bugs break laws only under such faults, so the simulation cannot find them. Each comes with the tests
-# that must find it, and the text that must appear in their failure.
+# These planted bugs break laws only under such faults, so the simulation cannot find them. Each bug comes with the
+# tests that must find it, and the text that must appear in their failure.
 PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(

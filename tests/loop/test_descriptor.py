@@ -508,8 +508,8 @@ def test_a_watched_object_that_raises_does_not_keep_the_reactor_from_closing(soc
 
 
 def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_later_watch(r, client):
-    # Regression: `fileno` used to be called when the watch ended. It returned the number of the later connection, which
-    # was then unregistered.
+    # Regression: `fileno` used to be called when the watch ended, and returned the number of the later connection,
+    # which was then unregistered.
     seen = Seen()
     old = r.watch_fd(client, READ, turns)
     kept = client.sock, client.peer

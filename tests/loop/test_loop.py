@@ -1009,8 +1009,8 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
 )
 @pytest.mark.parametrize('slow', [None, 100.0])
 def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
-    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. It was
-    # called again in each turn, or the error left `run`.
+    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. The
+    # function was called again in each turn, or the error left `run`.
     log = []
     with Reactor(slow_callback=slow) as r:
         fn, *args = fn if isinstance(fn, tuple) else (fn,)

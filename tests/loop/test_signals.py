@@ -1332,8 +1332,8 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
 @pytest.mark.parametrize('method', [WakeupClaim.acquire, WakeupClaim.release], ids=['acquire', 'release'])
 @pytest.mark.parametrize('below', [True, False], ids=['over a foreign descriptor', 'alone'])
 def test_ctrl_c_at_any_line_that_changes_the_wakeup_descriptor_still_restores_it(method, below, request):
-    """The handler rings the doorbell and checks that the wakeup descriptor is ours. It must not do so while the
-    descriptor is being released.
+    """The handler rings the doorbell and checks that the wakeup descriptor is ours. The handler must not do either
+    while the descriptor is being released.
     """
     there = request.getfixturevalue('foreign')[0].fileno() if below else -1
     before, lines = sys.gettrace(), 0

@@ -254,8 +254,8 @@ def test_imports_are_at_the_top(path):
 
 
 def test_nothing_imports_asyncio():
-    # These folders have programs that the reactor is compared with, or that share a process with it in a test. They are
-    # run in separate processes, and no module imports them.
+    # These folders have programs that the reactor is compared with, or that share a process with it in a test. The
+    # programs are run in separate processes, and no module imports them.
     others = {PROJECT / 'perf' / 'compare' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
@@ -460,8 +460,9 @@ def test_every_public_name_is_explained(name):
 def test_the_package_imports_few_modules():
     """There is no runtime dependency, and importing the package loads no heavy module of the standard library.
 
-    `typing` is imported, because otherwise the hints of the public methods could not be evaluated (see below). This
-    takes a quarter of the import time, but nearly every program that uses the reactor imports `typing` anyway.
+    `typing` is imported, because otherwise the hints of the public methods could not be evaluated (see below).
+    Importing `typing` takes a quarter of the import time, but nearly every program that uses the reactor imports
+    `typing` anyway.
     """
     import subprocess
 
