@@ -40,7 +40,7 @@ DIFFERENCES = {
     ),
     'a write after our own end': (
         'This loop raises ConnectionClosed; asyncio drops the bytes after close(), and raises RuntimeError after '
-        'write_eof(). A program does not write then.'
+        'write_eof(). A program never writes after its own end.'
     ),
     'close() with unread bytes': (
         'This loop shuts down the write side, and reads and drops the rest, so that no sent bytes are lost; '
@@ -350,7 +350,7 @@ def descriptors(driver: Driver, rng: random.Random) -> None:
         return what, rng.randrange(len(pairs)), rng.choice((0, READ, WRITE, READ | WRITE))
 
     for number in range(len(pairs)):
-        want(number, READ | WRITE)  # registered in the order of their numbers
+        want(number, READ | WRITE)  # descriptors are registered in numerical order
     for _ in range(40):
         whom = rng.sample(range(len(pairs)), rng.randrange(len(pairs) + 1))
         deeds[:] = [('want', number, rng.choice((0, READ, WRITE, READ | WRITE))) for number in whom]
@@ -445,7 +445,7 @@ class Side:
             self.do(what, 10)
 
     def do(self, what: str, size: int) -> None:
-        """Use the connection, unless its state does not allow it."""
+        """Do this action if the state of the connection allows it."""
         if self.over or self.closed:
             return
         if what == 'write' and not self.ended and not self.other.closed:

@@ -1,7 +1,8 @@
 """A TLS peer that misbehaves, implemented on a plain stream, for simulated and for real sockets.
 
 The ssl module has no function for a key update or a renegotiation, so `Engine` calls the OpenSSL that the module is
-linked with. Where that is impossible, `Engine.missing` gives the reason, and the tests that need `Engine` are skipped.
+linked with. Where these calls are impossible, `Engine.missing` gives the reason, and the tests that need `Engine` are
+skipped.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Engine:
         words = (ctypes.c_void_p * 5).from_address(id(socket))
         # Check the layout before the pointer is used, because it is private to CPython.
         if words[CONTEXT_OF_SSLSOCKET] != id(ssl_object.context):
-            raise RuntimeError('the SSL of an ssl.SSLObject is not where CPython 3.11 to 3.15 have it')
+            raise RuntimeError('the SSL of an ssl.SSLObject is not at the offset used by CPython 3.11 to 3.15')
         found = words[SSL_OF_SSLSOCKET]
         assert found is not None
         return found

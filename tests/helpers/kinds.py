@@ -43,7 +43,7 @@ SIZES = (0, 1, 2, 4095, 4096, 4097, 16383, 16384, 16385, 65535, 65536, 65537, 3,
 
 
 def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
-    """Cut `data` into pieces of interesting sizes: no byte, one byte, a record, a page, the size of one recv."""
+    """Cut `data` into pieces of interesting sizes: zero bytes, one byte, a record, a page, the size of one recv."""
     chance = random.Random(seed)
     pieces, at = [], 0
     while at < len(data):
@@ -59,14 +59,14 @@ def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
 class Peer:
     """A plain socket that never blocks.
 
-    `got` is the received data. `ended` is '' while our side may send more, then 'eof' or 'reset'. Over TLS it can
+    `got` is the received data. `ended` is '' while our side can still send, then 'eof' or 'reset'. Over TLS it can
     also be 'cut' (EOF without close_notify) or the reason of an alert.
     """
 
     def __init__(self, world: World, sock: Any) -> None:
         sock.setblocking(False)
         if sock.family in (INET, INET6) and sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise it grows to many megabytes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise the buffer grows
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.got = bytearray()
@@ -111,7 +111,7 @@ class Peer:
         return self.sock.recv(limit)
 
     def end(self) -> None:
-        """End the peer's writing; it still receives."""
+        """End the peer's writing; the peer still receives."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -798,7 +798,7 @@ def settings_of(kind: Kind) -> list[dict[str, Any]]:
     """Return every option of a kind with each of its values: first the first value of each option, then the others."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
-    names = [name for name in kind.options() if name != 'mode']  # kinds have no files; see `test_a_mode_is_applied`
+    names = [name for name in kind.options() if name != 'mode']  # no kind has a file; see `test_a_mode_is_applied`
     ranks = range(max(map(len, VALUES.values())))
     values = [(name, VALUES[name][rank]) for rank in ranks for name in names if rank < len(VALUES[name])]
     return [own.get(name, value) for name, value in values]
@@ -813,7 +813,7 @@ def called(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class DatagramRecorder(Recorder):
-    """The callbacks of one datagram socket, like `Recorder`."""
+    """Like `Recorder`, for a datagram socket."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

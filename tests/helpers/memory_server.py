@@ -61,7 +61,7 @@ class Server:
         return 'ok'
 
     def do_carry(self, number: str) -> None:
-        """Send a mebibyte through a child; prints 'carried' when all of it is back."""
+        """Send a mebibyte through a child; prints 'carried' when all of it has come back."""
         self.received = 0
         self.opened[int(number)].stdin.write(bytes(SIZE))
 

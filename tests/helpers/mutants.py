@@ -482,7 +482,7 @@ MUTANTS = (
         'net/ending.py',
         'self.on_drain = self.on_close = self.data = None\n\n    def handle_last_reads',
         'self.on_drain = self.on_close = None\n\n    def handle_last_reads',
-        '9: nothing of the user is kept',
+        '9: nothing that belongs to the user is kept',
     ),
     # -- the writer
     Mutant(
@@ -814,7 +814,7 @@ MUTANTS = (
         'net/drain.py',
         '        self._loop.stop()\n',
         '',
-        'it stops when nothing is left',
+        'a drain stops when nothing is left',
         15,
         'epoll',
     ),
@@ -823,7 +823,7 @@ MUTANTS = (
         'net/ending.py',
         '                    streams.busy.discard(self)\n',
         '                    pass\n',
-        '9: nothing of it is kept',
+        '9: nothing of an ended connection is kept',
         359,
     ),
     # -- other platforms

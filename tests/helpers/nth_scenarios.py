@@ -1,7 +1,7 @@
 """Small programs for `test_nth_call.py`, with operations that the random programs use rarely or never.
 
-Each is a function that gets a `World` on a `SimKernel`. It is deterministic and makes a few dozen calls. The end of
-every handle that it opens is a goal, so a handle that is forgotten or that ends twice is reported.
+Each program is a function that gets a `World` on a `SimKernel`. Its calls, a few dozen, are always the same. The end
+of every handle that it opens is a goal, so a handle that is forgotten or that ends twice is reported.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Client:
         conn.write(self.words[100:])
 
     def on_written(self, conn: Any) -> None:
-        """Do nothing; called before the end, or not at all."""
+        """Do nothing; the connection must not have ended when this callback is called."""
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.heard += data
@@ -198,7 +198,7 @@ def options(world: Any) -> None:
 
 
 def names(world: Any) -> None:
-    """Names: one with addresses of two families, one of them without a server; an unknown name; an address's name."""
+    """Look up a name with addresses of two families, one without a server; an unknown name; the name of an address."""
     server = world.r.listen_tcp(HOST, 1, echo_back)
     ending = WaitGroup(world, server)
     world.r.connect_tcp('both.test', 1, timeout=9, **Client(ending).callbacks)
@@ -216,7 +216,7 @@ def everywhere(world: Any) -> None:
 
 
 def udp(world: Any) -> None:
-    """Datagram sockets with all options, by address and by name; closed after a while, even if nothing arrived."""
+    """Datagram sockets with all options, by address and by name. The sockets close after a while, even idle ones."""
     r = world.r
 
     def on_datagram(sock: Any, data: bytes, address: Any) -> None:
@@ -283,7 +283,7 @@ def unix_datagrams(world: Any) -> None:
     def check_prompt() -> None:
         prompt = made[2]
         if not (world.faulty or prompt.data == 5):
-            world.fail(f'{prompt.data} of 5 datagrams arrived at the receiver that is not full')
+            world.fail(f'{prompt.data} of 5 datagrams arrived at the receiver that reads at once')
 
     r.call_later(2, close)
     sender, late = bound('/run/sender'), bound('/run/late')

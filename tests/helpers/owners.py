@@ -42,9 +42,9 @@ class Wrong(Exception):
 class Owner:
     """Something that has a signal's handler, the wakeup descriptor, or both, from `begin` to `end`."""
 
-    by_byte = False  # whether it notices signals only through the wakeup descriptor, like asyncio
-    handles = True  # whether it has a handler for the signal
-    wakes = True  # whether it has the wakeup descriptor
+    by_byte = False  # whether this owner notices signals only through the wakeup descriptor, like asyncio
+    handles = True  # whether this owner has a handler for the signal
+    wakes = True  # whether this owner has the wakeup descriptor
     is_reactor = False
 
     def __init__(self, cell: Cell) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS / 'SCENARIOS.md'
 COLUMNS = 4
-HEADING = '## The tests of each scenario\n'  # the list below it is generated, and ends the page
+HEADING = '## The tests of each scenario\n'  # the list below this heading is generated, and ends the page
 
 
 def cells(line: str) -> list[str]:

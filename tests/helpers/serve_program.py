@@ -45,7 +45,7 @@ def inherited(fd):
     try:
         return fd > 2 and os.get_inheritable(fd)
     except OSError:
-        return False  # this descriptor was used to list the directory, and is closed by now
+        return False  # this descriptor was used to list the directory, and has been closed since
 
 
 def answer(conn, line):
@@ -56,7 +56,7 @@ def answer(conn, line):
 
 def main(r, listeners):
     if SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('fail', '')):
-        raise ValueError('failed as the test demands')
+        raise ValueError('failed because the test requested it')
     while SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('hang', '')):
         time.sleep(0.01)
     if SETTINGS.get('deaf'):

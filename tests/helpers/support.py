@@ -200,7 +200,7 @@ def reset(sock: socket.socket) -> None:
 
 
 def end(r: Reactor, *conns: Stream) -> None:
-    """Abort connections that a test leaves open, and run until their `on_close` was called."""
+    """Abort connections that a test leaves open, and run turns until `on_close` has been called for each."""
     for conn in conns:
         conn.abort()
     turns(r, 2)
@@ -278,7 +278,7 @@ class ScriptedSocket:
             try:
                 raise taken
             finally:
-                del taken  # its traceback holds this frame, and with it the buffers
+                del taken  # the traceback of the exception refers to this frame, and so to the buffers
         self.sent += data[:taken]
         return min(taken, len(data))
 
@@ -518,7 +518,7 @@ def uncallable(arguments: int) -> Any:
 
 
 class Unreachable:
-    """A socket on a machine without a route to anywhere."""
+    """A socket on a machine that has no route to any address."""
 
     family = socket.AF_INET
 

@@ -32,7 +32,7 @@ class Said:
         self.records = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
         self.made = bytearray(len(sizes))
         self.got: list[bytes] = []
-        self.blind = False  # reading ran out of memory and lost the data
+        self.blind = False  # whether reading ran out of memory and lost the data
         world.promises.append(self.wrong)
 
     def write(self, number: int) -> None:

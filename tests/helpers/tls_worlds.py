@@ -24,7 +24,7 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # the most for a connection in a turn: 4 and one empty, in the dispatch and in a completion
+RECORDS = 2 * (4 + 1)  # the most in a turn for a connection: 4 and an empty one, in the dispatch and in a completion
 HEADER = 0x100  # the content type of a record header in a message callback
 KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv after most of a record
 LINES = 3  # lines that each good client sends
@@ -135,7 +135,7 @@ class Room:
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 
     def ask(self, member: Any) -> None:
-        """Use the attributes and methods that must work on a connection at any time."""
+        """Use the attributes and methods of a connection that must work at any time."""
         repr(member), member.buffered, member.closed, member.state, member.peername, member.sockname, member.reading
         repr(member.tls.version), member.tls.cipher, member.tls.alpn, member.tls.unread
         member.set_write_limits(1000)
@@ -153,7 +153,7 @@ class Room:
     # -- correct clients
 
     def join_good(self, number: int) -> None:
-        """Add a client that sends its lines when all have joined, and receives the lines of the others."""
+        """Add a client that sends its lines when all have joined, and receives the lines of the other clients."""
         heard = bytearray()
 
         def on_connect(conn: Any) -> None:
@@ -183,7 +183,7 @@ class Room:
             self.end()
 
     def join_polite(self) -> None:
-        """Add a client with unusual but allowed behaviour: it must receive everything, too."""
+        """Add a client with unusual but allowed behaviour, which must also receive everything."""
         self.left += 1
         peer = Peer(self.contexts.clients[self.server_context.maximum_version == TLS_1_3], False, self.rng)
 

@@ -6,8 +6,8 @@ through opcode tracing. Two versions of Python differ by a few percent.
 
 Some functions written in C do as much work as a loop, but are called by one bytecode. The functions in FUNCTIONS and
 METHODS visit each element of their argument, so each element counts as one more bytecode. Copying counts as one
-bytecode for each BYTES bytes. That is more than the real cost, so excessive growth shows with few elements. The
-following work is not counted here; `tests/laws/test_work_in_c.py` counts some of it as user instructions:
+bytecode for each BYTES bytes. This counts more than the real cost, so that a few elements are enough to show excessive
+growth. The following work is not counted here; `tests/laws/test_work_in_c.py` counts some of it as user instructions:
 
     slices and concatenations of bytes; the search of `find`; `del` and `pop` near the head of a list
     before Python 3.12: types and functions called with an argument, such as `min(d)`, `sorted(d)`, `list(d)`

@@ -1,4 +1,4 @@
-"""The kernel: the assumptions of the rest of the package about the operating system."""
+"""The kernel: the assumptions about the operating system that the rest of the package makes."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_sendfile_is_used_only_for_real_sockets(real):
 def test_waiting_clients_are_detected_without_accepting_them(monkeypatch, name):
     kernel = Kernel()
     with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # like a system without poll
+        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # simulates a system without poll
         assert not kernel.has_clients(server)
         with socket.create_connection(server.getsockname()):
             assert kernel.has_clients(server)

@@ -146,7 +146,7 @@ def test_a_reset_uses_the_linger_format_of_the_platform(kind):
 
 
 def test_a_lost_descriptor_whose_number_now_belongs_to_a_file_is_not_closed(r, sockets, tmp_path):
-    """A send then fails with ENOTSOCK, the only error that Windows reports for this."""
+    """A send to the file fails with ENOTSOCK, the only error that Windows reports for a lost descriptor."""
     ours, _ = tcp_sockets(sockets)
     ended = []
     conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(exc))

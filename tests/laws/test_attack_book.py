@@ -308,7 +308,7 @@ def client_hello():
 
 @pytest.mark.scenario(183)
 def test_slowloris_is_ended_by_a_time_limit_that_its_bytes_do_not_extend(r, sockets):
-    """Slowloris (2009) and similar attacks: a byte now and then keeps a connection from ever being idle."""
+    """Slowloris (2009) and similar attacks: with a byte now and then, a connection is never idle."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, log.on_data, on_close=log.on_close, limits=Limits(min_rate=(1000, 1)))
     peer = sockets.connect(listener.address)

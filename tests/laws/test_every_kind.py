@@ -52,7 +52,7 @@ from tests.helpers.support import idle, run_until, turns
 
 pytestmark = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='the other ends of pipes are found in /proc')
 
-BIG = 3 << 20  # bytes: many times as many as one call sends or receives
+BIG = 3 << 20  # bytes: many times more than one call sends or receives
 STALL = 4 << 20  # bytes: more than the kernel buffers for a peer that does not read
 LAWS = []
 
@@ -111,7 +111,7 @@ class Run:
         assert len(peer.got) == len(data) and peer.got == data, 'the peer received different bytes'
 
     def stall(self):
-        """Write so much data that most of it waits; return the data."""
+        """Write enough data that most of it waits; return the data."""
         data = payload(STALL)
         assert self.conn.write(data, self.rec.on_written, 'stall') is (
             len(data) < self.options.get('high_water', 65536)
@@ -625,7 +625,7 @@ def a_drain_follows_a_write_that_returned_false_when_few_bytes_wait(run):
     marks = []
     run.rec.does['drain'] = lambda conn: marks.append(conn.buffered)
     settled = False
-    while not settled:  # replace the bytes that the network has accepted since
+    while not settled:  # write again, because the network has accepted some of the bytes
         while run.conn.write(bytes(5000)):
             assert run.conn.buffered < 100_000
         assert run.conn.buffered >= 100_000
@@ -1068,7 +1068,7 @@ def a_turn_delivers_a_limited_number_of_datagrams(run):
             run.peer.send(b'%d' % count)
         count += 1
     except BlockingIOError:
-        pass  # a Unix socket queues only a few
+        pass  # a Unix socket queues only a few datagrams
     before = 0
     while before < count:
         run.turns(1)
@@ -1247,7 +1247,7 @@ def applies(fn, options):
 def chosen():
     """Choose the options for each law and kind in the short run.
 
-    A third of the pairs has no options. The others take the options in turn, so that each option is used.
+    A third of the pairs have no options. The other pairs take the options in turn, so that each option is used.
     """
     found = {}
     for kind in (*KINDS, *DATAGRAM_KINDS):
@@ -1288,7 +1288,8 @@ def file_to_send(tmp_path_factory):
     return path
 
 
-# These kinds differ from other kinds only in their addresses, or in how they are made. They run only with `--slow`.
+# These kinds differ from other kinds only in their addresses, or in how they are made, and run only
+# with `--slow`.
 ALIKE = (
     'tcp6',
     'tcp-mapped',
@@ -1342,7 +1343,7 @@ class Watched:
         except BlockingIOError:
             return
         except OSError as exc:
-            assert exc.errno == errno.EIO  # a tty reports in this way that the other end is gone
+            assert exc.errno == errno.EIO  # this is how a tty reports that the other end is gone
             data = b''
         self.reported.append(data)
         if not data:
@@ -1612,7 +1613,7 @@ def test_a_client_of_af_vsock_is_admitted_without_an_address(r, proxied):
 
 def test_every_option_has_values_at_its_limits():
     missing = {(kind.name, name) for kind in (*KINDS, *DATAGRAM_KINDS) for name in kind.options() if name not in VALUES}
-    assert not missing, f'new options need values in kinds.VALUES: {missing}'
+    assert not missing, f'add values to kinds.VALUES for the new options: {missing}'
 
 
 def test_each_kind_is_tested_with_each_of_its_options_in_the_short_run():

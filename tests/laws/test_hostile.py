@@ -31,7 +31,7 @@ from tests.helpers.support import Log, drain, reset, run_until, tcp_sockets, tur
 resource = pytest.importorskip('resource', reason='hostile peers in numbers: this platform has no descriptor limit')
 
 HERE = '127.0.0.1'
-SLOW, DEADLINE = 2000, 1.0  # the number of clients, and the seconds within which each has to send its request
+SLOW, DEADLINE = 2000, 1.0  # the number of clients, and the time in seconds that each has to send its request
 BATCH = 100  # connections that are made between two turns of the reactor
 PAYLOAD = b'EVIL%s%n\r{0}'  # must not appear in any message
 
@@ -246,7 +246,7 @@ def test_a_server_that_ignores_false_loses_only_clients_that_do_not_read(r, sock
 
 
 @pytest.mark.scenario(80, 119)
-@pytest.mark.timeout(600)  # it computes for a long time
+@pytest.mark.timeout(600)  # the test computes for a long time
 @pytest.mark.parametrize('clients', [10_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog, clients):
     caplog.set_level(logging.INFO)

@@ -124,7 +124,7 @@ class Interrupted(Simulation):
         self.world.at_end = int  # type: ignore[attr-defined]
 
     def again_and_again(self, fn: Any) -> Any:
-        """Call `fn` until it returns, however often it is interrupted."""
+        """Call `fn` again after each interrupt, until it returns."""
         while True:
             try:
                 self.lines.armed = True

@@ -1,6 +1,6 @@
 """Lasting faults: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be lost.
 
-With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here the fault persists.
+With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here the faults persist.
 For each program of `test_nth_call.py`, each kind of call and each of its errors, a lasting fault begins at the first
 such call or at the middle one. The fault affects all descriptors of that kind, or only one descriptor. Wrong reports
 of a selector are lasting faults, too: an unread error queue, or a readiness that no call can use.
@@ -43,16 +43,16 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 60  # simulated time from the beginning of the fault
 MOST_AT_ONCE = 100  # turns without progress in a whole run, however long it lasts
-MOST_EACH = 60  # plus these for each connection and handle: the turns that the spin detection takes
-MOST_A_SECOND = 40  # plus these for each simulated second; 250 turns a second would take 1 % of a core
+MOST_EACH = 60  # further turns for each connection and handle, which the spin detection needs
+MOST_A_SECOND = 40  # further turns for each simulated second; 250 turns a second would take 1 % of a core
 MOST_LINES = 20  # the most lines in the log
 MOST_TIMERS = 100
 SAMPLE, PARTS = 600, 4  # the number of runs, and the number of tests among which they are divided
 LASTING = 'kind', 'descriptor'
-# States that a selector reports for ever although no call can do anything about them. No call fails here.
+# States that a selector reports for ever although no call can do anything about them. No call fails in such a state.
 STATES = 'unread error', 'stuck readable', 'stuck writable'
 
-# No kernel refuses for ever to restore a signal handler.
+# No kernel keeps refusing to restore a signal handler.
 LEFT_OUT = {'signal'}
 
 Case = tuple[
@@ -263,7 +263,7 @@ def test_no_law_is_broken_when_a_fault_lasts(part):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('what', ['watch', 'stream', 'listener', 'datagrams'])
 def test_a_number_that_is_closed_while_a_copy_is_open_and_then_given_to_a_new_handle(kind, what):
-    """epoll keeps reporting the closed file, under the number of the new handle. That may only cost some turns."""
+    """epoll keeps reporting the closed file, under the number of the new handle; this must cost only a few turns."""
     simulation = Simulation(0, selector=kind, faults=False)
     kernel, r, calls = simulation.kernel, simulation.reactor, []
 

@@ -198,7 +198,7 @@ class Child:
 
 
 class Path_:
-    """A watched directory, in which files are changed now and then."""
+    """A watched directory, in which the program changes files now and then."""
 
     def __init__(self, crowd: Any) -> None:
         self.crowd, self.over = crowd, False
@@ -268,7 +268,7 @@ def play(
 
 @pytest.fixture(autouse=True)
 def no_thread_left(nothing_left):
-    """Wait for the threads that watch paths: they and their descriptors go away soon after their handle is closed."""
+    """Wait for the threads that watch paths: they end soon after their handle is closed."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:

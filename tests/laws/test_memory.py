@@ -28,7 +28,7 @@ PAGE = os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 4096
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.slow,
-    pytest.mark.timeout(300),  # it transfers a lot of data
+    pytest.mark.timeout(300),  # the test transfers a lot of data
     pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc'),
 ]
 
@@ -94,7 +94,7 @@ def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
 def least_kept(measure: Callable[[], float]) -> float:
     """Return the least result of several calls of `measure`.
 
-    Whether malloc returns free memory to the kernel depends on the place of the memory in the heap. In one run of ten,
+    Where free memory lies in the heap decides whether malloc returns it to the kernel. In one run of ten,
     about 1.8 MB remain, for any number of connections. Memory that each connection keeps shows up in every run.
     """
     found = measure()

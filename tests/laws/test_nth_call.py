@@ -65,7 +65,7 @@ RESOLVING = (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_NO
 WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is reported only for files
 PATHS = (errno.EACCES, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
 
-# The errors in the manual page of each call, except those for wrong arguments, such as EFAULT.
+# The errors in the manual page of each call, except errors for wrong arguments, such as EFAULT.
 ERRORS: dict[str, tuple[int, ...]] = {
     'selector': (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     'select': (errno.ENOMEM, errno.EINVAL, errno.EBADF),
@@ -269,7 +269,7 @@ def test_a_reactor_that_cannot_be_made_raises_and_leaves_nothing(kind):
             assert not kernel.files, (name, error)
 
 
-@pytest.mark.timeout(600)  # it computes for a long time
+@pytest.mark.timeout(600)  # the test computes for a long time
 def test_every_call_fails_in_one_program_or_another():
     if contexts is None:
         pytest.skip('TLS is untested here: no certificates can be made')

@@ -48,7 +48,7 @@ def machine(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check for leaked descriptors: each run has its own, which ignores those that CPython itself leaks."""
+    """Replace the check for leaked descriptors: each run has its own, which ignores the leaks of CPython itself."""
 
 
 @pytest.fixture(scope='session')
@@ -100,7 +100,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
                 wrong = wrong or f'law 9: {descriptors() - before} descriptors are left'
     finally:
         sys.unraisablehook = hook
-    # A socket that was accepted without memory or stack for its connection is closed with its last reference.
+    # An accepted socket whose connection finds no memory or stack is closed with its last reference.
     unraisable = [what for what in unraisable if 'unclosed' not in what and 'MemoryError' not in what]
     wrong = wrong or (f'could not be raised: {unraisable[0]}' if unraisable else None)
     near = f', the program has {left} frames left' if left else ''
@@ -179,8 +179,8 @@ def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name
     check(failures, len(failures))
 
 
-# These planted bugs break laws only under such faults, so the simulation cannot find them. Each comes with the tests
-# that must find it, and the text that must appear in their failure.
+# These planted bugs break laws only under such faults, so the simulation cannot find them. Each bug comes with the
+# tests that must find it, and the text that must appear in their failure.
 PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(

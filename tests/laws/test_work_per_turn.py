@@ -37,7 +37,7 @@ from tests.helpers.hostile_tls import ENGINE
 from tests.helpers.support import ManyAddresses, ScriptedKernel, ScriptedSocket, end, pair, run_until, turns
 from tests.helpers.work import most_work, work_of
 
-MOST = 100_000  # bytecodes: see above
+MOST = 100_000  # bytecodes; the module docstring gives the reason
 CHUNK = 65536  # bytes of one recv
 
 # For each event: (the most bytecodes that a turn may take, the limit that ensures this).
@@ -58,7 +58,7 @@ BOUNDS = {
     'checksums of a PROXY header': (MOST, 'one checksum, over LONGEST_V2 bytes'),
     'an HTTP request': (12_000, 'responder.LONGEST_HEAD and MOST_HEADERS'),
     'a command': (16_000, 'one command a turn, of control_socket.LONGEST_LINE bytes'),
-    # Possible only for users who may open the control socket: 10 ms for the 1,000 handles that they have requested.
+    # Only users who may open the control socket can cause this turn: it takes 10 ms for the 1,000 requested handles.
     'a command that lists handles': (600_000, 'commands.MOST and LONGEST_TEXT'),
     '64 look-ups while 1,000 wait': (90_000, 'threads.QUEUE_LIMIT, searched once a turn'),
     'signals': (3_000, 'wakeup.DOORBELL_BYTES, and a call for each signal number'),

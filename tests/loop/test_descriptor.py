@@ -1,4 +1,4 @@
-"""Watched descriptors of any kind, with changeable events. The reactor never reads, writes or closes them."""
+"""Watched descriptors of any kind, with changing events. The reactor never reads, writes or closes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pipe():
     yield ends
     for fd in ends:
         with suppress(OSError):  # the test has closed the descriptor
-            if os.fstat(fd).st_ino == it:  # not if a new selector, for example, has got the number
+            if os.fstat(fd).st_ino == it:  # the number may belong to another file now, such as a new selector
                 os.close(fd)
 
 
@@ -447,7 +447,7 @@ def test_a_new_watch_of_a_number_replaces_that_of_a_closed_socket(r, caplog):
 
 
 class Client:
-    """A client of a library: `fileno` returns the descriptor of its connection, and raises when that is closed."""
+    """A client of a library: `fileno` returns the descriptor of its connection, and raises once that is closed."""
 
     def __init__(self):
         self.sock = None
@@ -508,8 +508,8 @@ def test_a_watched_object_that_raises_does_not_keep_the_reactor_from_closing(soc
 
 
 def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_later_watch(r, client):
-    # Regression: `fileno` used to be called when the watch ended. It returned the number of the later connection, which
-    # was then unregistered.
+    # Regression: `fileno` used to be called when the watch ended, and returned the number of the later connection,
+    # which was then unregistered.
     seen = Seen()
     old = r.watch_fd(client, READ, turns)
     kept = client.sock, client.peer

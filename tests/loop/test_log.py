@@ -22,7 +22,7 @@ class NoDescriptors:
 
 @pytest.fixture
 def not_imported(monkeypatch):
-    """`logging` has not been imported, and no descriptor is left to read it with."""
+    """Simulate a process that has not imported `logging`, and has no descriptor left to import it."""
     monkeypatch.delitem(sys.modules, 'logging')
     monkeypatch.setattr(sys, 'meta_path', [NoDescriptors()])
 

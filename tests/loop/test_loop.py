@@ -811,7 +811,7 @@ def test_a_constructor_that_gets_no_descriptor_for_its_doorbell_closes_the_selec
 
 
 def test_a_selector_in_use_or_closed_is_refused(sockets):
-    # Regression: descriptors that other code had registered there used to be ready in every turn and to log an
+    # Regression: descriptors that such a selector already watched used to be ready in every turn and to log an
     # AttributeError each time; `close` raised the error.
     selector = selectors.DefaultSelector()
     selector.register(sockets()[0], READ)
@@ -1009,8 +1009,8 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
 )
 @pytest.mark.parametrize('slow', [None, 100.0])
 def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
-    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. It was
-    # called again in each turn, or the error left `run`.
+    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. The
+    # function was called again in each turn, or the error left `run`.
     log = []
     with Reactor(slow_callback=slow) as r:
         fn, *args = fn if isinstance(fn, tuple) else (fn,)

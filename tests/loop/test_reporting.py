@@ -135,7 +135,7 @@ LOGGERS = {
 
 @contextlib.contextmanager
 def logger_that(does):
-    """Give the logger `reactor` a handler that fails in one way. The test enters it, because pytest captures logs."""
+    """Give the logger `reactor` a handler that fails. Tests enter this context themselves, as pytest captures logs."""
     error, stderr = LOGGERS[does]
     handler = logging.NullHandler() if error is None else Raising(error)
     if does == 'filter raises':
@@ -330,7 +330,7 @@ class Kept(list):
 
 
 @pytest.mark.parametrize('logger', ['works', 'everything fails'], indirect=True)
-@pytest.mark.parametrize('slow', [None, 1e-9], ids=['', 'all of them slow'])
+@pytest.mark.parametrize('slow', [None, 1e-9], ids=['', 'every callback is slow'])
 @pytest.mark.parametrize('way', list(WAYS))
 def test_a_callback_that_raises_an_unprintable_error_hurts_no_other_handle(way, slow, logger):
     with logger:
@@ -561,7 +561,7 @@ def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_p
     missing = {kind.__name__ for kind in kinds_of_handles()} - {
         base.__name__ for kind in shown for base in kind.__mro__
     }
-    # Handles that users never get, and handles that inherit their repr, are not needed here.
+    # Handles that are never passed to users, and handles that inherit their repr, are not needed here.
     assert missing <= {
         'Wakeup', 'TLSStream', 'CheckedTLSStream', 'WatchedPath', 'Stream', 'CheckedStream', 'ControlSocket',
     } | {kind.__name__ for kind in kinds_of_handles() if '__repr__' not in vars(kind)}, missing  # fmt: skip

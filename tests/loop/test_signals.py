@@ -48,7 +48,7 @@ def put_back():
 
 @pytest.fixture
 def foreign():
-    """A wakeup descriptor installed by other code: a socket pair of the descriptor and the end that gets its bytes."""
+    """A wakeup descriptor installed by other code: a socket pair, of which the second end gets the bytes."""
     bell, sock = socket.socketpair()
     bell.setblocking(False)
     sock.setblocking(False)
@@ -932,7 +932,7 @@ def test_a_handler_installed_over_ours_stays_and_ours_is_silent_when_it_is_put_b
             r.add_signal_handler(SIGUSR1, heard.append, 'ours')
             found = signal.signal(SIGUSR1, theirs)
         signal.raise_signal(SIGUSR1)
-        found(SIGUSR1, None)  # their handler may call the handler that it replaced
+        found(SIGUSR1, None)  # the handler of other code may call the one that it replaced
         signal.signal(SIGUSR1, found)
         signal.raise_signal(SIGUSR1)
         assert heard == ['theirs', 'before', 'before']
@@ -1244,7 +1244,7 @@ def test_a_second_ctrl_c_in_a_selector_called_by_us_interrupts_nothing(written_b
     class Readers(set):
         def discard(self, fd):
             if r.watchers.selector.pressing:
-                pressed_twice(sys._getframe(1))  # in a frame of `selectors`
+                pressed_twice(sys._getframe(1))  # as if pressed in a frame of `selectors`
             super().discard(fd)
 
     r = Reactor(selector=Pressing() if written_by == 'a user' else selectors.SelectSelector())
@@ -1330,10 +1330,10 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
 
 
 @pytest.mark.parametrize('method', [WakeupClaim.acquire, WakeupClaim.release], ids=['acquire', 'release'])
-@pytest.mark.parametrize('below', [True, False], ids=['over a foreign one', 'alone'])
+@pytest.mark.parametrize('below', [True, False], ids=['over a foreign descriptor', 'alone'])
 def test_ctrl_c_at_any_line_that_changes_the_wakeup_descriptor_still_restores_it(method, below, request):
-    """The handler rings the doorbell and checks that the wakeup descriptor is ours. It must not do so while the
-    descriptor is being released.
+    """The handler rings the doorbell and checks that the wakeup descriptor is ours. The handler must not do either
+    while the descriptor is being released.
     """
     there = request.getfixturevalue('foreign')[0].fileno() if below else -1
     before, lines = sys.gettrace(), 0

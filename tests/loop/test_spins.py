@@ -150,7 +150,7 @@ def test_a_full_receiver_delays_no_other_and_does_not_spin(r, unix, caplog):
         assert sock.send(b'%d' % number, slow_path)
     assert sock.queued > 0
     assert sock.send(b'hello', good_path)
-    assert good.recv(100) == b'hello'  # it was sent without waiting for a turn
+    assert good.recv(100) == b'hello'  # the datagram was sent without waiting for a turn
     turns_in(r, 0.4)
     assert settles(r)
     assert r.stats().stalls > 1
@@ -260,7 +260,7 @@ def test_a_turn_reads_a_bounded_number_of_bytes_in_long_datagrams(r):
         pass
     assert sent > 1
     run_until(r, lambda: len(got) == sent)
-    assert len(set(got)) == sent  # each in a separate turn
+    assert len(set(got)) == sent  # each datagram arrived in a separate turn
     sock.close()
     turns(r, 2)
     theirs.close()
@@ -403,7 +403,7 @@ def test_a_number_that_was_closed_while_a_copy_is_open_does_not_harm_the_next_ha
         handle = r.bind_udp('127.0.0.1', 0, lambda sock, data, address: calls.append(data))
     assert handle.fileno() == number
     assert settles(r)
-    assert calls == []  # because there was nothing to read
+    assert calls == []  # there was nothing to read, so no callback was called
     if kind == 'listener':
         peer = sockets.connect(handle.address)
     elif kind == 'datagrams':
@@ -489,7 +489,7 @@ def test_a_parked_connection_can_be_paused_resumed_and_closed(r, sockets):
     run_until(r, lambda: r.stats().stalls > stalls)  # the connection was watched again at once
     conn.pause_reading()
     conn.resume_reading()
-    run_until(r, lambda: r.stats().stalls > stalls + 1)  # and stalled again before its parking time was over
+    run_until(r, lambda: r.stats().stalls > stalls + 1)  # the connection stalled again before its parking time was over
     deaf.deaf = False
     run_until(r, lambda: got == [b'x'])
     deaf.deaf = True
@@ -551,7 +551,7 @@ def test_a_handle_that_was_parked_before_is_parked_again_after_10_turns(sockets,
 
 
 def stall_of_others(r, count):
-    """Let `count` handles make no progress, each in a separate turn."""
+    """Let `count` handles stall, each in a separate turn."""
     for _ in range(count):
         r.counters.loop_count += 2
         handle = Handle()
@@ -680,7 +680,7 @@ def test_a_udp_socket_that_has_no_room_although_it_is_writable_goes_on_receiving
     for number in range(3):
         peer.sendto(b'%d' % number, sock.address)
         turns_in(r, 0.02)
-        assert len(got) == number + 1  # at once, although nothing can be sent
+        assert len(got) == number + 1  # received at once, although nothing can be sent
     ours.cramped = False
     peer.settimeout(5)
     run_until(r, lambda: not sock.queued)

@@ -516,7 +516,7 @@ class NoMemoryAt:
             try:
                 target()
             except MemoryError:
-                pass  # this thread ends
+                pass  # the thread ends here
 
         threading.Thread(target=work, name=name, daemon=True).start()
 

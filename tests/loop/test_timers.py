@@ -292,7 +292,7 @@ def test_a_value_that_is_not_a_number_is_refused_at_the_call_and_not_by_a_compar
             call(seconds, int)
         assert repr(seconds) in str(caught.value)
     timer = r.call_later(60, int)
-    if seconds is not None:  # for `reset`, None is the delay with which the timer was made
+    if seconds is not None:  # for `reset`, None means the timer's original delay
         with pytest.raises(TypeError, match=r'seconds must be a number of seconds, not '):
             timer.reset(seconds)
     timer.cancel()
@@ -404,7 +404,7 @@ def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, k
 
 @pytest.mark.parametrize('error', [MemoryError, RecursionError])
 def test_a_timer_that_could_not_be_set_does_not_fire_with_the_next_one_at_its_deadline(fake, monkeypatch, error):
-    # Regression: without stack, `call_later` used to raise, but the timer still fired with the next timer at its
+    # Regression: out of stack, `call_later` used to raise, but the timer still fired with the next timer at its
     # deadline, and the count of pending timers was wrong by one.
     fired = []
     run_short(monkeypatch, timers, 'heappush', kind=error)

@@ -360,7 +360,7 @@ def test_another_thread_can_close_a_connection_with_a_call_that_wakes_the_loop(r
 @pytest.mark.scenario(12)
 @pytest.mark.parametrize('end', ['_bell', 'sock'])
 def test_a_doorbell_closed_by_other_code_is_replaced_and_does_not_spin(r, end, caplog):
-    # Regression: the end of file used to be read again and again for ever, and calls from threads were no longer made.
+    # Regression: the end of file used to be read again and again, and calls from threads were no longer made.
     if end == 'sock' and isinstance(r.watchers.selector, getattr(selectors, 'EpollSelector', ())):
         pytest.skip('epoll never reports a closed descriptor')
     log = []
@@ -392,7 +392,7 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     signal.raise_signal(signal.SIGUSR1)
     run_until(r, lambda: log == ['call', 'signal'])
     assert turns_in(r) <= 12
-    assert signal.set_wakeup_fd(-1) == -1  # no number is installed that other code may own now
+    assert signal.set_wakeup_fd(-1) == -1  # the old number is not installed: other code may own it now
     r.kernel.socketpair = socketpair
     run_until(r, lambda: not r._wakeup.closed)
     assert signal.set_wakeup_fd(-1) == r._wakeup.bell_fileno()

@@ -154,7 +154,7 @@ CALLS = ['write', 'write', 'pause', 'resume']
 
 
 class Connection(Machine):
-    """Transitions are legal, the wanted events follow from the state, callbacks keep the laws, and every state ends."""
+    """Transitions are legal, the wanted events follow from the state, callbacks obey the laws, and every state ends."""
 
     @initialize(
         how=st.sampled_from(['adopt'] * 5 + ['under way', 'under way', 0, errno.ECONNREFUSED]),
@@ -182,7 +182,7 @@ class Connection(Machine):
         self.why = None  # the error for on_close
         self.reported = False
         self.refused = False  # whether a write was refused after the end; one refused write is enough
-        self.moved = kernel.time  # when a byte was last sent or received
+        self.moved = kernel.time  # the time at which a byte was last sent or received
         self.closing_since = 0
         self.script = deque()
         self.inside = False

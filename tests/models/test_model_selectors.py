@@ -66,7 +66,7 @@ class End:
 
     @property
     def true(self):
-        """The events that are true of the socket. After a hang-up it is readable, and writable as writes fail."""
+        """The events that are true of the socket. After a hang-up it is readable, and writable because writes fail."""
         readable = self.waiting or self.peer_gone
         return (READ if readable else 0) | (WRITE if not self.full or self.peer_gone else 0)
 
@@ -104,7 +104,7 @@ class Selectors(Machine):
     def begin(self):
         self.ends = []
         self.worlds = [World(kind, self) for kind in KINDS]
-        self.disturbed = set()  # ends changed by the callback of another in this turn, perhaps after their own call
+        self.disturbed = set()  # ends changed by another end's callback in this turn, perhaps after their own callback
 
     def pick(self, index, only=lambda end: True):
         numbers = [n for n, end in enumerate(self.ends) if not end.closed and not end.lost and only(end)]
@@ -238,7 +238,7 @@ class Selectors(Machine):
             if end.does is not None and not end.closed and not end.lost and end.wants & end.true
             if not (ends[end.does[1]].closed or ends[end.does[1]].lost)
         ]
-        acting = acting[:1]  # only one acts, so that the result does not depend on the order of the batch
+        acting = acting[:1]  # only one handle acts, so that the result does not depend on the order of the batch
         self.done, self.acting = set(), acting
         self.now = {
             (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}

@@ -28,7 +28,8 @@ READ_SIZE = 5000
 SIZES = st.sampled_from([0, 1, 100, 5000, 16384, 16385, 65536])
 CUTS = st.sampled_from([1, 3, 40, 1000, 5000, 1 << 20])
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}  # cached by (is a server, version): slow to make
+# Contexts are slow to make, so they are cached here by (is a server, version).
+CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -245,7 +246,7 @@ class TLS(Machine):
         assert not self.user_ended
         if not over:
             assert conn.closed or before < MOST, 'a peer that takes nothing is not cut off'
-            assert not conn.closed or weight >= MOST, 'cut off although only few bytes wait'
+            assert not conn.closed or weight >= MOST, 'cut off although only a few bytes wait'
             self.overfull = conn.closed
 
     @precondition(lambda self: len(self.ours) + len(self.theirs) > 300)

@@ -77,7 +77,7 @@ class Writing(Machine):
         self.patience = patience  # the number of turns and rules before anything ends the connection
         self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.inside = False
-        self.owed = False  # write returned False, so on_drain must be called
+        self.owed = False  # whether write returned False, so that on_drain must be called
         self.ended = None  # the call with which the user ended the connection
         self.overfull = False
         self.outcome = None  # the error that on_close was called with, in a tuple
@@ -216,7 +216,7 @@ class Writing(Machine):
     @precondition(lambda self: self.patience <= 0 and self.outcome is None)
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
     def ends(self, how, number):
-        """End the connection in one of all ways: one rule, so that most runs have some traffic before their end."""
+        """End the connection in any of the possible ways. One rule does it, so most runs have traffic first."""
         self.acted()
         if how == 'lost':
             self.sock.outcomes.append(OSError(number, 'scripted'))

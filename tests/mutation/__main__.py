@@ -8,7 +8,7 @@
 This needs the extra `mutation`. The outcomes are stored in this folder.
 
 - The tests whose coverage reaches the line of a mutant are run in a copy of the project, the cheapest first, until the
-  first failure. Together they have LONGEST seconds. Slow tests and tests that need the machine alone are left out.
+  first failure. In total they may take LONGEST seconds. Slow tests and tests that need the machine alone are left out.
 - A mutant is killed when a test fails, fails again when it is run alone, and passes on the original code.
 - A test that does not end fails at its own time limit, or at HANGS, which is shorter than the suite's limit.
 - When LONGEST seconds are over, the outcome is `uncertain`, which counts as if the mutant had survived.
@@ -100,7 +100,7 @@ class Tester:
 
     @contextmanager
     def copy(self, mutant: Mutant) -> Iterator[tuple[Path, int] | None]:
-        """Copy the project with the mutant in it; yield the copy and the line, or None if the code is gone."""
+        """Copy the project with the mutant in it; yield the copy and the line, or None if the code no longer exists."""
         text = (self.project / mutant.module).read_text() if (self.project / mutant.module).exists() else ''
         found = drawing.find(mutant, text)
         if found is None:
@@ -289,14 +289,14 @@ def main() -> None:
     covering = commands.add_parser('cover')
     covering.add_argument('tests', nargs='*')
     covering.add_argument('--jobs', type=int, default=2)
-    covering.add_argument('--without', default='', metavar='WORDS', help='leave out tests, as with -k of pytest')
+    covering.add_argument('--without', default='', metavar='WORDS', help='leave out these tests, as with -k of pytest')
     running = commands.add_parser('run')
-    running.add_argument('numbers', nargs='*', type=int, help='numbers of mutants; default: all without an outcome')
+    running.add_argument('numbers', nargs='*', type=int, help='numbers of mutants; default: all that have no outcome')
     running.add_argument(
         '--again', nargs='*', default=[], metavar='OUTCOME', help='also run mutants with this outcome again'
     )
     running.add_argument('--jobs', type=int, default=2)
-    running.add_argument('--most', type=int, help='how many mutants at most')
+    running.add_argument('--most', type=int, help='run at most this many mutants')
     running.add_argument('--simulator', action='store_true', help='run only the simulator')
     running.add_argument('--project', type=Path, default=PROJECT, help='the checkout to mutate')
     running.add_argument('--results', type=Path, help='a different file for the outcomes')

@@ -4,8 +4,8 @@ Every change is made by an operator of cosmic-ray. The list, `drawn.json`, was c
 does not depend on outcomes. It was drawn by these rules:
 
 - Each module has a share of the list in proportion to its lines of code.
-- Within a module, each place in the code has the same chance, and then each mutant of the place. Otherwise a `+`, which
-  has eleven mutants, would be drawn eleven times as often. A place is drawn at most once.
+- Within a module, each place in the code has the same chance, and within a place, each mutant has the same chance.
+  Otherwise a `+`, which has eleven mutants, would be drawn eleven times as often. A place is drawn at most once.
 - Code without behaviour is left out: annotations, `if TYPE_CHECKING:`, the functions in TEXT, and the arguments of the
   functions in LOG. Docstrings have no mutants.
 - A mutant is left out when it does not compile, compiles with a warning, or has the same syntax tree as the code.
@@ -50,8 +50,8 @@ OPERATORS = (
 )
 # VariableInserter and VariableReplacer are left out too: they use their own random numbers, so the list could not be
 # drawn again. The first four operators below exchange identity and equality, which are the same for nearly all objects
-# compared here. The others compare the order of objects that have none: they raise TypeError wherever a test reaches
-# them, and would only improve the result.
+# compared here. The other operators compare the order of objects that have none: they raise TypeError where a test
+# reaches them, and would only improve the result.
 NOT_DRAWN = (
     'core/ReplaceComparisonOperator_Is_Eq',
     'core/ReplaceComparisonOperator_IsNot_NotEq',
@@ -71,7 +71,7 @@ class Mutant(NamedTuple):
     number      the number in the list
     module      the path of the module within the project
     operator    the cosmic-ray operator
-    occurrence  the index of the place among all that the operator can change
+    occurrence  the index of the place among all places that the operator can change
     line        the line of the place
     function    the innermost function or class around it, '' for none
     before      the original lines
@@ -135,7 +135,7 @@ def left_out(tree: ast.Module) -> list[Span]:
                 found.append(node)
             case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name)) if name in LOG:
                 found.append(node)
-    # These columns count bytes, and those of cosmic-ray count characters; they agree, because the package is ASCII.
+    # Columns of `ast` count bytes, and columns of cosmic-ray count characters: the same, as the package is ASCII.
     return [
         ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in found if node is not None
     ]

@@ -59,7 +59,7 @@ disable_warnings = no-data-collected,module-not-measured,module-not-imported,no-
 
 
 def cover(tests: list[str], jobs: int, without: str = '') -> None:
-    """Run these tests, by default all that are not slow, and store the lines that each of them reaches.
+    """Run these tests, by default all tests that are not slow, and store the lines that each test reaches.
 
     `without` names tests that fail under coverage, such as tests that use up all descriptors.
     """

@@ -122,7 +122,7 @@ def written_in(path: Path):
 
 
 def test_the_anchor_of_every_planted_bug_still_exists():
-    """This is checked without a hunt, which takes minutes. Even a change to the wording can break an anchor."""
+    """This is checked without a hunt, which takes minutes. Even a reworded comment can break an anchor."""
     planted = [mutant for path in Path(mutants.__file__).parents[1].rglob('*.py') for mutant in written_in(path)]
     assert len(planted) > 150
     for mutant in planted:

@@ -36,7 +36,7 @@ def test_the_list_has_the_stated_number_of_mutants():
 @needs_the_tool
 @pytest.mark.timeout(120)
 def test_the_list_can_be_drawn_again_from_its_seed():
-    """This is checked on two small modules, whose text is kept as it was then."""
+    """This is checked on two small modules, whose text is stored as it was when the list was drawn."""
     texts = sorted(KEPT.glob('*.py.txt'))
     assert len(texts) == 2
     for kept in texts:

@@ -18,7 +18,7 @@ SEEDS = 1000
 LONGEST = 60  # seconds for a test in a child; `run_until` needs ten of them before it fails
 PATIENCE = 110  # seconds for a child; less than the time limit of the test itself
 PROJECT = Path(__file__).parents[2]
-# The pytest options of setup.cfg, without those for reports and for the project's own package.
+# The pytest options of setup.cfg, without the options for reports and for the project's own package.
 FROM_ELSEWHERE = ('-o', 'addopts=--import-mode=importlib', '-o', 'pythonpath=')
 HUNT = """
 import logging, sys
@@ -73,7 +73,7 @@ def run_test(folder: Path, name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replaces the fixture that counts descriptors, because children start and end during these tests."""
+    """Replace the fixture that counts descriptors, because children start and end during these tests."""
 
 
 @pytest.mark.slow

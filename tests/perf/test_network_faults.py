@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def reason():
-    """Why no network can be set up here, or None."""
+    """The reason why no network can be set up here, or None."""
     from perf.faults.network.namespaces import missing
 
     return missing()
@@ -34,7 +34,7 @@ def reason():
 
 @pytest.fixture
 def namespaces(reason):
-    """The module, if it works here; no namespace may be left after the test.
+    """The `namespaces` module, if it works here; no namespace may be left after the test.
 
     Namespaces have machine-wide names, so all tests on this machine that use them take turns.
     """

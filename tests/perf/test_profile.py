@@ -88,7 +88,7 @@ def run(*options, path=None, timeout=90):
 
 
 def left_running():
-    """Return the commands of perf/ that tests of this process have started; other test processes may run them too."""
+    """Return the commands of perf/ that tests of this process have started, not those of other test processes."""
     found = []
     for process in psutil.process_iter(['cmdline', 'environ']):
         command = ' '.join(process.info['cmdline'] or [])

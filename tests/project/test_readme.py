@@ -23,7 +23,7 @@ BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
 
 
 def run_shell(code):
-    if 'pytest' in code:  # running the tests again would not end: only compare the command with the one in .ci/run
+    if 'pytest' in code:  # the tests would run themselves without end, so only compare the command with .ci/run
         assert (
             code.strip().replace('.venv/bin/pip install -e', '.venv/bin/pip install -q -e')
             in (CHECKOUT / '.ci' / 'run').read_text()
@@ -120,7 +120,7 @@ def test_the_readme_names_everything_public():
         'streams',
         'timers',
         'watchers',
-    }  # internal: for transports
+    }  # internal attributes, for transports
     for name in set(dir(reactor.Reactor)) - parts:
         if not name.startswith('_'):
             assert name in README, name

@@ -45,12 +45,12 @@ LAZY = {
     'subprocess',
     'logging',
     'watchdog.observers',
-}  # modules that may be imported inside functions; watchdog belongs to an extra
+}  # modules that may be imported inside functions; watchdog is installed by an extra
 HOT = {
     'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
     '_run_completions', 'handle_due', 'collect', 'accept_client', 'finish', 'handle_closed', 'close', 'attach',
 }  # fmt: skip
-LONGEST_FUNCTION = 60  # lines without the docstring, which fit on a screen
+LONGEST_FUNCTION = 60  # lines, without the docstring: a function should fit on a screen
 LONGEST_FILE = 400  # lines
 # Files that may be longer, because splitting them would separate code that belongs together.
 LONGER_FILES = {
@@ -91,7 +91,7 @@ def for_type_checkers(tree: ast.Module) -> set[ast.AST]:
 
 
 def imports(path: Path):
-    """Generate (node, absolute module name, imported names) for each import except those for type checkers."""
+    """Generate (node, absolute module name, imported names) for each import, except imports for type checkers."""
     tree = parse(path)
     skipped = for_type_checkers(tree)
     package = ['reactor', *path.relative_to(ROOT).parts[:-1]]
@@ -254,8 +254,8 @@ def test_imports_are_at_the_top(path):
 
 
 def test_nothing_imports_asyncio():
-    # These folders have programs that the reactor is compared with, or that share a process with it in a test. They are
-    # run in separate processes, and no module imports them.
+    # These folders have programs that the reactor is compared with, or that share a process with it in a test. The
+    # programs are run in separate processes, and no module imports them.
     others = {PROJECT / 'perf' / 'compare' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
@@ -520,8 +520,9 @@ def test_every_public_name_is_explained(name):
 def test_the_package_imports_few_modules():
     """There is no runtime dependency, and importing the package loads no heavy module of the standard library.
 
-    `typing` is imported, because otherwise the hints of the public methods could not be evaluated (see below). This
-    takes a quarter of the import time, but nearly every program that uses the reactor imports `typing` anyway.
+    `typing` is imported, because otherwise the hints of the public methods could not be evaluated (see below).
+    Importing `typing` takes a quarter of the import time, but nearly every program that uses the reactor imports
+    `typing` anyway.
     """
     import subprocess
 

@@ -20,7 +20,7 @@ pytest.importorskip('watchdog', reason="watch_path is not tested: the extra 'pat
 
 @pytest.fixture(autouse=True)
 def no_thread_left(nothing_left):
-    """Wait for the library's threads: they end soon after the handle, but `close` does not wait for them."""
+    """Wait for the library's threads: they end soon after the handle is closed, but `close` does not wait."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:

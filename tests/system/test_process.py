@@ -25,7 +25,7 @@ if os.name != 'posix':
 
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
-STRANGERS: set[psutil.Process] = set()  # children that an earlier test has left
+STRANGERS: set[psutil.Process] = set()  # children that an earlier test has left behind
 
 
 def children():
@@ -202,7 +202,7 @@ def test_closing_the_reactor_ends_a_child_whose_pidfd_was_closed_by_other_code(s
 def test_the_end_of_a_child_is_reported_when_its_pidfd_cannot_be_closed(r, monkeypatch):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
-    # This happens if other code has closed the pidfd. epoll does not report that, and `poll` reports it as readable.
+    # This happens if other code has closed the pidfd. epoll never reports it, and `poll` reports it as readable.
     monkeypatch.setattr(Kernel, 'close_fd', lambda self, fd: os.close(fd) or os.close(fd))
     exits = Exits()
     shell(r, 'exit 3', on_exit=exits)
@@ -322,7 +322,7 @@ def test_an_on_exit_that_raises_is_logged_and_the_loop_goes_on(r, caplog):
 
 @pytest.mark.scenario(107)
 def test_exit_and_the_end_of_output_are_reported_separately(r):
-    """A grandchild holds the pipe open: the exit is reported first, and end of file when the grandchild ends, too."""
+    """A grandchild holds the pipe open: the exit is reported at once, and end of file when the grandchild ends."""
     exits = Exits()
     process = shell(r, 'sleep 60 & echo $!', stdout=PIPE, on_exit=exits)
     log = listen(process.stdout)
@@ -642,7 +642,7 @@ def test_a_closed_descriptor_to_inherit_raises_at_the_call_and_leaves_nothing(r,
 
 @pytest.mark.scenario(108)
 def test_a_child_gets_signals_as_a_shell_would_give_them(r):
-    """Python ignores SIGPIPE. A child would inherit that, so its default is restored."""
+    """Python ignores SIGPIPE. A child would inherit this, so the default is restored in the child."""
     exits = Exits()
     shell(r, 'kill -PIPE $$', on_exit=exits)
     r.add_signal_handler(signal.SIGUSR1, print).unref()
@@ -948,7 +948,7 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_may_close_it(r
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_callback_may_fork_and_the_copy_may_use_its_own_reactor(r, sockets):
-    """Each process has its own signal handling, so `close` in the copy must restore the copy's."""
+    """Each process has its own signal handling, so `close` in the copy must restore that of the copy."""
     ours, theirs = sockets()
     log = Log()
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)

@@ -29,7 +29,7 @@ from tests.testing.test_programs import RealWorld, courses
 
 SEEDS, MORE_SEEDS = range(100, 102), range(102, 105)
 KINDS = {'default': 'epoll', 'poll': 'poll', 'select': 'select'}
-# WriteTimeout: two peers close while each has more bytes to send than the other has room for; both no longer read.
+# WriteTimeout: two peers close while each has more bytes to send than the other has room for, and neither reads.
 ENDS = {
     type(None), ConnectionResetError, BrokenPipeError, ConnectionRefusedError, FileNotFoundError, ConnectTimeout,
     WriteTimeout,
@@ -98,7 +98,7 @@ def test_a_program_has_the_same_records_on_both_kernels(kind, program, seed, tmp
         assert {type(record.exc) for record in [*real, *simulated]} <= ENDS
         return
     ours, theirs = Counter(map(trace, real)), Counter(map(trace, simulated))
-    assert (ours - theirs, theirs - ours) == (Counter(), Counter()), 'only on the real kernel, only on the simulated'
+    assert (ours - theirs, theirs - ours) == (Counter(), Counter()), 'only on the real, only on the simulated kernel'
 
 
 def test_a_trace_shows_the_order_of_callbacks_the_bytes_the_writes_and_the_end():

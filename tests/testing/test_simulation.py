@@ -83,11 +83,11 @@ def test_seeds_differ():
 
 @pytest.mark.parametrize(('seed', 'system'), [(69460, 'select'), (69460, 'kqueue'), (69588, 'kqueue')])
 def test_a_check_knows_what_happens_between_an_end_and_on_close(seed, system):
-    """Regression: new time limits, or a `lifetime` that was over, made the checks report a correct end."""
+    """Regression: after new time limits, or when a `lifetime` was over, a correct end used to fail the checks."""
     run_seed(seed, selector=system)
 
 
-@pytest.mark.timeout(600)  # it computes for a long time
+@pytest.mark.timeout(600)  # the test computes for a long time
 @pytest.mark.slow
 def test_every_kind_of_fault_occurs():
     fallen = set()
@@ -286,7 +286,7 @@ def test_epoll_wakes_for_ever_for_a_copy_of_a_closed_descriptor_without_an_entry
     client.send(b'x')
     kernel.close_fd(accepted.fileno())
     selector.unregister(accepted.fileno())
-    selector.select(1)  # until the byte arrives
+    selector.select(1)  # wait until the byte arrives
     before = kernel.clock()
     assert selector.select(1) == []
     assert kernel.clock() == before
