@@ -1,4 +1,4 @@
-"""Fixtures and options of the tests. The main fixture, `r`, is a reactor on each selector; tests leave it empty."""
+"""Test fixtures and options. The main fixture, `r`, is a reactor on each selector, and tests must leave it empty."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--slow',
         action='store_true',
         help='also run the tests marked slow, as CI does (sweeps, counts of work, small measurements, a soak test, '
-        'searches for planted bugs): some minutes more',
+        'searches for planted bugs), which takes some minutes more',
     )
     parser.addoption(
         '--selector',
@@ -160,7 +160,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.getoption('numprocesses', 0) is None:
         option.numprocesses = WORKERS
     if config.getoption('dist', '') == 'no':
-        option.dist = 'worksteal'  # an idle worker takes over tests that are planned for others
+        option.dist = 'worksteal'  # an idle worker takes over tests that were assigned to others
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -31,7 +31,7 @@ LONGER = {
     'port_from_tornado.py': 100,
     'tornado_original.py': 95,
     'websocket_chat.py': 140,
-}  # the maximum number of lines of longer examples
+}  # the maximum number of lines in each of the longer examples
 SERVERS = [
     'chargen.py', 'chat.py', 'daytime.py', 'discard.py', 'echo.py', 'embed.py', 'live_page.py', 'observed.py',
     'proxy.py', 'resp_server.py', 'seed.py', 'service.py', 'starttls.py', 'tls_echo.py', 'tls_service.py',

@@ -298,7 +298,7 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
 
 
 class Requester(threading.Thread):
-    """A client that repeats a request, on kept or new connections, until the server no longer listens."""
+    """A client that repeats a request, on a kept-alive or on new connections, until the server no longer listens."""
 
     def __init__(self, port, *headers):
         super().__init__()
@@ -395,7 +395,7 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
 def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(name):
-    """Run a case of `perf.faults` in a tiny size."""
+    """Run a case of `perf.faults` at a tiny size."""
     from perf.faults.case import Run
     from perf.faults.cases import BY_NAME
 

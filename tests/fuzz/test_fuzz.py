@@ -113,7 +113,7 @@ def verdict(printed: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check that other tests have for open descriptors, because child processes start and end here."""
+    """Override the check for open descriptors, because child processes start and end during these tests."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The control socket: its commands, the handling of bad requests, and that reading changes nothing."""
+"""The control socket: its commands, bad requests, and reading without side effects."""
 
 from __future__ import annotations
 
