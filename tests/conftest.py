@@ -250,7 +250,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 with suppress(ImportError):
     import ctypes
 
-    # The package watchdog makes ctypes callbacks. For the first of them, libffi opens a file and keeps it open.
+    # The watchdog package makes ctypes callbacks. For the first callback, libffi opens a file and keeps it open.
     ctypes.CFUNCTYPE(None)(lambda: None)
 
 
@@ -273,7 +273,7 @@ def has_children() -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Check that each test leaves no descriptor open and no child process."""
+    """Check that each test leaves no open descriptor and no child process."""
     before, had_children = open_descriptors(), has_children()
     yield
     until = time.monotonic() + 5  # the thread of an abandoned lookup has a file open for a moment

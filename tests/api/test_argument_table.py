@@ -48,7 +48,7 @@ from tests.helpers.support import INTERNAL, options_of
 
 HERE = '127.0.0.1'
 ALLOWED = (errors.ReactorError, TypeError, ValueError, OSError)
-# Python's own messages about values of a wrong type. They describe the code of the function, not the user's argument.
+# Python's own messages about values of the wrong type. They describe the code of the function, not the user's argument.
 LEAKS = re.compile(
     r'not supported between instances|object has no attribute|object is not (iterable|callable|subscript)'
 )

@@ -166,7 +166,7 @@ def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
 
 
 class Reader(Seen):
-    """A connection with a framing. `script` has the actions of its callback, one per message, in a cycle."""
+    """A connection with a framing. `script` lists the actions of its callback, one per message, repeated in a cycle."""
 
     def __init__(self, scene: Scene, script: list[int]) -> None:
         super().__init__(scene)

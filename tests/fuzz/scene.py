@@ -52,7 +52,7 @@ class Input:
 
         If the flag is True, the socket is reported as readable before the piece arrives, so `recv` finds no data.
 
-        The next `cuts` numbers are the lengths of the pieces, in a cycle; 0 means all remaining bytes.
+        The next `cuts` numbers are the lengths of the pieces, repeated in a cycle; 0 means all remaining bytes.
         """
         sizes, rest = [self.number() for _ in range(cuts)], self.payload
         for step in range(len(rest) + 1):

@@ -27,7 +27,7 @@ def answer(conn: Any, request: bytes) -> None:
 
 
 def chunk_by_chunk(conn: Any, data: bytes) -> None:
-    """Answer requests without `framing`. All requests of a chunk are answered at once, so chunks have to be small."""
+    """Answer requests without `framing`. All requests in a chunk are answered at once, so chunks have to be small."""
     for line in data.splitlines():
         answer(conn, line)
 
