@@ -388,7 +388,7 @@ def test_resume_reading_delivers_the_delayed_messages_before_anything_else(r, so
     turns(r, 3)
     assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
     conn.resume_reading()
-    conn.pause_reading()  # paused again at once: nothing may be delivered
+    conn.pause_reading()  # paused again at once, so nothing must be delivered
     turns(r, 3)
     assert len(log) == 3
     conn.resume_reading()

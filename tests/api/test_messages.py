@@ -271,7 +271,7 @@ def test_debug_reports_slow_callbacks(caplog):
 # -- all messages
 
 PACKAGE = Path(reactor.__file__).parent
-# Parts of messages that need not show a value, because only one is possible or because it would explain nothing.
+# Parts of messages that need no value: either only one value is possible, or the value would explain nothing.
 NOTHING_TO_SHOW = [
     'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol must be',
     'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',

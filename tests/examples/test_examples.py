@@ -286,7 +286,7 @@ def test_proxy_without_its_server_ends_the_client():
     with socket.create_server(('127.0.0.1', 0)) as taken:
         unused = taken.getsockname()[1]
     with example('proxy.py', '--port', '0', '--to', f'127.0.0.1:{unused}') as (_, port):
-        # The reset may already arrive during the connect.
+        # The reset can already arrive during the connect.
         with pytest.raises(ConnectionResetError), client(port) as sock:
             sock.recv(1)
 

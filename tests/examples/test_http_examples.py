@@ -167,7 +167,7 @@ def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
 
     connection.connect()
     sock = connection.sock
-    # The client sends everything before it reads, so without this thread it would wait forever.
+    # The client sends everything before it reads, so it would wait forever without this thread.
     reader = threading.Thread(target=read)
     reader.start()
     length = {} if chunked else {'Content-Length': str(len(data))}
@@ -286,7 +286,7 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
         assert head.startswith(b'HTTP/1.1 200 OK\r\n') and body == b'200 OK\n'
         waiting.sendall(get('/hello.txt')[:-2])
         process.send_signal(signal.SIGTERM)
-        # The server may answer before it handles the signal. Without `Connection: close`, it would then keep the
+        # The server might answer before it handles the signal. Without `Connection: close`, it would then keep the
         # connection open until it stops accepting.
         while (answer := raw(server, get('/healthz', 'Connection: close'))).startswith(b'HTTP/1.1 200 OK\r\n'):
             pass

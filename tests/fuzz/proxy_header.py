@@ -44,7 +44,7 @@ class Header(NamedTuple):
     protocol: int = 0
     source: Any = None
     destination: Any = None
-    tlvs: list[tuple[int, bytes]] | None = None  # None: do not compare them
+    tlvs: list[tuple[int, bytes]] | None = None  # None if they are not compared
 
 
 WRONG, PART = Header('wrong'), Header('part')

@@ -700,7 +700,7 @@ def test_a_failure_names_the_address_that_could_not_be_reached(r, tmp_path, fail
 def test_after_a_failure_buffered_counts_bytes_that_were_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: log.append(('close', conn.buffered)))
-    early = not conn.closed  # the connection may have failed already; then the write is dropped
+    early = not conn.closed  # if the connection has already failed, the write is dropped
     assert conn.write(b'12345', log.on_written) is early
     conn.write(b'678', log.on_written)
     run_until(r, lambda: log)

@@ -722,7 +722,7 @@ def test_with_a_high_mark_of_zero_each_write_that_waits_returns_false(scripted):
 def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close, max_buffered=100_000)
-    assert conn.write(bytes(20 << 20), log.on_written) is False  # a single write may have any size
+    assert conn.write(bytes(20 << 20), log.on_written) is False  # a single write can have any size
     assert not conn.closed
     assert conn.write(b'one more', log.on_written) is False
     assert conn.closed
