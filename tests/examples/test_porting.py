@@ -285,7 +285,7 @@ def test_the_guides_list_every_original_and_every_port():
 
 
 def test_a_wrong_guide_is_detected(tmp_path):
-    """Check that the checks of code blocks and names can fail."""
+    """The checks of code blocks and names must be able to fail."""
     guide = tmp_path / 'guide.md'
     (tmp_path / 'echo.py').write_text('import reactor\n')
     guide.write_text('[echo](echo.py)\n```python\nimport nothing\n```\n`conn.wrong` | `r.right`\n')

@@ -15,7 +15,7 @@ from reactor import observe
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-# Three piece lengths, how the connection ends, how much the client reads, and whether there are two clients.
+# Numbers for three piece lengths, how the connection ends, how much the client reads, and if there are two clients.
 NUMBERS = 6
 WORDS = (
     b'{"do": "stats"}\n', b'{"do": "handles", "limit": 10}\n', b'{"do": "handles", "kind": "Stream"}', b'help\n',

@@ -153,7 +153,7 @@ KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.prefixed(fn, 2, 'little', limit=limit), lambda d, n: prefixed(d, 2, 'little', n)),
     (lambda fn, limit: framing.blocks(fn, 1 + limit), lambda d, limit: block(d, 1 + limit, 1 + limit)),
 )
-NUMBERS = 8  # for the limit, three piece lengths, three actions, and how the connection ends
+NUMBERS = 8  # numbers for the limit, three piece lengths, three actions, and how the connection ends
 
 
 def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:

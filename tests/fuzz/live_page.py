@@ -17,7 +17,7 @@ from reactor.observe import serve_page
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-# Three piece lengths, how the connection ends, how much the browser reads, and whether there are two browsers.
+# Numbers for three piece lengths, how the connection ends, how much a browser reads, and if there are two browsers.
 NUMBERS = 6
 WORDS = (
     b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',

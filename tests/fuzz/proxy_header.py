@@ -23,7 +23,7 @@ WORDS = (
     b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN', b'\r\n', b'255.255.255.255', b'::ffff:1.2.3.4', b' 65535',
     b'\x03\0\x04', b'\x04\0\0',
 )  # fmt: skip
-NUMBERS = 4  # for three piece lengths, and how the connection ends
+NUMBERS = 4  # numbers for three piece lengths, and how the connection ends
 LONGEST_LINE = 107  # bytes of a version 1 header (section 2.1)
 LONGEST = 4096  # bytes of a version 2 header; the specification requires support for at least 536
 TIMEOUT = 10.0  # seconds, the default of proxy_timeout

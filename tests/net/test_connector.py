@@ -1773,7 +1773,7 @@ def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call
 
 def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_no_time_limit():
     log = Log()
-    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the order: the wakeup, the attempt, the stream
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # registered in order: wakeup, attempt, stream
     with Reactor(kernel=kernel) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))

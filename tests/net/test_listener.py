@@ -1117,7 +1117,7 @@ def test_a_listener_whose_socket_was_shut_down_by_other_code_is_closed(r, flaky,
 @pytest.mark.scenario(42)
 def test_an_accepted_socket_that_is_lost_at_once_affects_no_other_handle():
     errors = []
-    kernel = FailingKernel('register', errno.EBADF, count=4)  # in order: wakeup, listener, client, its connection
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # registered: wakeup, listener, client, its connection
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('10.0.0.1', 80)
         clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]
