@@ -1,4 +1,4 @@
-"""Fixtures and options of the tests. The main fixture, `r`, is a reactor on each selector; tests leave it empty."""
+"""Test fixtures and options. The main fixture, `r`, is a reactor on each selector, and tests must leave it empty."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--slow',
         action='store_true',
         help='also run the tests marked slow, as CI does (sweeps, counts of work, small measurements, a soak test, '
-        'searches for planted bugs): some minutes more',
+        'searches for planted bugs), which takes some minutes more',
     )
     parser.addoption(
         '--selector',
@@ -160,7 +160,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.getoption('numprocesses', 0) is None:
         option.numprocesses = WORKERS
     if config.getoption('dist', '') == 'no':
-        option.dist = 'worksteal'  # an idle worker takes over tests that are planned for others
+        option.dist = 'worksteal'  # an idle worker takes over tests that were assigned to others
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -250,7 +250,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 with suppress(ImportError):
     import ctypes
 
-    # The package watchdog makes ctypes callbacks. For the first of them, libffi opens a file and keeps it open.
+    # The watchdog package makes ctypes callbacks. For the first callback, libffi opens a file and keeps it open.
     ctypes.CFUNCTYPE(None)(lambda: None)
 
 
@@ -273,7 +273,7 @@ def has_children() -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Check that each test leaves no descriptor open and no child process."""
+    """Check that each test leaves no open descriptor and no child process."""
     before, had_children = open_descriptors(), has_children()
     yield
     until = time.monotonic() + 5  # the thread of an abandoned lookup has a file open for a moment

@@ -258,7 +258,7 @@ def test_requests_are_allowed_while_their_address_has_tokens(kernel, fake, socke
     assert (limits.allow(ours[0]), limits.allow(ours[1])) == (True, False)
     assert fake.stats().requests_refused == 3
     ours[1].close()
-    assert limits.allow(ours[1])  # the connection is closed: there is nothing to refuse
+    assert limits.allow(ours[1])  # the connection is closed, so there is nothing to refuse
     listener.close()
 
 

@@ -48,7 +48,7 @@ from tests.helpers.support import INTERNAL, options_of
 
 HERE = '127.0.0.1'
 ALLOWED = (errors.ReactorError, TypeError, ValueError, OSError)
-# Python's own messages about values of a wrong type. They describe the code of the function, not the user's argument.
+# Python's own messages about values of the wrong type. They describe the code of the function, not the user's argument.
 LEAKS = re.compile(
     r'not supported between instances|object has no attribute|object is not (iterable|callable|subscript)'
 )
@@ -235,7 +235,7 @@ MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
 LEFT_OUT = {
     ('Reactor.listen_tcp', 'host', 'None'),  # would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
-    # The context is for the other side, and the message rightly names it instead of `server_side`.
+    # The context is for the other side, and the message rightly names the context instead of `server_side`.
     ('Stream.start_tls', 'server_side', '1'),
     ('Stream.start_tls', 'server_side', 'True'),
     # The message asks for `server_hostname`, which this context needs.
@@ -499,7 +499,7 @@ for kind, make in OBJECTS.items():
 
 
 def named(kind: type, method: str) -> tuple[type[BaseException], ...]:
-    """Return the exceptions named in the docstrings of a method, its class, and the methods that these refer to."""
+    """Return the exceptions named in the docstrings of a method, of its class, and of methods that they refer to."""
     texts, seen = [inspect.getdoc(base) or '' for base in kind.__mro__], {method}
     waiting = [method]
     while waiting:
@@ -536,7 +536,7 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
     assert not wrong, '\n'.join(wrong)
 
 
-# Methods for any thread: they are made for that, or they only read, and then their result may be out of date.
+# Methods that any thread may call: some are made for that, others only read, and their result may be out of date.
 FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
 
 

@@ -53,7 +53,7 @@ def nothing(*args: Any) -> None:
 
 
 def in_words(value: Any) -> str:
-    """Return the id of a parameter in the name of a test."""
+    """Return a parameter's id for the name of a test."""
     if isinstance(value, dict):
         return ','.join(f'{name}={each}' for name, each in value.items())
     if isinstance(value, type):

@@ -359,7 +359,7 @@ def test_a_pause_delays_messages_until_resume_and_they_come_first(r, sockets):
     theirs.close()
     for known in (b'two', b'three', b'four'):
         conn.resume_reading()
-        assert log[-1] != ('line', known)  # not inside the call of resume_reading()
+        assert log[-1] != ('line', known)  # nothing is delivered inside the call of resume_reading()
         turns(r, 3)
         assert log[-1] == ('line', known)
     conn.resume_reading()
@@ -388,7 +388,7 @@ def test_resume_reading_delivers_the_delayed_messages_before_anything_else(r, so
     turns(r, 3)
     assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
     conn.resume_reading()
-    conn.pause_reading()  # paused again at once: nothing may be delivered
+    conn.pause_reading()  # paused again at once, so nothing must be delivered
     turns(r, 3)
     assert len(log) == 3
     conn.resume_reading()
@@ -647,7 +647,7 @@ def test_while_messages_wait_for_a_turn_nothing_more_is_received(r, sockets):
     before = r.stats().bytes_in
     theirs.send(b'\n' * 100)
     assert conn.reading
-    conn.resume_reading()  # for the program, reading was never paused
+    conn.resume_reading()  # as far as the program knows, reading was never paused
     turns(r, 2)
     assert r.stats().bytes_in == before and len(received) == 3 * MESSAGES_PER_TURN
     run_until(r, lambda: len(received) == MANY + 100)

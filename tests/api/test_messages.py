@@ -271,7 +271,7 @@ def test_debug_reports_slow_callbacks(caplog):
 # -- all messages
 
 PACKAGE = Path(reactor.__file__).parent
-# Parts of messages that need not show a value: only one value is possible, or it would explain nothing.
+# Parts of messages that need no value: either only one value is possible, or the value would explain nothing.
 NOTHING_TO_SHOW = [
     'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol must be',
     'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
@@ -297,7 +297,8 @@ def messages() -> Iterator[tuple[str, str, str, bool]]:
 def test_each_error_that_is_raised_says_more_than_a_name():
     found = list(messages())
     assert len(found) > 200
-    # `SystemExit` only ends a worker, and `_cut_short` is a function that has the text of the error that it makes.
+    # `SystemExit` only ends a worker, and `_cut_short()` builds its error itself, so the text is not in the `raise`
+    # statement.
     made_here = [
         (place, text, shows) for place, kind, text, shows in found if kind not in ('SystemExit', 'self._cut_short')
     ]

@@ -33,14 +33,14 @@ PROJECT = Path(reactor.__file__).parent.parent
 PROGRAMS = Path(__file__).parents[1] / 'typing'
 SCRIPTS = Path(sysconfig.get_path('scripts'))
 MODULES = [reactor, reactor.framing, reactor.observe, reactor.serve, reactor.serve.systemd, reactor.serve.certificates]
-COMPLETE = 95.0  # percent of the public names whose types are known
+COMPLETE = 95.0  # minimum percentage of public names whose types are known
 # Errors that pyright reports in strict mode as a consequence of another error.
 AFTERMATH = re.compile('reportUnknown|reportUnused')
 
 # The kinds of mistakes that ty does not find yet. It finds all other kinds.
 MISSED_BY_TY = {
     'args',  # arguments that do not match the callback before them: ty does not solve a TypeVarTuple
-    'name after Self',  # a wrong attribute of a lambda's argument whose type is `Self` in a base class
+    'name after Self',  # a nonexistent attribute of a lambda's parameter that a base class declares as `Self`
     'shared option',  # an option that is in none of the TypedDicts of the method
 }
 

@@ -56,7 +56,7 @@ def read_to_end(sock):
 
 
 def test_a_server_that_has_printed_its_address_handles_sigterm(monkeypatch):
-    # Regression: SIGTERM right after the server had printed this line used to kill it.
+    # Regression: SIGTERM used to kill the server right after it had printed this line.
     ready = []
 
     def said(text, **options):

@@ -80,7 +80,7 @@ def test_a_reply_time_counts_from_the_scheduled_time_of_the_request(r):
 
     load, _ = load_of(r, answer, rate=100, seconds=0.1)
     assert load.replies == 10
-    # There is only one connection, so the later requests waited for the first, and their times include this.
+    # There is only one connection, so the later requests waited for the first, and their times include the wait.
     assert min(load.reply_times[:9]) >= 0.1
     assert load.reply_times[0] >= 0.2
 

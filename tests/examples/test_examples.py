@@ -31,7 +31,7 @@ LONGER = {
     'port_from_tornado.py': 100,
     'tornado_original.py': 95,
     'websocket_chat.py': 140,
-}  # the maximum number of lines of longer examples
+}  # the maximum number of lines in each of the longer examples
 SERVERS = [
     'chargen.py', 'chat.py', 'daytime.py', 'discard.py', 'echo.py', 'embed.py', 'live_page.py', 'observed.py',
     'proxy.py', 'resp_server.py', 'seed.py', 'service.py', 'starttls.py', 'tls_echo.py', 'tls_service.py',
@@ -286,7 +286,7 @@ def test_proxy_without_its_server_ends_the_client():
     with socket.create_server(('127.0.0.1', 0)) as taken:
         unused = taken.getsockname()[1]
     with example('proxy.py', '--port', '0', '--to', f'127.0.0.1:{unused}') as (_, port):
-        # The reset may already arrive during the connect.
+        # The reset can already arrive during the connect.
         with pytest.raises(ConnectionResetError), client(port) as sock:
             sock.recv(1)
 

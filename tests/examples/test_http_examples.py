@@ -167,7 +167,7 @@ def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
 
     connection.connect()
     sock = connection.sock
-    # The client sends everything before it reads, so without this thread it would wait forever.
+    # The client sends everything before it reads, so it would wait forever without this thread.
     reader = threading.Thread(target=read)
     reader.start()
     length = {} if chunked else {'Content-Length': str(len(data))}
@@ -286,7 +286,7 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
         assert head.startswith(b'HTTP/1.1 200 OK\r\n') and body == b'200 OK\n'
         waiting.sendall(get('/hello.txt')[:-2])
         process.send_signal(signal.SIGTERM)
-        # The server may answer before it handles the signal. Without `Connection: close`, it would then keep the
+        # The server might answer before it handles the signal. Without `Connection: close`, it would then keep the
         # connection open until it stops accepting.
         while (answer := raw(server, get('/healthz', 'Connection: close'))).startswith(b'HTTP/1.1 200 OK\r\n'):
             pass
@@ -298,7 +298,7 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
 
 
 class Requester(threading.Thread):
-    """A client that repeats a request, on kept or new connections, until the server no longer listens."""
+    """A client that repeats a request, on a kept-alive or on new connections, until the server no longer listens."""
 
     def __init__(self, port, *headers):
         super().__init__()
@@ -395,7 +395,7 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
 def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(name):
-    """Run a case of `perf.faults` in a tiny size."""
+    """Run a case of `perf.faults` at a tiny size."""
     from perf.faults.case import Run
     from perf.faults.cases import BY_NAME
 

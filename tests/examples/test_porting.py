@@ -234,7 +234,7 @@ def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypa
 
 
 def test_the_originals_are_never_imported():
-    """Tests run the originals only for comparison, in their own processes."""
+    """Tests run the originals only for comparison, in separate processes."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)
@@ -285,7 +285,7 @@ def test_the_guides_list_every_original_and_every_port():
 
 
 def test_a_wrong_guide_is_detected(tmp_path):
-    """The checks of code blocks and names can fail."""
+    """The checks of code blocks and names must be able to fail."""
     guide = tmp_path / 'guide.md'
     (tmp_path / 'echo.py').write_text('import reactor\n')
     guide.write_text('[echo](echo.py)\n```python\nimport nothing\n```\n`conn.wrong` | `r.right`\n')

@@ -37,7 +37,7 @@ def ask(port):
 
 
 def command(*arguments):
-    """Encode a command like a client."""
+    """Encode a command as a client does."""
     sized = b''.join(b'$%d\r\n%b\r\n' % (len(argument), argument) for argument in arguments)
     return b'*%d\r\n%b' % (len(arguments), sized)
 

@@ -59,7 +59,7 @@ def unit(name):
 
 
 def here(command):
-    """Return a command of the examples with the paths of this checkout."""
+    """Return a command from the examples with the paths of this checkout."""
     places = {'/opt/app/bin/python': sys.executable, 'python': sys.executable}
     programs = {'/opt/app/service.py', '/app/service.py'}
     return [str(EXAMPLES / 'service.py') if word in programs else places.get(word, word) for word in command]
@@ -187,7 +187,7 @@ def test_a_process_serves_on_the_socket_that_systemd_passes(manager, tmp_path):
         assert process.wait(20) == 0
 
 
-# A program that passes a socket to a command like a service manager.
+# A program that passes a socket to a command as a service manager does.
 PASS = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)

@@ -15,7 +15,8 @@ from reactor import observe
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-NUMBERS = 6  # three piece lengths, how the connection ends, how much the client reads, whether there are two clients
+# Numbers for three piece lengths, how the connection ends, how much the client reads, and if there are two clients.
+NUMBERS = 6
 WORDS = (
     b'{"do": "stats"}\n', b'{"do": "handles", "limit": 10}\n', b'{"do": "handles", "kind": "Stream"}', b'help\n',
     b'"lame_duck": ', b'"drain_timeout": ', b'{"do": "drain"', b'why_alive\n', b'phases\n', b'1e999', b'NaN', b'true',
@@ -152,7 +153,7 @@ def check(sock: Socket, expected: list[Any], ends: bool, cut: bool, payload: byt
 def check_drains(drains: list[tuple[float, float]], expected: list[Any], clients: int | None) -> None:
     """Check that each valid request began a drain with its own times.
 
-    clients  how many clients sent the requests; None: they may not have read all answers
+    clients  how many clients sent the requests; None if they may not have read all answers
     """
     asked = [deserves for deserves in expected if isinstance(deserves, tuple)]
     assert all(drain in asked for drain in drains), f'{drains} for {asked}'

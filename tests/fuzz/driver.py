@@ -58,7 +58,7 @@ def defaults(target: Any) -> list[str]:
 
 
 def escaped(word: bytes) -> str:
-    """A word in the syntax of libFuzzer's dictionaries."""
+    """Return the word in the syntax of libFuzzer's dictionaries."""
     return ''.join(f'\\x{byte:02x}' for byte in word)
 
 

@@ -17,13 +17,13 @@ from .scene import Expected, Input, Scene, Seen
 LONGEST_INPUT = 600
 WORDS = (b'\r\n', b'\n\r\n', b'--', b'--\r\n--', b'aab', b'aaab', b'\0\3abc', b'\3\0abc', b'\xff\xff', b'\0\0')
 DELIMITERS = (b'\n', b'\r\n', b'--', b'aab', b'--\r\n--', b'a')
-MOST_IN_A_TURN = 2 * 128  # 128 messages of each chunk; one chunk may be resumed in the turn in which the next arrives
+MOST_IN_A_TURN = 2 * 128  # 128 messages per chunk; one turn can resume a chunk and receive the next one
 LONGEST_PAUSE = 0.32  # seconds
 TOO_LONG, WAIT = 'too long', 'wait'
 
 
 def run(data: bytes) -> None:
-    """Run one input: its first byte chooses `Frames` or a connection, which gets the other bytes."""
+    """Run one input: the first byte chooses `Frames` or a connection, and the other bytes are fed to it."""
     if data[:1] < b'\x80':
         run_frames(data[1:])
     else:
@@ -51,7 +51,7 @@ def line(data: bytes, limit: int) -> Any:
 
 
 def either(size: int, limit: int, delimiter: int) -> Any:
-    """The result when no delimiter was found: a partial one of up to `delimiter` - 1 bytes may exceed the limit."""
+    """Return the result if no delimiter was found: `delimiter` - 1 excess bytes may still be part of a delimiter."""
     if size <= limit:
         return WAIT
     return TOO_LONG if size >= limit + delimiter else {WAIT, TOO_LONG}
@@ -75,7 +75,7 @@ def prefixed(data: bytes, width: int, byteorder: Any, limit: int) -> Any:
 
 
 class Program:
-    """A reader of an input as numbers and strings. After the end of the input, numbers are 0 and strings are empty."""
+    """Reads an input as numbers and strings. After the end of the input, numbers are 0 and strings are empty."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -144,7 +144,7 @@ def ask(frames: Any, program: Program, step: int, own: int | None, limit: int, l
 # -- `Framing` on a connection
 
 SplitOne = Callable[[bytes, int], Any]
-# Each kind has two functions: one makes an `on_data` from a callback and a limit, the second splits off one message.
+# Each kind has two functions: one makes an `on_data` from a callback and a limit, the other splits off one message.
 KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.lines(fn, limit=limit), line),
     (lambda fn, limit: framing.delimited(fn, b'--', limit=limit), lambda d, limit: message_until(d, b'--', limit)),
@@ -153,7 +153,7 @@ KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.prefixed(fn, 2, 'little', limit=limit), lambda d, n: prefixed(d, 2, 'little', n)),
     (lambda fn, limit: framing.blocks(fn, 1 + limit), lambda d, limit: block(d, 1 + limit, 1 + limit)),
 )
-NUMBERS = 8  # the limit, three piece lengths, three actions, how the connection ends
+NUMBERS = 8  # numbers for the limit, three piece lengths, three actions, and how the connection ends
 
 
 def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
@@ -166,7 +166,7 @@ def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
 
 
 class Reader(Seen):
-    """A connection with a framing. `script` has the actions of its callback, one per message, in a cycle."""
+    """A connection with a framing. `script` lists the actions of its callback, one per message, repeated in a cycle."""
 
     def __init__(self, scene: Scene, script: list[int]) -> None:
         super().__init__(scene)

@@ -17,7 +17,8 @@ from reactor.observe import serve_page
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-NUMBERS = 6  # three piece lengths, how the connection ends, how much the browser reads, whether there are two browsers
+# Numbers for three piece lengths, how the connection ends, how much a browser reads, and if there are two browsers.
+NUMBERS = 6
 WORDS = (
     b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',
     b'Host: 127.0.0.1:80\r\n', b'Last-Event-ID: ', b'\r\n\r\n', b'\r\n', b'\r\n ', b': ', b'POST / HTTP/1.1\r\n',
@@ -29,7 +30,7 @@ STALLED = 30.0  # seconds after which a browser that reads none of its events is
 STATUSES = {200, 400, 403, 404, 405, 431, 503, 505}
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 ECHO = 8  # bytes in a row that a response must not share with its request, unless every response contains them
-REPEATED = 40  # how often the payload is repeated, to make requests beyond the limits
+REPEATED = 40  # how often the payload is repeated to exceed the limits
 
 
 def run(data: bytes) -> None:

@@ -23,7 +23,7 @@ WORDS = (
     b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN', b'\r\n', b'255.255.255.255', b'::ffff:1.2.3.4', b' 65535',
     b'\x03\0\x04', b'\x04\0\0',
 )  # fmt: skip
-NUMBERS = 4  # three piece lengths, and how the connection ends
+NUMBERS = 4  # numbers for three piece lengths, and how the connection ends
 LONGEST_LINE = 107  # bytes of a version 1 header (section 2.1)
 LONGEST = 4096  # bytes of a version 2 header; the specification requires support for at least 536
 TIMEOUT = 10.0  # seconds, the default of proxy_timeout
@@ -33,7 +33,7 @@ PROXY = ('127.0.0.1', 50000)  # the peer of every scripted socket
 class Header(NamedTuple):
     """The meaning of the bytes.
 
-    `kind` is 'header', 'wrong', 'part' (of a header), or 'free' (the specification allows to accept or to refuse it).
+    `kind` is 'header', 'wrong', 'part' (of a header), or 'free' (accepting and refusing are both allowed).
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Header(NamedTuple):
     protocol: int = 0
     source: Any = None
     destination: Any = None
-    tlvs: list[tuple[int, bytes]] | None = None  # None: do not compare them
+    tlvs: list[tuple[int, bytes]] | None = None  # None if they are not compared
 
 
 WRONG, PART = Header('wrong'), Header('part')
@@ -194,7 +194,7 @@ def run(data: bytes) -> None:
 
 
 def check_before_the_end(client: Client, meaning: Header, payload: bytes) -> None:
-    """Check, before the peer ends, that a complete header was accepted and that only an invalid one was refused."""
+    """Before the peer ends, check that a complete header was accepted and only an invalid header was refused."""
     if meaning.kind == 'header':
         assert client.connected, f'a header was not accepted: {payload!r}'
     if meaning.kind == 'part':

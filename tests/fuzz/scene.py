@@ -1,8 +1,8 @@
 """A reactor on scripted sockets whose clients follow an input, and the checks that apply to every target.
 
-This module has the sockets, the clock and the checks, and knows no protocol. The input decides everything, so an input
-that fails does so in the same way each time. The clock moves only while the loop waits. Each check below is one of the
-laws of the design; a target adds checks only for its own promises.
+This module has the sockets, the clock and the checks, and does not depend on a protocol. The input decides everything,
+so a failing input always fails in the same way. The clock moves only while the loop waits. Each check below is one of
+the laws of the design; a target adds checks only for its own promises.
 
     law 1  every connection ends in one `on_close`, which is the last callback
     law 2  no callback runs inside another one, and only the exceptions that a docstring names are raised
@@ -52,7 +52,7 @@ class Input:
 
         If the flag is True, the socket is reported as readable before the piece arrives, so `recv` finds no data.
 
-        The next `cuts` numbers are the lengths of the pieces, in a cycle; 0 means all remaining bytes.
+        The next `cuts` numbers are the lengths of the pieces, repeated in a cycle; 0 means all remaining bytes.
         """
         sizes, rest = [self.number() for _ in range(cuts)], self.payload
         for step in range(len(rest) + 1):
@@ -94,7 +94,7 @@ class Socket(ScriptedSocket):
         self._ended = True
 
     def reset(self) -> None:
-        """Reset the connection as its peer. Unread bytes are lost."""
+        """Reset the connection from the peer's side. Unread bytes are lost."""
         if not self._dead:
             self.inbox.clear()
             self._ended = self._dead = True
@@ -209,7 +209,7 @@ class Expected(Exception):
 
 
 class Errors(logging.Handler):
-    """A handler that keeps errors. Other records are only formatted, to check that this works."""
+    """A handler that keeps errors. Other records are only formatted, to check that formatting works."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
 A program of `reactor.testing.programs` runs on a simulated system while the oracles watch. It must break no law,
 whatever the network, the scheduler and the faults do.
 
-With a number as the seed, another number means a completely different run. Here, changing one byte changes only one
-decision and its consequences.
+If the input were only a seed, any change would give a completely different run. Here, changing one byte changes only
+one decision and its consequences.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ LONGEST_INPUT = 400
 WORDS: tuple[bytes, ...] = ()
 CHOICES = (*PROGRAMS, *ALONE, meddling)
 HEAD = 9  # bytes before the decisions: program (1), manner (1), seed (2), faults (5)
-BYTES_OF_A_NUMBER = 2  # for a larger number, such as a seed or many random bytes, they seed a generator
+# A longer number, such as a seed or many random bytes, comes from a generator that is seeded with this many bytes.
+BYTES_OF_A_NUMBER = 2
 
 
 class Decisions(random.Random):

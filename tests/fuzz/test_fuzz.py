@@ -1,4 +1,4 @@
-"""The fuzz targets: run the corpus of each target without atheris, and a short search with atheris.
+"""Run the corpus of each fuzz target without atheris, and a short search with atheris.
 
 The searches run in child processes and are marked as slow. `--fuzz-seconds N` makes them longer:
 `pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
@@ -113,7 +113,7 @@ def verdict(printed: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check that other tests have for open descriptors, because child processes start and end here."""
+    """Override the check for open descriptors, because child processes start and end during these tests."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Fuzz a `TLSStream` with random bytes, and with records of a real peer: flipped, cut, doubled, dropped or swapped.
+"""Fuzz a `TLSStream` with random bytes, and with records of a peer: flipped, cut, doubled, dropped or swapped.
 
 The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` must get a prefix
 of the bytes that the peer wrote, and nothing else. A stream that was changed or cut on the way must never end with
@@ -34,7 +34,7 @@ HEADER = 5  # bytes of a record: type, version, length
 
 @cache
 def contexts() -> tuple[dict[int, ssl.SSLContext], dict[int, ssl.SSLContext]]:
-    """Make contexts for servers and clients, with temporary certificates. The keys are 2 (TLS 1.2) and 3 (TLS 1.3)."""
+    """Make server and client contexts with temporary certificates. The dict keys 2 and 3 mean TLS 1.2 and TLS 1.3."""
     folder = tempfile.mkdtemp(prefix='fuzz-tls-')
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = Certificates(Path(folder))

@@ -1,4 +1,4 @@
-"""Addresses: they are checked at the call, sorted by alternating families, and shown in their usual notation."""
+"""Addresses are checked at the call, sorted by alternating family, and shown in their usual notation."""
 
 from __future__ import annotations
 

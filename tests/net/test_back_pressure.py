@@ -17,7 +17,7 @@ from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
 from tests.helpers.support import run_until
 
 REQUESTS, ANSWER = 400, 60_000  # 24 MB of answers
-SIZE = 32  # bytes of a request
+SIZE = 32  # bytes in a request
 
 
 def answer(conn: Any, request: bytes) -> None:
@@ -27,7 +27,7 @@ def answer(conn: Any, request: bytes) -> None:
 
 
 def chunk_by_chunk(conn: Any, data: bytes) -> None:
-    """Answer requests without `framing`. All requests of a chunk are answered at once, so chunks have to be small."""
+    """Answer requests without `framing`. All requests in a chunk are answered at once, so chunks have to be small."""
     for line in data.splitlines():
         answer(conn, line)
 
@@ -45,7 +45,7 @@ class Client:
     def on_connect(self, conn: Any) -> None:
         conn.pause_reading()
         for number in range(self.requests):
-            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS, each line is a record; a turn decrypts only a few
+            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS, a line is a record; a turn decrypts a few of them
         conn.loop.call_later(0.05, conn.resume_reading)
 
     def on_data(self, conn: Any, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Connecting: success, failures that are reported once, racing addresses, time limits, and nothing left open."""
+"""Connecting: success, failures that are reported once, racing addresses, time limits, and cleanup."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def echo(conn: Stream, data: bytes) -> None:
 
 
 class Bell(ScriptedSocket):
-    """One end of the socket pair of the wakeup."""
+    """One end of the wakeup's socket pair."""
 
     def link(self, other: Bell) -> None:
         self.other = other
@@ -197,7 +197,7 @@ class WorldSocket(ScriptedSocket):
 
 
 class WorldSelector(ScriptedSelector):
-    """A selector that moves the clock to the next answer or to the end of the wait, whichever is first."""
+    """A selector that moves the clock to the next answer or to the end of the wait, whichever comes first."""
 
     def select(self, timeout=None):  # type: ignore[no-untyped-def]
         world = self.kernel
@@ -225,8 +225,8 @@ class World(ScriptedKernel):
     names     maps a host to a list of numeric addresses, or to an exception
     answers   maps a numeric address or path to one of the following; any other address never answers:
               an error number that connect itself returns (0: connected)
-              (seconds, error): SO_ERROR returns the error after that time; if it is negative, reading SO_ERROR fails
-              a list of these, one for each attempt
+              (seconds, error): SO_ERROR is the error after that time; if the error is negative, reading SO_ERROR fails
+              a list of such outcomes, one for each attempt
     tried     (seconds since the start, address) of each connect
     threads   look-ups that have started; if `stalled` is true, they wait here until the test runs them
     """
@@ -487,7 +487,7 @@ def test_with_on_error_a_failing_on_connect_does_not_stop_earlier_writes(r):
     end(r, conn)
 
 
-# -- writing before it is connected
+# -- writing before the stream is connected
 
 
 @pytest.mark.scenario(51)
@@ -700,7 +700,7 @@ def test_a_failure_names_the_address_that_could_not_be_reached(r, tmp_path, fail
 def test_after_a_failure_buffered_counts_bytes_that_were_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: log.append(('close', conn.buffered)))
-    early = not conn.closed  # the connection may have failed already; then the write is dropped
+    early = not conn.closed  # if the connection has already failed, the write is dropped
     assert conn.write(b'12345', log.on_written) is early
     conn.write(b'678', log.on_written)
     run_until(r, lambda: log)
@@ -936,7 +936,7 @@ def test_on_connect_is_not_called_when_the_stream_is_ended_in_the_turn_in_which_
     if paused:
         conn.pause_reading()
 
-    def end_it() -> None:  # after the events of a turn and before its completions
+    def end_it() -> None:  # runs after the events of a turn and before its completions
         if conn.state == 'CONNECTING' and not log and not r.completions:
             r.call_soon(end_it)
         else:
@@ -1773,7 +1773,7 @@ def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call
 
 def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_no_time_limit():
     log = Log()
-    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # in this order: the wakeup, the attempt, the stream
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # registered in order: wakeup, attempt, stream
     with Reactor(kernel=kernel) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))

@@ -1,4 +1,4 @@
-"""Datagram sockets: one callback per datagram, bounded queues, and errors of single datagrams, which close nothing."""
+"""Datagram sockets: a callback per datagram, bounded queues, and errors of single datagrams, which close no socket."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ needs_loopback = pytest.mark.skipif(LOOPBACK is None, reason='this machine has n
 
 
 class DatagramLog(Log):
-    """The calls of the callbacks of a datagram socket, in order."""
+    """Records the callbacks of a datagram socket in the order in which they are called."""
 
     def on_datagram(self, sock: DatagramSocket, data: bytes, address: Any) -> None:
         self.append(('datagram', data))
@@ -516,7 +516,7 @@ def test_an_unreachable_port_is_reported_once_and_the_socket_stays_open(r, udp, 
 @pytest.mark.scenario(96)
 def test_the_error_of_an_earlier_datagram_does_not_drop_the_next_one(r, udp, log, unused):
     sock = r.connect_udp(*unused, **log.all())
-    sock.send(b'lost')  # the ICMP error has arrived by now, and waits in the socket
+    sock.send(b'lost')  # the ICMP error has now arrived, and is pending on the socket
     peer = udp(port=unused[1])
     assert sock.send(b'not lost') is True
     assert peer.recv(100) == b'not lost'
@@ -973,7 +973,7 @@ def test_datagrams_to_a_group_arrive_while_it_is_joined(r, log, interface):
 
 
 def multicast_interface() -> tuple[int, str] | None:
-    """Return an interface with a route to IPv6 groups, if there is one: many machines have none on the loopback."""
+    """Return an interface with a route to IPv6 groups, or None. On many machines, the loopback has no such route."""
     for index, name in getattr(socket, 'if_nameindex', list)():
         try:
             with socket.socket(AF_INET6, SOCK_DGRAM) as sock:
@@ -1258,7 +1258,7 @@ def test_with_debug_a_socket_works_in_the_loops_own_thread(udp):
 
 
 class Thing:
-    """A user's object to which weak references can be made."""
+    """A user object that supports weak references."""
 
     def __call__(self, *args: Any) -> None:
         pass

@@ -209,7 +209,7 @@ def test_a_timeout_of_zero_resets_at_once(r, sockets):
 
 @pytest.mark.parametrize('timeout', [0.25, 1])
 def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, timeout, monkeypatch):
-    # With checks this far apart, the second check would come only after the timeout.
+    # At a cost of 1 s per handle, the second check would come after the timeout if the interval had no upper limit.
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 3)
@@ -777,7 +777,7 @@ def test_peers_have_a_second_to_end_their_side(r, sockets):
 
 @pytest.fixture
 def secured(r, certificates):  # noqa: F811
-    """A TLS server with a method that connects a client of the same reactor to it."""
+    """A TLS server, with a method that connects a client on the same reactor."""
 
     class Secured(Server):
         def __init__(self):
@@ -1000,7 +1000,7 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, soc
 
 
 class Here(RealWorld):
-    """The real kernel. Its host is a numeric address: look-ups run in threads, which ignore the simulated clock."""
+    """The real kernel, with a numeric host: look-ups would run in threads, which ignore the simulated clock."""
 
     name = HERE
 
@@ -1117,7 +1117,7 @@ def test_unreferenced_servers_and_connections_are_left_alone(r, sockets, timeout
     ask(r, server, busy)
     r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
-    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served, but not waited for
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served, but the drain does not wait for them
     if timeout == 10:
         server.answer()
     assert r.run() is False

@@ -1,4 +1,4 @@
-"""Listeners: which clients they accept, when they pause, and that their errors do not affect other handles."""
+"""Listeners: accepting and refusing clients, pausing, and errors that must not affect other handles."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_first_turn_accepts_one_client_and_later_turns_more_while_clients_wa
 @pytest.mark.scenario(41)
 def test_a_turn_accepts_sixty_four_at_most(r, sockets):
     listener, conns = listen(r)
-    listener._batch = 64  # the size after about sixty turns in which clients waited
+    listener._batch = 64  # the batch size after about sixty turns in which clients waited
     for _ in range(100):
         sockets.connect(listener.address)
     turns(r, 1)
@@ -360,7 +360,7 @@ def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every
     run_until(fake, lambda: listener.open_connections == 10)
     for count in range(11, 25):
         if count == 15:
-            before = flaky.attempts  # the batch is small again after four clients that came one by one
+            before = flaky.attempts  # the batch is small again after four clients that connected one by one
         sockets.connect(listener.address)
         run_until(fake, lambda count=count: listener.open_connections == count)
     assert flaky.attempts - before <= 15
@@ -853,7 +853,7 @@ def test_a_new_socket_with_the_number_of_a_lost_listener_is_not_closed(r, socket
         pytest.skip('the descriptor number was not reused')
     new_socket = ours if ours.fileno() == number else theirs
     try:
-        conn = r.adopt(new_socket)  # adding it to the selector shows that the listener has lost the number
+        conn = r.adopt(new_socket)  # registering the socket shows that the listener has lost its number
         turns(r, 2)
         assert listener.closed
         new_socket.getsockname()  # raises OSError if it was closed
@@ -1117,7 +1117,7 @@ def test_a_listener_whose_socket_was_shut_down_by_other_code_is_closed(r, flaky,
 @pytest.mark.scenario(42)
 def test_an_accepted_socket_that_is_lost_at_once_affects_no_other_handle():
     errors = []
-    kernel = FailingKernel('register', errno.EBADF, count=4)  # the wakeup, the listener, a client, its connection
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # registered: wakeup, listener, client, its connection
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('10.0.0.1', 80)
         clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]

@@ -204,7 +204,7 @@ def methods_with_options() -> list[Any]:
 
 
 def misspelt(name: str) -> str:
-    """Return the name without its second to last letter."""
+    """Return the name without its second-to-last letter."""
     return name[:-2] + name[-1]
 
 

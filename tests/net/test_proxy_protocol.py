@@ -825,7 +825,7 @@ def openings(draw):
 
 
 def expected(data):
-    """Return the expected result of these bytes and an end of file: None for an error, or the data after the header."""
+    """Return the expected result of these bytes followed by EOF: None for an error, or the data after the header."""
     for end in range(1, len(data) + 1):
         try:
             size = header_size(data[:end])

@@ -1,4 +1,4 @@
-"""Look-ups: they run outside the loop's thread, are reported once in the loop, time out, and can be cancelled."""
+"""Look-ups run outside the loop's thread, are reported once in the loop, time out, and can be cancelled."""
 
 from __future__ import annotations
 
@@ -603,7 +603,7 @@ def test_a_look_up_for_which_no_thread_can_be_started_is_reported_as_an_error(r,
 
 
 class ByHand(Kernel):
-    """The real kernel, except that the test runs the threads, and that there is only one host name."""
+    """The real kernel, except that the test runs the threads and only one host name exists."""
 
     def __init__(self) -> None:
         self.threads: list[Any] = []

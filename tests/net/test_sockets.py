@@ -219,7 +219,7 @@ def test_options_of_a_connected_socket_are_set_and_a_closed_one_raises_nothing()
         set_stream_options(sock, Options(nodelay=True, keepalive=60))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    set_stream_options(sock, Options())  # the socket is closed: the next read will report it
+    set_stream_options(sock, Options())  # the socket is closed, and the next read will report that
 
 
 def test_a_local_address_with_a_port_is_bound_at_once():
@@ -287,7 +287,7 @@ def test_a_socket_file_on_which_no_program_listens_is_replaced(r, sockets, path)
 
 
 class Starting(Kernel):
-    """A kernel that runs a second program on the same path during one call, until that program sleeps or has ended."""
+    """During one call, this kernel runs a second program on the same path until that program sleeps or ends."""
 
     def __init__(self, call, path):
         self.call, self.path = call, path
@@ -326,7 +326,7 @@ class Starting(Kernel):
 @needs_unix
 @pytest.mark.parametrize('form', [str, os.fsencode])
 def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
-    # A daemon changes its directory to the root, and then the file of a relative path used to be left behind.
+    # A daemon changes its directory to the root, and then the file at a relative path used to be left behind.
     with Reactor() as r:
         listener = r.listen_unix(form(path))
         monkeypatch.chdir('/')
@@ -355,7 +355,7 @@ def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_get
 
 @needs_unix
 def test_a_file_that_was_replaced_after_it_was_checked_is_left_alone(path):
-    """This also holds if the directory cannot be locked."""
+    """Even if the directory cannot be locked, the file is not removed."""
 
     class Unlocked(Kernel):
         looks = 0
@@ -663,7 +663,7 @@ def test_a_local_address_is_bound_at_once_where_the_port_cannot_be_left_to_the_c
 @pytest.mark.parametrize('reuse', [False, True])
 def test_a_local_port_is_bound_with_reuse_only_where_that_cannot_steal_it(monkeypatch, reuse, given):
     monkeypatch.setattr('reactor.kernel.Kernel.reuse_address', reuse)
-    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # so the port cannot be left to the connect
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # so connect cannot choose the port
     with socket.socket() as free:
         free.bind((HERE, 0))
         port = free.getsockname()[1]

@@ -722,7 +722,7 @@ def test_with_a_high_mark_of_zero_each_write_that_waits_returns_false(scripted):
 def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close, max_buffered=100_000)
-    assert conn.write(bytes(20 << 20), log.on_written) is False  # a single write may have any size
+    assert conn.write(bytes(20 << 20), log.on_written) is False  # a single write can have any size
     assert not conn.closed
     assert conn.write(b'one more', log.on_written) is False
     assert conn.closed
@@ -889,7 +889,7 @@ def late(kernel, r, act):
 
 
 def test_unread_bytes_prevent_a_read_timeout_after_a_slow_callback(kernel, fake, sockets):
-    """The peer has sent data in time, and the program is late to read it."""
+    """The peer has sent data in time, but the program reads it late."""
     log = Log()
     conn, theirs = pair(fake, sockets, read_timeout=2, **log.callbacks('on_data', 'on_close'))
     late(kernel, fake, lambda: theirs.send(b'in time'))
@@ -1520,7 +1520,7 @@ def test_running_out_of_memory_or_stack_after_a_partial_send_is_reported_by_on_c
     assert conn.write(data, ends.append) is False
     assert conn.write(b'y') is False
     turns(r, 2)
-    assert ends == [(kind, 5)]  # bytes that the kernel never accepted
+    assert ends == [(kind, 5)]  # the kernel never accepted these 5 bytes
     assert len(sock.sent) == 4
 
 

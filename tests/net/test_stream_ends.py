@@ -935,7 +935,7 @@ def quiet(monkeypatch):
 
 
 class Thing:
-    """A user's object to which weak references can be made."""
+    """A user object that supports weak references."""
 
     def __call__(self, *args):
         pass
@@ -1081,7 +1081,7 @@ ENDED_IN = [
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 @pytest.mark.parametrize('name', ENDED_IN)
 def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, sockets, name, ending):
-    """`another` is the on_close of another connection; `accepted` and `connected` are the on_connect of this one."""
+    """`another` is the on_close of another connection; `accepted` and `connected` stand for on_connect."""
     log, answer = Log(), b'answer' * (2 << 20)
 
     def finish(conn, *args):

@@ -1,4 +1,4 @@
-"""TLS: the handshake, bytes both ways, the end of the stream, start_tls, and peers that misbehave."""
+"""TLS: the handshake, data in both directions, the end of the stream, start_tls, and peers that misbehave."""
 
 from __future__ import annotations
 
@@ -425,7 +425,7 @@ def test_a_flood_of_handshakes_is_handled_a_few_in_a_turn(r, tls, monkeypatch):
     tls.listen(on_connect=done.append)
     conns = [tls.connect() for _ in range(50)]
     run_until(r, lambda: len(done) == 50)
-    assert max(collections.Counter(steps).values()) <= 4  # each takes 1.1 ms with RSA, and a turn must end within 5 ms
+    assert max(collections.Counter(steps).values()) <= 4  # a step takes 1.1 ms with RSA; a turn must end within 5 ms
     done.clear()
     server_side.clear()
     end(r, *conns)
@@ -700,8 +700,8 @@ def test_undecrypted_data_is_dropped_with_the_connection(r, tls):
 
 @pytest.mark.parametrize('failed', ['the connect', 'the handshake'])
 def test_before_the_end_of_the_handshake_the_agreed_parameters_are_none(r, sockets, certificates, failed):  # noqa: F811
-    # These attributes used to raise AttributeError before the connect, and the certificate ValueError during the
-    # handshake.
+    # Before the connect, these attributes used to raise AttributeError. During the handshake, the certificate used to
+    # raise ValueError.
     agreed, log = ['version', 'cipher', 'alpn', 'peer_certificate', 'peer_certificate_der'], []
 
     def look(conn, exc=None):
@@ -886,7 +886,7 @@ def half(certificates, sock, server_side):  # noqa: F811
 
 @pytest.fixture
 def local(r, sockets, certificates):  # noqa: F811
-    """Make two TLS streams on a socket pair, where a send fails at once; the options are for the first stream."""
+    """Make two TLS streams on a socket pair, where sends to a closed peer fail at once; the first gets the options."""
 
     def make(**options):
         a, b = sockets()
@@ -1478,7 +1478,7 @@ def test_data_written_during_a_new_handshake_is_sent_after_it_in_order(r, hostil
     assert [args for name, *args in log if name == 'written'] == [[1], [2], [3]]
     assert ('drain',) in log or then != 'nothing'
     if then == 'close':
-        run_until(r, lambda: ours.state == 'CLOSING')  # no other call is needed
+        run_until(r, lambda: ours.state == 'CLOSING')  # close() takes effect without another call
     peer.do('close_notify')
     end(r, *[conn for conn in (ours, peer.conn) if conn is not None])
     run_until(r, lambda: 'close' in log.names())
@@ -1901,9 +1901,9 @@ def test_a_connection_keeps_no_memory_of_sent_and_received_data(certificates):  
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answered, uploaded, early = map(int, done.stdout.split())
-    # Both ends are in the same process, and with so few connections the measurement is rough.
+    # The limits are generous: both ends are in the same process, and a few hundred connections give a rough result.
     assert answered < 32768 and uploaded < 32768, (answered, uploaded)
-    assert early < 200_000, f'{early} bytes for an idle connection and data written before its handshake'
+    assert early < 200_000, f'an idle connection keeps {early} bytes after data that was written before its handshake'
 
 
 # -- other TLS implementations

@@ -1,4 +1,4 @@
-"""TLS peers that misbehave, on simulated systems: they break no law and affect no other connection.
+"""Misbehaving TLS peers on simulated systems: no law is broken, and no other connection is affected.
 
 The worlds are in `tests/helpers/tls_worlds.py`. The keys and the lengths of some messages are random, so a seed repeats
 the program, but not every byte. `--tls-worlds N` sets the number of worlds; without `--slow`, only a fifth of them run.

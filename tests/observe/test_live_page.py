@@ -68,7 +68,7 @@ class Viewer:
 
     @property
     def events(self):
-        """(name, id, data) of each received event, parsed as a browser would."""
+        """The (name, id, data) of each received event, parsed as in a browser."""
         found = []
         for block in self.body.decode().split('\n\n')[:-1]:
             fields = dict(line.split(': ', 1) for line in block.split('\n'))
@@ -514,9 +514,7 @@ def assert_agrees_with_stats(window, process, lines):
     assert number(figures['incoming']) == pytest.approx(5000, rel=0.02)
     assert number(figures['accepts']) == pytest.approx(5000, rel=0.02)
     end = time.monotonic() + 10
-    while not any(
-        'open 5,000 of 5,000' in line for line in lines
-    ):  # the servers report this, and it is printed once a second
+    while not any('open 5,000 of 5,000' in line for line in lines):  # this line is printed once a second
         assert time.monotonic() < end, lines
         time.sleep(0.05)
     first, _load = sorted(psutil.Process(process.pid).children(), key=lambda child: child.create_time())

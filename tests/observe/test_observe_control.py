@@ -1,4 +1,4 @@
-"""The control socket: its commands, the handling of bad requests, and that reading changes nothing."""
+"""The control socket: its commands, bad requests, and reading without side effects."""
 
 from __future__ import annotations
 
@@ -408,7 +408,7 @@ def test_closing_the_reactor_closes_the_control_socket_and_removes_the_file(r, d
     client.sock.setblocking(True)
     with pytest.raises(ConnectionError):
         assert not client.sock.recv(1)
-        raise ConnectionError  # end of file is fine too; a reset raises by itself
+        raise ConnectionError  # end of file is also allowed; a reset raises this by itself
 
 
 def test_the_control_socket_may_be_closed_twice_and_its_clients_are_closed(r, door, client):

@@ -153,7 +153,7 @@ def test_memory_per_connection_is_growth_divided_by_new_connections(clock):
     sample = sampler.sample()
     assert row(sample)['memory'] == 10_500_000
     counters['0'], clock.memory = figures(incoming=1050), 10_400_000
-    # Growth counts from the sample with the fewest connections, in which the process used more memory.
+    # Growth is measured from the sample with the fewest connections, in which the process used more memory.
     assert row(sampler.sample())['per_connection'] == 0
     counters['0'] = figures(incoming=1000, base_memory=10_000_000)
     # A base that was measured before any connection was open is preferred.

@@ -446,7 +446,7 @@ def test_the_first_expiry_date_is_known(issued, certificates, tmp_path):  # noqa
         )
         begin, last = (ssl.cert_time_to_seconds(line.partition('=')[2]) for line in dates.stdout.splitlines())
         assert validity(path.read_text()) == (begin, last) and end_of_it == last
-    # One date has a year of four digits, the other a year of two.
+    # One date has a four-digit year, and the other has a two-digit year.
     assert Certificates({None: files}).expires > 2_500_000_000 > served.expires
 
 
