@@ -375,7 +375,7 @@ class Reactor(Loop):
         Args:
             timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call can
                 only make that earlier.
-            lame_duck: For how many of these seconds clients are still accepted, so that load balancers notice first.
+            lame_duck: How many of these seconds to keep accepting clients, so that load balancers notice first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 

@@ -24,7 +24,7 @@ from .address_record import AddressRecord, Rate
 from .networks import packed
 from .pace import LimitedClient
 
-Refusal = tuple[str, str]  # the name of the counter, and the reason for messages
+Refusal = tuple[str, str]  # the name of the counter to increment, and the reason to show in messages
 
 MAX_ADDRESSES = 50_000  # about 400 bytes each
 IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and can change its address within it at will (RFC 8981)

@@ -64,7 +64,8 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        self._silent_since: float | None = None  # the time since which only peers that must end their side are left
+        # Since when it has waited only for peers that have not ended their side.
+        self._silent_since: float | None = None
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()

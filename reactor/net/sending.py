@@ -120,9 +120,9 @@ class Sender(Connection):
         """Send bytes of a file, with `sendfile` where the operating system has it.
 
         The file is sent in order with other writes, and `on_written` and the return value work as in `write`. The
-        unsent bytes count in `buffered` and towards the water marks, but not towards `max_buffered`. The file is read
-        while the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies to
-        files too: after a long file, close in `on_written`.
+        unsent bytes are part of `buffered` and of the water marks, but not of `max_buffered`. The file is read while
+        the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies to files too:
+        after a long file, close in `on_written`.
 
         Args:
             file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after

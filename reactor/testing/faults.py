@@ -56,8 +56,8 @@ class Faults:
 
     Args:
         random: The generator from which all faults are drawn.
-        sites: Names in `SITES`: only these faults can happen, each with its highest probability. None: about a third of
-            all faults are drawn, or no faults at all.
+        sites: Names in `SITES`: only these faults can happen, each with its highest probability. None: a run gets
+            about a third of all faults, drawn at random, and about one run in ten gets none.
 
     Raises:
         ValueError: A name is not in `SITES`.

@@ -198,7 +198,7 @@ class Oracles:
         return listener
 
     def paused(self, listener: Listener, paused: bool) -> None:
-        """Note that the user has paused or resumed a listener."""
+        """Record that the user has paused or resumed a listener."""
         if listener in self.ledger.listeners:
             self.ledger.listeners[listener] = paused
 

@@ -1,4 +1,4 @@
-"""Fuzz framing: compare messages that are assembled from chunks with a split of the whole input at once.
+"""Fuzz framing: messages assembled from chunks must equal those from splitting the whole input at once.
 
 An input either feeds `Frames` directly and compares each message, or runs a `Framing` on a connection whose callback
 pauses, raises and closes. The messages must be the same however the bytes were cut, and `FrameTooLong` must be raised

@@ -587,7 +587,7 @@ def assert_usable(window):
     window.show(1200, 1000)
 
 
-# A script that computes the contrast of each text with its background, as defined by WCAG 2.2.
+# A script that computes the contrast between each piece of text and its background, as defined by WCAG 2.2.
 CONTRASTS = r"""
 const part = value => value <= 0.04045 * 255 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
 const light = colour => {

@@ -102,7 +102,7 @@ def test_the_answers_to_several_commands_are_printed_one_below_the_other(path, c
         re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M)
         and '(does not keep the program running)' in out
     )
-    assert 'lame_duck: the seconds at the start' in out
+    assert 'lame_duck: the seconds to keep accepting' in out
 
 
 def test_as_json_each_answer_is_one_line(path, capsys):

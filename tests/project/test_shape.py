@@ -399,7 +399,7 @@ MIXED_SLOTS = {
 
 
 def declared_slots() -> Iterator[tuple[str, str, list[str]]]:
-    """(class, public slot, annotations) for all classes with slots in the rooms below the facade."""
+    """(class name, public slot, annotations) for each public slot of each class below the facade."""
     for path in below_the_facade:
         for cls in (node for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)):
             names = [
