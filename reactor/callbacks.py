@@ -137,8 +137,8 @@ class ListenOptions(AdoptOptions, total=False):
     Attributes:
         on_connect: `on_connect(conn)`: a connection was accepted. If the listener uses PROXY headers or TLS, this is
             called after the header and the handshake.
-        on_accept_error: `on_accept_error(listener, exc)`: accepting failed, so it is paused, for example because no
-            descriptor is left; or other code has closed the listener's socket. Called once per episode. Without this
+        on_accept_error: `on_accept_error(listener, exc)`: accepting failed, for example because no descriptor is left,
+            and is paused; or other code has closed the listener's socket. Called once per episode. Without this
             callback, a warning is logged.
         backlog: How many established connections may wait in the kernel to be accepted. Default: SOMAXCONN.
         max_connections: How many accepted connections may be open at once. Further clients wait in the backlog. None
@@ -205,7 +205,7 @@ class ReactorOptions(TypedDict, total=False):
     """The arguments of `Reactor`, `reactor.run` and `reactor.serve.run`.
 
     Attributes:
-        selector: A new selector from the module `selectors`, which the reactor will close. None (default): the
+        selector: A new selector from the module `selectors`. The reactor will close it. None (default): the
             platform's best selector.
         kernel: A replacement for the operating system, for tests and simulation. None (default): the real one.
         catch_errors: What happens to an exception that a callback raises. True (default): it is logged with its

@@ -90,9 +90,9 @@ class Reactor(Loop):
             sock: A bound stream socket to listen on instead; the listener owns it, and `host` and `port` are ignored.
             proxy_protocol: Networks of your proxies, such as `['10.0.0.0/8', '::1/128']`; other clients are reset. Each
                 connection must begin with a header of HAProxy's PROXY protocol, version 1 or 2. `conn.peername` is then
-                the client, and `conn.proxy` the header. TLS, `on_connect` and time limits start after the header. If it
-                is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close` gets a
-                `ProxyError`, or None when the peer sent nothing, as health checks do.
+                the client's address, and `conn.proxy` is the header. TLS, `on_connect` and time limits start after the
+                header. If it is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close`
+                gets a `ProxyError`, or None when the peer sent nothing, as health checks do.
             **options: See `ListenOptions`.
 
         Returns:
@@ -247,7 +247,7 @@ class Reactor(Loop):
         """Open a UDP socket with one peer.
 
         The socket receives only from this peer, and `on_send_error` reports ICMP errors such as "port unreachable".
-        Returns at once; datagrams are queued until the name is looked up. `on_close` reports a failure; none is raised.
+        Returns at once; datagrams are queued until the look-up is done. `on_close` reports a failure; none is raised.
 
         Args:
             host, port: The peer. A name is looked up in a thread; its first address with a route is the peer.
@@ -374,8 +374,8 @@ class Reactor(Loop):
 
         Args:
             timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call can
-                only make that earlier.
-            lame_duck: How many of these seconds to keep accepting clients, so that load balancers notice first.
+                only make this time shorter.
+            lame_duck: Seconds of `timeout` in which clients are accepted, so that load balancers notice the drain first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 

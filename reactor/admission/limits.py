@@ -38,7 +38,7 @@ class Limits:
 
     With `proxy_protocol`, the limits apply to the real client once the header has named it. Because a connection exists
     then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets, UNKNOWN
-    headers) count only in `connections`. LOCAL connections, which the proxy makes for itself, are not counted.
+    headers) are limited only by `connections`. LOCAL connections, which the proxy makes for itself, are not counted.
 
     Args:
         refuse: Called as `refuse(address)` for each client with an address, (host, port); a true result refuses the
@@ -52,9 +52,11 @@ class Limits:
         min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read the bytes sent
             to it. A slower client is reset with `TooSlow`. A message starts with the first byte received after our last
             send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived
-            since the last check, and has taken longer than the grace plus the time for its bytes at this rate.
+            since the last check, and the message has taken longer than the grace plus the time for its bytes at this
+            rate.
             A client that waits for a slow answer, or is silent, is not too slow: `read_timeout` and `idle_timeout`
-            limit silence. Over TLS, encrypted bytes count. Works only for TCP on Linux, which counts the bytes.
+            limit silence. Over TLS, encrypted bytes are counted. Works only for TCP on Linux, where the kernel counts
+            the bytes.
         max_addresses: How many addresses without an open connection are remembered.
 
     Raises:

@@ -38,7 +38,7 @@ class LimitedClient:
         self._deadline = None if lifetime is None else now + lifetime
         self._pace = pace
         self._second: int | None = None
-        self._received = self._acked = 0  # bytes, at the last check
+        self._received = self._acked = 0  # how many bytes there were at the last check
         self._receiving: TransferWindow | None = None  # begun with the client's message
         self._sending: TransferWindow | None = None  # begun when bytes began to wait for the client
 

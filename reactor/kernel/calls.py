@@ -59,7 +59,7 @@ class Kernel(Processes):
         return selectors.DefaultSelector()
 
     def new_selector_like(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
-        """Make a selector of the same class."""
+        """Make a selector of the same class as `selector`."""
         return type(selector)()
 
     def room_of(self, selector: selectors.BaseSelector) -> Callable[[int], bool] | None:
@@ -187,8 +187,9 @@ class Kernel(Processes):
         """Drop the SYN of each new client of a listening socket. Return whether that is possible: on Linux, for TCP.
 
         A client that connects after the last check of the queue and before the close would be reset. A filter on the
-        socket drops its first segment instead; the client sends it again, and is refused. All other segments pass: they
-        complete handshakes that have begun, so a client that already sees an open connection still enters the queue.
+        socket drops the client's first segment instead; the client sends it again, and is refused. All other segments
+        pass: they complete handshakes that have begun, so a client that already sees an open connection still enters
+        the queue.
         """
         if sock.family == platforms.AF_UNIX:
             return False  # a filter can be attached, but is never used
@@ -240,7 +241,7 @@ class Kernel(Processes):
         try:
             found = os.fstat(fd)
         except (OSError, ValueError):
-            # On Windows fstat does not accept sockets, so the number alone has to do.
+            # On Windows fstat does not accept sockets, so only the number is compared.
             return fd if os.name != 'posix' and self.is_open(fd) else None
         return found.st_dev, found.st_ino
 

@@ -61,9 +61,9 @@ class LoopAPI:
     watchers: Watchers
 
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call a function in the next soon phase: this turn's if it has not begun, otherwise the next turn's.
+        """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next.
 
-        An exception that it raises is handled as `catch_errors` says.
+        An exception that the function raises is handled as `catch_errors` says.
 
         Args:
             fn: Called as `fn(*args)`, after the functions of earlier calls.
@@ -80,7 +80,7 @@ class LoopAPI:
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function in the loop, like `call_soon`. May be called in any thread.
 
-        Wakes the loop if it sleeps. Functions that one thread passes are called in order.
+        Wakes the loop if it sleeps. Functions passed by the same thread are called in order.
 
         Args:
             fn: Called as `fn(*args)` in the loop's thread.
@@ -99,7 +99,8 @@ class LoopAPI:
         """Call a function after a delay, never early.
 
         Args:
-            delay: Seconds from now, by a fresh clock reading. Any finite number is allowed; a negative one counts as 0.
+            delay: Seconds from now, where now is a fresh reading of the clock. Any finite number is allowed; a negative
+                one counts as 0.
             fn: Called as `fn(*args)` in the timers phase.
             *args: Arguments for `fn`.
 

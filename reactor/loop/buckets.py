@@ -1,8 +1,8 @@
 """Time limits of many members, such as connections, checked once a second with a single timer.
 
 The members that are due in the same second are in one bucket. A member moves to another bucket only when it is checked,
-not when bytes arrive for it. So a connection with an idle timeout needs no timer operation for its bytes, only a time
-stamp. An exceeded limit is noticed up to a second late, never early. When more members are due in one second than a
+not when bytes arrive for it. So a connection with an idle timeout needs no timer operation for its bytes, only a
+timestamp. An exceeded limit is noticed up to a second late, never early. When more members are due in one second than a
 turn can check, the others are checked in the next turns.
 
 Kernels implement their own timeouts like this ("timer wheels", Varghese and Lauck, 1987).
@@ -25,7 +25,7 @@ class Alarm(Protocol):
 
 class Member(Protocol):
     def handle_look(self, now: float) -> None:
-        """Called in the second for which the member was added. To be checked again, it must add itself again."""
+        """Called in the second for which the member was added. For another check, the member must add itself again."""
 
 
 MOST_STALE = 64  # the heap is rebuilt when its length exceeds twice the number of buckets by more than this
@@ -42,7 +42,7 @@ class Buckets:
         self._later = later  # makes a timer that does not keep the loop running
         self._buckets: dict[int, dict[Member, None]] = {}
         self._seconds: list[int] = []  # a heap of the seconds that have a bucket, or had one
-        self._timer: Alarm | None = None  # for the earliest bucket; it never keeps the loop running
+        self._timer: Alarm | None = None  # fires for the earliest bucket; never keeps the loop running
         self._armed = 0
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Buckets:
                 if member in bucket:  # otherwise the check of another member has discarded it
                     left -= 1
                     member.handle_look(now)
-                    bucket.pop(member, None)  # after the check, which is repeated if memory runs out
+                    bucket.pop(member, None)  # only after the check, because the check is repeated if memory runs out
             if bucket:
                 break
             if self._buckets.get(second) is bucket:

@@ -75,7 +75,7 @@ class InterruptClaim(SignalClaim):
 
 
 def living(handler: Any) -> Any:
-    """Return the handler itself or, if it was dropped, the latest handler before it that was not."""
+    """Return `handler`, or if it was dropped, the latest of the earlier handlers that was not dropped."""
     while isinstance(handler, SignalClaim) and handler.fn is None:
         handler = handler.previous
     return handler
@@ -86,7 +86,7 @@ class WakeupClaim:
 
     Another reactor or other code may have installed its own descriptor before. A descriptor of other code is remembered
     with its device and inode, because its number may later belong to another file. The bytes of signals are passed on
-    to it, and it is restored at the end.
+    to that descriptor, and it is restored at the end.
 
     `kernel.owners` lists the installed claims of all reactors in this process. When a reactor releases its claim, a
     claim that was installed on top of it takes over the descriptor that the released claim had remembered.
@@ -150,7 +150,7 @@ class WakeupClaim:
         before, self._number = self._number, self._wakeup.bell_fileno()
         found = self._set(self._number)
         if found not in (-1, before, self._number):
-            self._set(found)  # other code has installed its own descriptor since then, which stays
+            self._set(found)  # other code has installed its own descriptor since then: leave it
 
     def pass_on(self, data: bytes) -> None:
         """Write the bytes of signals to the descriptor that was installed before ours."""

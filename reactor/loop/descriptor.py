@@ -101,7 +101,7 @@ class Descriptor(Handle):
         self._ready(WRITE)
 
     def handle_failed(self, exc: Exception) -> None:
-        self.close()  # otherwise bytes that `fn` did not read would make it raise again in each turn
+        self.close()  # otherwise `fn` might raise again in each turn, for bytes that it did not read
 
     def handle_lost(self, exc: Exception) -> None:
         log('warning', '%s', exc)

@@ -31,7 +31,7 @@ class Idler(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
-        self.queued: bool = False  # whether it is in the soon queue, perhaps since a turn that an exception has ended
+        self.queued: bool = False  # whether it is in the soon queue, perhaps left by a turn that an exception ended
         self._idlers = idlers
         loop.watchers.park(self)
 

@@ -50,7 +50,7 @@ LONGEST_WAIT = 86400.0  # seconds; selectors overflow with much longer waits, an
 
 
 class Loop(LoopAPI):
-    """A single-threaded event loop. Users have a `Reactor`, a subclass whose docstring describes both classes."""
+    """A single-threaded event loop. Users make a `Reactor`, a subclass whose docstring describes both classes."""
 
     # CPython looks up attributes fast in slots, and in an instance dictionary with up to 29 entries. A 30th entry,
     # which a user may add, makes all of these look-ups slow. That costs 5 % of a request.
@@ -102,7 +102,7 @@ class Loop(LoopAPI):
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
             if own:
-                selector.close()  # timers and buckets refer to each other, so reference counting would not do this
+                selector.close()  # timers and buckets refer to each other, so reference counting would not close it
             raise
         self.failures.doorbell = self._wakeup
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
@@ -218,7 +218,7 @@ class Loop(LoopAPI):
             take_steps(steps)
         finally:
             self.guard.closed = self._guarded = True
-            if self.guard.forked():  # perhaps in the middle of a turn, whose ready handles are the parent's
+            if self.guard.forked():  # this may be the middle of a turn, and its ready handles are the parent's
                 self.watchers.disown()
             self._signals.release_wakeup()  # before another file gets the number of the wakeup's descriptor
             self.timers.close()
@@ -244,7 +244,7 @@ class Loop(LoopAPI):
         return self._wait()
 
     def _wait(self) -> float | None:
-        # Calls from other threads do not count here: they wake the loop through the selector.
+        # Calls from other threads are not counted here: they wake the loop through the selector.
         if self._soon or self.completions or (self.timers.due and self.timers.has_due()):
             return 0
         deadline = self.timers.next_deadline()
@@ -416,7 +416,7 @@ class Loop(LoopAPI):
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
         self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, Loop._run_main)
-        # Replaced only on this object: other loops keep their own phases.
+        # The phases are replaced only on this object: other loops keep their own.
         vars(self).update(slow.phases())
 
     def _enter(self, sleeps: bool = True) -> None:
@@ -438,7 +438,7 @@ class Loop(LoopAPI):
             self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
-        """Whether a callback has forked and closed this loop in the child, so that its phase found an empty queue."""
+        """Whether a callback has forked and closed this loop in the child, so that this phase found an empty queue."""
         return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:

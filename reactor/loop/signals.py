@@ -151,7 +151,7 @@ class Signals:
             )
 
     def enter(self, sleeps: bool) -> None:
-        """Called when the loop begins to run: in the main thread, SIGINT then raises only between callbacks."""
+        """Called when the loop begins to run. From then on, SIGINT in the main thread raises only between callbacks."""
         if self._kernel.in_main_thread():
             self.interrupted = False
             self._take_interrupt()  # first: from here on SIGINT never raises in the middle of our own code
@@ -173,7 +173,7 @@ class Signals:
             try:
                 self._interrupts.install()
             except OSError:
-                pass  # a sandbox forbids this: Python's own handler stays, and raises anywhere
+                pass  # a sandbox forbids this: Python's own handler stays, and may raise anywhere
 
     def release_wakeup(self) -> None:
         """Release the wakeup descriptor. This is the first half of `leave`."""
@@ -209,7 +209,7 @@ class Signals:
         raise KeyboardInterrupt
 
     def collect(self, data: bytes) -> None:
-        """Called when the wakeup was rung: queue the callback of each signal whose flag is set."""
+        """Called after the wakeup was rung: queue the callback of each signal whose flag is set."""
         raised = self._raised
         for signum, handler in self._handlers.items():
             if raised[signum]:

@@ -80,7 +80,7 @@ class Spins:
         return stall.row >= STALLED
 
     def resume_row(self, handle: Handle) -> None:
-        """Let a dispatch without progress in the next turn continue the row of a handle that was just unparked."""
+        """Have a just unparked handle continue its row if it makes no progress in the next turn either."""
         stall = self.stalls.get(handle)
         if stall is not None:
             stall.turn = self._counters.loop_count
@@ -107,8 +107,8 @@ class Spins:
         """Handle a `select` that raised. A single descriptor that other code has closed makes the whole call fail.
 
         Returns the timeout of the poll, or 0 if the length of the poll says nothing about busy loops. Raises OSError if
-        no watched descriptor caused the failure. The selector is not replaced then, because its descriptor may now be
-        another file, which would be closed.
+        no watched descriptor caused the failure. The selector is not replaced then: its descriptor may now belong to
+        another file, and replacing the selector would close that file.
         """
         if self._watchers.evict_closed():
             return timeout

@@ -20,8 +20,8 @@ class Stats(Counters):
             timers were late by less than the bound (in seconds), but not by less than the previous bound. The last
             count has no bound.
         timer_lag_sum: The total lateness of all fired timers, in seconds.
-        slow: With `slow_callback=`, the slow callbacks: lists of [place, count, longest in seconds], the most frequent
-            first, at most 20.
+        slow: With `slow_callback=`, the slow callbacks, the most frequent first, at most 20. Each is a list of [place,
+            count, longest in seconds].
     """
 
     lag_bounds: tuple[Any, ...] = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))

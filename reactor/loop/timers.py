@@ -156,13 +156,13 @@ class TimerHeap:
         self.check_thread: Callable[[], None] = check_thread
         self.counters: Counters = counters
         self.buckets: Buckets = Buckets(clock, self.unreferenced_later)
-        self.second: int = 0  # a recent whole second of the clock: one object that connections share as a time stamp
+        self.second: int = 0  # a recent whole second of the clock: one object that connections share as a timestamp
         self.pending: int = 0  # how many timers will fire, in the heap or due
         self.unreferenced: set[Timer] = set()  # the pending timers that do not keep the loop running
         self.heap: list[float] = []
         self.at: dict[float, Any] = {}  # maps a deadline to its timer, or to an OrderedDict if several share it
         self.due: deque[Timer] = deque()  # timers that were collected and not run yet
-        # How many entries of `due` to skip for a timer, because it was moved after it had been collected.
+        # Maps each timer that was moved after it had been collected to the number of its entries in `due` to skip.
         self.moved: dict[Timer, int] = {}
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class TimerHeap:
         else:
             delay = number('delay', delay)
             deadline = self.after(delay)
-        # These lines repeat `add_at`, which saves a call for each timer.
+        # These lines repeat the code of `add_at`, to save a call for each timer.
         timer = kind()
         timer.timers = self
         timer.deadline = deadline
@@ -379,7 +379,7 @@ class TimerHeap:
         self.buckets.clear()
 
     def compact(self) -> None:
-        """Drop the deadlines without timers once they make up half of the heap, so each one costs O(1)."""
+        """Drop the deadlines without timers once they make up half of the heap, so that each costs O(1)."""
         heap, at = self.heap, self.at
         if not at:
             heap.clear()

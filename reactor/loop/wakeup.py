@@ -1,7 +1,7 @@
 """The wakeup: how threads and signals reach a loop that sleeps in its selector.
 
-It consists of a queue of calls from other threads, and a socketpair of which the loop watches one end. A byte in the
-socket is only a doorbell: the calls are in the queue, and each signal has a flag. So one byte serves any number of
+It consists of a queue of calls from other threads, and a socketpair; the loop watches one end of it. A byte in the
+socket is only a doorbell: the calls are in the queue, and each signal has a flag. So one byte is enough for all waiting
 calls, a full socket loses nothing, and the sockets can be replaced when other code has closed them.
 """
 
@@ -28,7 +28,7 @@ Call = tuple[Callable[..., object], tuple[Any, ...]]
 NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
 RING_TRIES = 20  # how often to retry, a millisecond apart, while the kernel has no memory for a byte
 REOPEN = 0.05  # seconds between two attempts to open new sockets
-DOORBELL_BYTES = 4096  # most bytes read in one turn; after many signals, the rest is read in the next turn
+DOORBELL_BYTES = 4096  # the most bytes read in one turn; after many signals, the rest is read in the next turn
 
 
 class Wakeup(Handle):
@@ -153,7 +153,7 @@ class Wakeup(Handle):
         if data:
             self._take(data)
         else:
-            if not self._hung_up:  # other code has closed the bell; its number may be another file's
+            if not self._hung_up:  # other code has closed the bell; its number may belong to another file
                 self._bell.detach()
             self._replace()
 

@@ -102,7 +102,7 @@ class Handle:
         return False
 
     def handle_lost(self, exc: OSError) -> None:
-        """Called when other code has closed the descriptor. Its number may be another file's: do not close it."""
+        """Called when other code has closed the descriptor. Its number may belong to another file: do not close it."""
 
     def handle_refused(self, exc: Exception) -> None:
         """Called when the kernel has no memory to watch the descriptor, which is no longer watched."""
@@ -341,8 +341,9 @@ class Watchers:
         try:
             self.selector.register(fd, events, handle)
         except KeyError:
-            # A socket owns its number. So if another handle is registered under that number, its descriptor was closed
-            # unnoticed. A handle without a socket watches a user's descriptor, and must not replace another handle.
+            # A socket owns its number. So if another handle is registered under that number, the descriptor of that
+            # handle was closed unnoticed. A handle without a socket watches a user's descriptor, and must not replace
+            # another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
             if holder is handle:  # memory ran out in the last attempt; perhaps the handle is only in the map
                 self._take_out(fd)
@@ -354,7 +355,7 @@ class Watchers:
                 raise ReactorError(f'descriptor {fd} already belongs to {describe(holder)}; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
-        except MemoryError:  # the handle may be in the map, but not be polled
+        except MemoryError:  # the handle may be in the map although it is not polled
             self._unregister_lost(handle)
             raise
 

@@ -149,7 +149,7 @@ class DatagramSocket(DatagramSender):
             if on_close is not None:
                 on_close(self, exc)
         except (MemoryError, RecursionError) as failure:
-            # If the call itself raised this, and not the callback's code, the loop calls this method again.
+            # If the call itself raised the error, and not the callback's code, the loop repeats this method.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]
             raise
         finally:
@@ -254,7 +254,7 @@ class DatagramSocket(DatagramSender):
 
     @property
     def sockname(self) -> Any:
-        """The same as `address`, under the name that connections use."""
+        """The same value as `address`, under the name that connections use."""
         return self.address
 
     @property
@@ -289,7 +289,7 @@ class DatagramSocket(DatagramSender):
         self.state = OPEN
 
     def take(self, sock: socket) -> None:
-        """Take the socket and note its family, its peer, and the length of its longest datagram (internal)."""
+        """Take the socket and record its family, its peer, and the length of its longest datagram (internal)."""
         self._family = sock.family
         self._longest = {AF_INET: LONGEST_IPV4, AF_UNIX: sys.maxsize}.get(sock.family, LONGEST_IPV6)
         try:

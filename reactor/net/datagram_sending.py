@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LOST = State('CLOSED')  # the socket has failed, and `on_close` has not been called yet
 
-# The limit for each socket and direction, as in libuv: a flood of datagrams must not delay other handles.
+# The limit applies to each socket and direction, as in libuv: a flood of datagrams must not delay other handles.
 DATAGRAMS_PER_TURN = 32
 RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again; doubled while all of them are full
 TRIES_PER_TURN = 256  # at most this many full receivers are tried in a turn

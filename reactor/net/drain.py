@@ -35,12 +35,12 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its value: the state, and the time when it became idle
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # values: the state of the stream, and when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
 CHECK_INTERVAL = 0.1  # seconds between two checks
-CHECK_COST = 1.5e-4  # seconds of interval per open handle: 100 times the cost of its check, so 1 % of a CPU
+CHECK_COST = 1.5e-4  # seconds of interval per open handle: 100 times the cost of its check, so checks use 1 % of a CPU
 CLOSES_PER_TURN = 256  # idle connections closed in a turn; busy ones must be served in between
 EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they write again
 
@@ -64,7 +64,7 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        # Since when it has waited only for peers that have not ended their side.
+        # When the drain began to wait only for peers that have not ended their side. None: something else is left.
         self._silent_since: float | None = None
         for handle in self._served():
             if isinstance(handle, Listener):

@@ -167,7 +167,7 @@ class Connection(Handle):
             if on_close is not None:
                 on_close(self, exc)  # type: ignore[arg-type]  # a `Stream`
         except (MemoryError, RecursionError) as failure:
-            # If the call itself raised this, and not the callback's code, the loop calls this method again.
+            # If the call itself raised the error, and not the callback's code, the loop repeats this method.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]  # it was just raised
             raise
         finally:
@@ -326,7 +326,7 @@ class Connection(Handle):
             self.sock.shutdown(SHUT_WR)
         except OSError as exc:
             if exc.errno in LOST_ERRORS:
-                self.loop.watchers.evict(self)  # epoll does not report a lost descriptor, so no read would notice
+                self.loop.watchers.evict(self)  # epoll does not report a lost descriptor, so no read would notice it
                 return
             # Any other error means that the connection has ended, which reading will report.
         if state.half:

@@ -82,7 +82,8 @@ class FilePart:
         except OSError as exc:
             why = f'it cannot be read, {exc.strerror}'
         if not data:
-            # Raised outside the handler: otherwise the error would keep this frame alive, and the frame the descriptor.
+            # Raised outside the handler: otherwise the error would keep this frame alive, and the frame would keep the
+            # descriptor open.
             raise self._failed(why)
         return data
 

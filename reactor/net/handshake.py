@@ -54,7 +54,7 @@ class HandshakeStream(Stream):
         self.limit_handshake(options.handshake_timeout, None)
 
     def opened(self, reading: bool, deadline: float | None = None) -> None:
-        """Begin the handshake on a connected socket (internal). It must be done by `deadline`, if that is given."""
+        """Begin the handshake on a connected socket (internal). `deadline` is when it must be done, or None."""
         session, options = self.tls, self.options
         session.begin(options.ssl, False, options.server_hostname)  # type: ignore[arg-type]  # as above
         self.writer = None

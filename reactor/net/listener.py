@@ -1,8 +1,8 @@
 """Listeners: sockets that accept streams. `net/endpoints.py` builds them from the options of `listen_*`.
 
-A listener counts its open connections and holds no reference to them. Its socket is watched exactly while it may
-accept. So when the user, its limit or the descriptor limit stops it, clients wait in the kernel's backlog, and the
-selector never reports readiness that is not used.
+A listener counts its open connections and holds no reference to them. Its socket is watched only while it may accept.
+So when the user, its limit or the descriptor limit stops it, clients wait in the kernel's backlog, and the selector
+never reports readiness that is not used.
 
 At the descriptor limit `accept` fails and the socket stays readable, so a loop that keeps polling it would spin. The
 listener therefore pauses until one of its connections closes, or for ACCEPT_PAUSE seconds. It does the same when any
@@ -102,7 +102,7 @@ class Listener(Handle):
         self._handshakes_over: float | None = None
         self._inherited = inherited  # whether other processes may accept from the socket, now or later
         self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit its options
-        self._batch = 1  # accepts in the next turn: one too many costs an exception, one too few a poll
+        self._batch = 1  # accepts to try in the next turn: one too many costs an exception, one too few costs a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
         self._last_trouble = -LOG_INTERVAL

@@ -47,7 +47,7 @@ def _ipv4_interface(kernel: Kernel, interface: str | int | None) -> bytes:
         try:
             return kernel.pack_address(AF_INET, interface)
         except (OSError, ValueError):
-            pass  # not an address, so a name: see below
+            pass  # a name rather than an address: see below
     index = _index(kernel, interface)
     return bytes(4) + index.to_bytes(4, sys.byteorder) if HAS_IP_MREQN else index.to_bytes(4, 'big')
 

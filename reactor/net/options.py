@@ -32,7 +32,7 @@ MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and each call allocate
 MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: the limits of Linux; other systems allow as much or more
 
 
-# Options that a method lacks although other methods have them, with the reason for the error message.
+# Options that a method lacks although other methods have them. The values say why; error messages show them.
 OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
 SIDE = 'it cannot know which side of TLS to take; call start_tls() on the connection that it returns'
 UNFIT = {

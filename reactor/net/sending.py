@@ -2,7 +2,8 @@
 
 As much of a write as the kernel accepts is sent at once. The rest waits in a `Writer` (`writer.py`), and so does each
 later write, until the selector reports room. `conn.writer is None` is the only check on the fast path. So there must be
-a writer, or `SHUT`, whenever a write is not a plain one: bytes wait, or the stream is connecting, ending or closed.
+a writer, or `SHUT`, whenever a write is not a plain one, because bytes wait, or the stream is connecting, ending or
+closed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Sender(Connection):
         except OSError as exc:
             self.write_failed(exc, data)
             return False
-        except MemoryError as exc:  # perhaps raised for the result, after the bytes were sent
+        except MemoryError as exc:  # perhaps there was no memory for the result, after the bytes were sent
             return self.lose(exc)
         try:
             loop = self.loop
@@ -120,9 +121,9 @@ class Sender(Connection):
         """Send bytes of a file, with `sendfile` where the operating system has it.
 
         The file is sent in order with other writes, and `on_written` and the return value work as in `write`. The
-        unsent bytes are part of `buffered` and of the water marks, but not of `max_buffered`. The file is read while
-        the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies to files too:
-        after a long file, close in `on_written`.
+        unsent bytes are included in `buffered` and compared with the water marks, but not with `max_buffered`. The file
+        is read while the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies
+        to files too: after a long file, close in `on_written`.
 
         Args:
             file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after
@@ -210,7 +211,7 @@ class Sender(Connection):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
-        """Called as a completion after `on_written` and `on_drain`: unless they wrote more, stop waiting for room."""
+        """Called as a completion after `on_written` and `on_drain`: unless those wrote more, stop waiting for room."""
         if self.writer is None:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 

@@ -23,10 +23,10 @@ HEADER = 5  # bytes: the type of a record, two for its version, two for its leng
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
 LARGEST_RECORD = 16384 + 2048  # bytes after the header, in TLS 1.2 (RFC 5246, 6.2.3)
 RECORD = 16384  # bytes of plaintext in the largest record
-RECORDS_PER_TURN = 4  # records with data: one recv may bring four of 16 KiB; more small ones wait for the next turn
+RECORDS_PER_TURN = 4  # records with data: one recv may return four of 16 KiB; further small ones wait for the next turn
 HANDSHAKE_RECORDS = 64  # per step: more than a whole flight has; 64 fragments of one byte take 0.1 ms
 SLICE = 65536  # bytes encrypted before the output buffer is emptied, because it never shrinks
-EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so it counts once more for each KiB
+EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so each KiB counts as one more record
 
 
 class Buffers:
@@ -63,7 +63,7 @@ class Buffers:
 class TLSSession:
     """The TLS side of a connection, `conn.tls`, which describes the negotiated TLS session.
 
-    All attributes are None until the handshake is done, and if it has failed.
+    All attributes are None until the handshake is done, and stay None if it fails.
 
     Attributes:
         version: The protocol version, such as 'TLSv1.3'.
@@ -201,7 +201,7 @@ class TLSSession:
 
         Afterwards `more` says whether another record is buffered, and `ended` whether the peer has ended its side.
         After a record without data, the remaining records wait for the next turn, because the peer decides how much
-        work such a record is.
+        work such a record causes.
         """
         pieces: list[bytes] = []
         exc: SSLError | None = None
@@ -224,7 +224,7 @@ class TLSSession:
                 self.empty = 0
         except self.ssl.SSLWantReadError:
             self.empty += 1 + length // EMPTY_WEIGHT
-        except self.ssl.SSLZeroReturnError:  # the same as an empty read, if our side has ended before
+        except self.ssl.SSLZeroReturnError:  # takes the place of an empty read if our side has ended before
             self.ended = True
         except self.ssl.SSLError as error:
             exc = error.with_traceback(None)
@@ -241,7 +241,7 @@ class TLSSession:
 
     def _cut_short(self) -> SSLError:
         exc: SSLError = self.ssl.SSLEOFError(self.ssl.SSL_ERROR_EOF, 'unexpected eof while reading')
-        exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # the same as in OpenSSL's error
+        exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # the reason that OpenSSL's own error has
         return exc
 
     # -- output for the peer
@@ -252,7 +252,7 @@ class TLSSession:
         return outgoing.read() if outgoing.pending else b''
 
     def encrypt_record(self, data: bytes) -> bytes:
-        """Encrypt `data` if it fits into one record. Return b'' if it does not, or if it cannot be encrypted now."""
+        """Encrypt `data` if it fits into one record. Return b'' if it is too long or cannot be encrypted now."""
         outgoing = self.buffers.outgoing
         if outgoing.pending or not 0 < len(data) <= RECORD:
             return b''

@@ -209,7 +209,7 @@ def set_stream_options(sock: socket, options: Options) -> None:
 
 
 def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> None:
-    """Bind a socket before it connects. With port 0, Linux chooses the port in `connect`, for its destination."""
+    """Bind a socket before it connects. With port 0, Linux chooses the port in `connect`, to suit the peer."""
     if not local_address[1] and IP_BIND_ADDRESS_NO_PORT >= 0:
         try:
             sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
@@ -223,10 +223,10 @@ def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> 
 def listening_unix(
     kernel: Kernel, path: str | bytes, options: Options, *, backlog: int, mode: int | None
 ) -> tuple[socket, Callable[[], None] | None]:
-    """Make a listening Unix socket. Return the socket, and the function that removes its file, or None.
+    """Make a listening Unix socket. Return the socket, and the function that removes its file (None: no file).
 
-    A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone, and this
-    raises. `mode` is set before the socket listens.
+    A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone, and an error
+    is raised. `mode` is set before the socket listens.
 
     Two programs may do this at the same time. A socket that is bound but does not listen yet looks like a stale one. So
     the directory is locked: the second program waits, and then finds that the first one listens.

@@ -220,7 +220,7 @@ class Stream(Sender):
     # -- reading
 
     def pause_reading(self) -> None:
-        """Stop calling `on_data` until `resume_reading`. TCP then slows the peer down. A dead peer is not noticed."""
+        """Stop calling `on_data` until `resume_reading`. TCP then slows the peer down. A dead peer goes unnoticed."""
         self.set_reading(False)
 
     def resume_reading(self) -> None:
@@ -275,10 +275,10 @@ class Stream(Sender):
     def busy(self) -> bool:
         """Whether you owe the peer an answer. `drain` waits for busy connections and closes the others.
 
-        Set it to True at the first byte of a request: nothing else can see a partial request, so the connection might
-        be closed. Set it to False after the answer. In `on_close` it still has the last value. Each change to True
-        counts in `stats().requests`. Setting it on a closed connection does nothing. Raises TypeError for a value that
-        is not a bool.
+        Set it to True at the first byte of a request: nothing else can see a partial request, so without this `drain`
+        might close the connection. Set it to False after the answer. In `on_close` it still has the last value. Each
+        change to True increments `stats().requests`. Setting it on a closed connection does nothing. Raises TypeError
+        for a value that is not a bool.
         """
         return self in self.loop.streams.busy
 
@@ -364,7 +364,7 @@ class Stream(Sender):
         self.ending = None
         writer = self.writer
         assert writer is not None
-        for _, on_written, args in writer.reached():  # of empty writes, which no longer have to wait
+        for _, on_written, args in writer.reached():  # callbacks of empty writes, which no longer have to wait
             self.loop.completions.append((self, on_written, args))
         if writer.untouched and self.state is OPEN:
             self.writer = None
@@ -383,8 +383,8 @@ class Stream(Sender):
     # -- methods that subclasses override (internal)
 
     def set_reading(self, reading: bool) -> None:
-        """Resume or pause reading (internal). Subclasses override this alone, so that `Stream.resume_reading` works
-        on every kind of stream.
+        """Resume or pause reading (internal). Subclasses override only this method, so that `Stream.resume_reading`
+        works on every kind of stream.
         """
         if self in self.loop.streams.suspended:
             self.set_suspended(reading)
@@ -397,7 +397,7 @@ class Stream(Sender):
             self.origin.reading = reading  # type: ignore[attr-defined]
 
     def set_suspended(self, reading: bool) -> None:
-        """Resume or pause reading while a layer above holds messages, which it passes on first (internal)."""
+        """Resume or pause reading while a layer above holds messages. The layer passes them on first (internal)."""
         suspended = self.loop.streams.suspended
         if reading and not suspended[self]:
             self.loop.completions.append((self, Stream.handle_held_messages, ()))

@@ -77,7 +77,7 @@ class TLSStream(HandshakeStream):
             self._decrypt()
 
     def handle_records(self) -> None:
-        """Called as a completion: decrypt records that exceeded a turn's limit, or came with the handshake's end."""
+        """Called as a completion: decrypt records beyond a turn's limit, or received with the handshake's end."""
         self.tls.more = False
         if self.state is CONNECTING:
             self.shake_hands_in_turn()
@@ -292,7 +292,7 @@ class TLSStream(HandshakeStream):
             )
 
     def _break(self, exc: SSLError) -> None:
-        """End the connection, after the data received before, because the TLS stream is cut short or broken."""
+        """End the connection because the TLS stream is cut short or broken. Data received before is delivered first."""
         if isinstance(exc, self.tls.ssl.SSLEOFError):
             what, advice = 'closed the connection without ending the TLS stream', 'what it sent may be incomplete'
         else:

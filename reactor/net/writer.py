@@ -3,7 +3,7 @@
 A stream has a `Writer` only while bytes wait, so idle connections stay small, and the only check that a plain write
 makes is `conn.writer is None`. A callback is kept as a mark: a position in the stream, counted in bytes since the
 writer was made, so that a mark never moves. Large `bytes` are kept by reference, and small pieces are gathered into one
-growing buffer. Buffered bytes are never moved, so the cost of any number of writes is proportional to their bytes.
+growing buffer. Buffered bytes are never moved, so the cost of writes is proportional to the number of their bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ GATHER_BELOW = 4096  # bytes; copying fewer costs less than another buffer in se
 GATHER_UP_TO = 65536
 # IOV_MAX is 1024, but a send accepts only what fits into the socket's buffer. Preparing more would be wasted work.
 BUFFERS_PER_SEND = 64
-FILE_COST = 16384  # bytes that an open file adds towards `max_buffered`: at most 1,024 files wait for a peer
-# The most callbacks that one send makes due. The peer decides when it reads, and 130,000 callbacks may be waiting
-# at that time. Calling all of them at once would take about 60 ms.
+FILE_COST = 16384  # bytes of `max_buffered` that each open file uses up: at most 1,024 files wait for a peer
+# The most callbacks that become due after one send. The peer decides when it reads, and 130,000 callbacks may be
+# waiting at that time. Calling all of them at once would take about 60 ms.
 MARKS_PER_SEND = 1024
-MARK_COST = 128  # bytes that a mark adds towards `max_buffered`, so that tiny writes with callbacks are limited
+MARK_COST = 128  # bytes of `max_buffered` that each mark uses up, so that tiny writes with callbacks are limited
 
 
 class Writer:
