@@ -315,7 +315,7 @@ class Reactor(Loop):
         """Start a program as a child process.
 
         Returns when the program runs. The child gets only its three standard descriptors and those in `pass_fds`, and
-        the signal handling that a shell would give it. Closing the process handle or the reactor kills the child.
+        its signals are handled as if a shell had started it. Closing the process handle or the reactor kills the child.
 
         Args:
             args: The words of the command, the program first. No shell is involved.
@@ -375,7 +375,7 @@ class Reactor(Loop):
         Args:
             timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call can
                 only make this time shorter.
-            lame_duck: Seconds of `timeout` in which clients are accepted, so that load balancers notice the drain first.
+            lame_duck: Seconds of `timeout` in which to accept clients, so that load balancers notice the drain first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 

@@ -14,7 +14,7 @@ from ..kernel import Kernel
 from ..loop.checks import shown
 from ..net.addresses import unmapped
 
-MAPPED_PREFIX = bytes(10) + b'\xff\xff'  # ::ffff:0:0/96, in which IPv6 sockets show IPv4 peers
+MAPPED_PREFIX = bytes(10) + b'\xff\xff'  # ::ffff:0:0/96: IPv6 sockets show IPv4 peers in this network
 
 
 class Networks:

@@ -3,7 +3,7 @@
 Only the header is read here, and not a byte more. So the stream reads the bytes after it, over TLS or not, as if it had
 just been accepted. A header is accepted only from the networks given by the user, because anyone can send one.
 
-The bytes are peeked at first, and then only the bytes that must belong to the header are read. So no part of a header
+The bytes are peeked first, and then only those that must belong to the header are read. So no part of a header
 stays unread in the kernel, which would make the selector report the socket again and again.
 """
 

@@ -337,7 +337,7 @@ class Kernel(Processes):
         return os.dup(fd)
 
     def sendfile(self, sock: Socket, fd: int, offset: int, count: int) -> int:
-        """Send bytes of a file without copying them. Raises OSError (EINVAL) if they have to be read instead."""
+        """Send bytes of a file without copying them. Raises OSError (EINVAL) if the bytes have to be read instead."""
         # The number of a simulated socket means nothing to the operating system.
         if not platforms.HAS_SENDFILE or not isinstance(sock, socket.SocketType):
             raise OSError(errno.EINVAL, 'sendfile is not available')

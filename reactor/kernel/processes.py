@@ -114,7 +114,7 @@ class Processes:
         if os.name != 'posix':
             return child.poll()
         if child.returncode is not None:
-            return child.returncode  # it was reaped before, when no memory was left to report that
+            return child.returncode  # it was reaped earlier, but no memory was left to report that
         # Not `child.poll`, which returns 0 for a child that other code has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)

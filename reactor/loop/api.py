@@ -283,7 +283,8 @@ class LoopAPI:
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
         """Call a function once in each turn, before all other calls in the soon phase.
 
-        While there is an idler, the loop never sleeps and uses a whole processor. Use idlers for work in small pieces.
+        While there is an idler, the loop never sleeps, and occupies a whole processor core. Use idlers for work in
+        small pieces.
 
         Args:
             fn: Called as `fn(*args)`.
@@ -302,8 +303,8 @@ class LoopAPI:
     def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
         """Make a handle with which any thread or signal handler can have a function called in the loop.
 
-        Its `trigger()` requests the call. Several triggers before the call cause only one call. The notifier keeps
-        `run` running while it is open, unless its `unref` is called.
+        Its `trigger()` requests the call. Several triggers before the call cause only one call. While the notifier is
+        open, it keeps `run` running, unless its `unref` is called.
 
         Args:
             fn: Called as `fn(*args)` in the loop's thread.

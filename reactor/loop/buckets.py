@@ -29,7 +29,7 @@ class Member(Protocol):
 
 
 MOST_STALE = 64  # the heap is rebuilt when its length exceeds twice the number of buckets by more than this
-LOOKS_PER_TURN = 128  # these checks take about 2 ms; thousands of members due in one second must not block the loop
+LOOKS_PER_TURN = 128  # this many checks take about 2 ms; thousands of members due in one second must not block the loop
 
 
 class Buckets:

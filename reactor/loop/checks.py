@@ -1,8 +1,8 @@
 """Checks for arguments that are numbers, flags, paths or callbacks.
 
-All methods share them, so the same mistake gives the same message everywhere. A wrong value is refused by the method to
-which it is passed, and the message names the argument and shows the value. A bool is not a number here:
-`idle_timeout=True` is a mistake, not one second.
+All methods share them, so the same mistake gives the same message everywhere. The method that gets a wrong value
+refuses it, and the message names the argument and shows the value. A bool is not a number here: `idle_timeout=True` is
+a mistake, not one second.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ them start and stop in any order. So a claim is undone only while its handler or
 whatever was installed later is left alone.
 
 A dropped claim may still be called: code that replaced it with another handler may call it or reinstall it at any time.
-The claim then behaves like the handler that it had replaced, so no signal ever reaches a closed reactor.
+The claim then behaves like the handler that it had replaced, so a closed reactor never gets a signal.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class Failures:
             self._log(exc, handle)
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
-        # A peer can cause exceptions at will. The listener limits how many are logged for its connections. In addition,
+        # Peers can cause exceptions at will. The listener limits how many are logged for its connections. In addition,
         # the same exception is logged once in LOG_INTERVAL, which covers connections without a listener.
         code, module, phases = _raised_in(exc)
         if handle is not None:

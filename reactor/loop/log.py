@@ -2,7 +2,7 @@
 
 Logging never makes its caller fail. A logger may raise, a descriptor limit may make even `import logging` fail,
 standard error may be closed, and the repr of an object or the str of an exception may raise: none of these errors
-reaches the caller. Only `KeyboardInterrupt` and `SystemExit` do. So every line is logged with `log`, and objects of
+reaches the caller, except `KeyboardInterrupt` and `SystemExit`. So every line is logged with `log`, and objects of
 other code are converted with `describe` or `name_of` before they are put in a message.
 
 A program that has not imported `logging` has not configured it either, so the logging module sends its lines to

@@ -38,7 +38,7 @@ class Notifier(Handle):
         loop.watchers.park(self)
 
     def trigger(self) -> None:
-        """Have the callback called in the loop, soon. Several triggers before the call cause one call.
+        """Have the callback called soon in the loop. Several triggers before the call cause only one call.
 
         Raises:
             HandleClosed: The notifier is closed. With `once` it closes itself before its call, so the caller must be

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
-# The functions that call user code: each callback has one of them below it on the stack.
+# The functions that call user code: one of them is below each callback on the stack.
 _PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', 'run_exit_callbacks'}
 # Modules of the standard library, written in Python, that the reactor calls.
 _CALLED = {'logging', 'os', 'selectors', 'signal', 'socket', 'ssl', 'subprocess', 'threading'}

@@ -1,6 +1,6 @@
 """`loop.spins`: finds and stops busy loops, in which a handle or selector is ready in every turn without progress.
 
-A handle that was dispatched and could do nothing reports that here. When it does so in STALLED turns in a row, it is
+A handle that was dispatched and could do nothing reports that here. A handle that does so in STALLED turns in a row is
 parked for a moment, counted, and logged once per episode. Progress is not recorded, so it costs nothing.
 """
 

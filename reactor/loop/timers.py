@@ -1,8 +1,8 @@
 """Timers: a heap of deadlines, and a dict that maps each deadline to the timers due then.
 
-A timer is pending while its `deadline` is not None. It fires at a deadline only if the dict, `at`, has it there. So
-cancelling or moving a timer removes nothing from the heap. A deadline without timers is dropped when it reaches the top
-of the heap, or when half of the heap consists of such deadlines.
+A timer is pending while its `deadline` is not None. A timer fires at a deadline only if the dict, `at`, lists it there.
+So cancelling or moving a timer removes nothing from the heap. A deadline without timers is dropped when it reaches the
+top of the heap, or when half of the heap consists of such deadlines.
 
 The heap holds bare floats, because they compare faster than tuples or objects. So a timer is one object for the garbage
 collector, not two. Timers with the same deadline fire in the order in which that deadline was set.

@@ -32,7 +32,7 @@ DOORBELL_BYTES = 4096  # the most bytes read in one turn; after many signals, th
 
 
 class Wakeup(Handle):
-    """The doorbell of one loop. It never counts as a reason to keep running."""
+    """The doorbell of one loop. It is never a reason to keep running."""
 
     __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # its sockets, and their state

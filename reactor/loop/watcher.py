@@ -365,7 +365,7 @@ class Watchers:
                 self.fail(handle, exc)
 
     def _park_lost(self, handle: Handle) -> None:
-        self._parked[handle] = None  # first, because memory may run out
+        self._parked[handle] = None  # this comes first, because memory may run out
         handle.events = 0
         alone, self._half_parked = not self._half_parked, True
         self._finish_parking(handle if alone else None)

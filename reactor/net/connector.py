@@ -225,7 +225,7 @@ class Connector:
         return OSError(error, f'cannot connect to {show(address[1])}: {reason or self._kernel.strerror(error)}')
 
     def _failure(self) -> Exception:
-        # Return the last error of the preferred family, with the errors of all attempts in its notes.
+        # Return the last error of the preferred family. Its notes list the errors of all attempts.
         exc = [exc for (family, _), exc in self._errors if family == self._family][-1]
         if len(self._errors) > 1:
             for _, each in self._errors:
@@ -305,7 +305,7 @@ class Attempt(Handle):
         if not error:
             error = self._error_of_peer(sock)
             if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
-                return  # a spurious event: still connecting. If such events continue, other code has taken the error
+                return  # a spurious event: still connecting. If such events go on, other code has read the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
     def _error_of_peer(self, sock: socket) -> int:

@@ -6,7 +6,7 @@ Engineering", chapter 20):
 
     lame duck   `draining` is True and nothing else changes: health checks can fail, and answers can say
                 `Connection: close`.
-    refusing    A listener is closed when its queue is empty, because the kernel has already accepted the clients in the
+    refusing    A listener is closed only when its queue is empty: the kernel has already accepted the clients in the
                 queue. On Linux, new SYNs are dropped once a check has found the queue empty, and the listener is closed
                 at the next check, so that handshakes under way can complete. A paused or full listener stays open until
                 it has accepted the clients in its queue.
@@ -15,8 +15,8 @@ Engineering", chapter 20):
 
 Handles that do not keep the loop running (`unref`) are left alone, so live pages and health checks work until the end.
 
-A connection is closed as idle when every check of the last GRACE seconds has found it idle. A request may be on its
-way for that long, from a client that was accepted or answered at the last moment.
+A connection is closed as idle when every check of the last GRACE seconds has found it idle. A request may be on its way
+for that long, if its client was accepted or answered at the last moment.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How a connection ends: by `close`, by `abort` or by a failure, and always with `on_close` as its last completion.
 
 `Connection` is the base of a stream: its slots, its state, and the ways it can end. All of them lead to `finish`, which
-first appends the last completion. Its other steps cannot fail or can be repeated, so running out of memory never leaves
-a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called directly here, each as the
-last step of a method that the loop calls.
+first appends the last completion. The other steps of `finish` cannot fail or can be repeated, so running out of memory
+never leaves a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called directly here,
+each as the last step of a method that the loop calls.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class Connection(Handle):
     def handle_exhausted(self, exc: Exception) -> bool:
         """Called when memory or stack ran out while the connection was read, written or opened.
 
-        Bytes may be lost, so it is reset. Returns False if the connection has ended already: only its last completions
-        are left then, and they can be repeated.
+        Bytes may be lost, so the connection is reset. Returns False if the connection has ended already: only its last
+        completions are left then, and they can be repeated.
         """
         if self.state is CLOSED:
             return False

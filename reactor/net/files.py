@@ -1,7 +1,7 @@
 """Parts of files that wait to be sent. Their bytes are not copied into memory.
 
-Each `FilePart` owns a duplicate of the user's descriptor, and closes it when the part is freed. So a connection that
-ends also closes its files. One call sends a limited number of bytes.
+Each `FilePart` owns a duplicate of the user's descriptor, and closes the duplicate when the part is freed. So a
+connection that ends also closes its files. One call sends a limited number of bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run the TLS handshakes of streams: when each takes a step, its time limit, and the writes that wait for its end.
+"""Run the TLS handshakes of streams: schedule the steps, limit the time, and hold writes until a handshake is done.
 
 The step itself (`ssl_object.do_handshake()`) is in `session.py`. The records that TLS itself sends, alerts and
 close_notify, are sent from this file.
@@ -63,7 +63,7 @@ class HandshakeStream(Stream):
         except SelectorFull as exc:
             self.reset(exc.with_traceback(None))
         if self.sock is None:
-            return  # its descriptor was lost, and `on_close` will be called
+            return  # the descriptor was lost, and `on_close` will be called
         if options.timed:
             self.start_timeouts()
         self.limit_handshake(options.handshake_timeout, deadline)
@@ -89,7 +89,7 @@ class HandshakeStream(Stream):
         assert isinstance(stream, HandshakeStream)
         stream.loop.watchers.set_events(stream, stream.events | READ)
         if stream.sock is None:
-            return  # its descriptor was lost, and `on_close` will be called
+            return  # the descriptor was lost, and `on_close` will be called
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
             # Not during this call, which an `sni_callback` may have made inside another handshake.
@@ -115,7 +115,7 @@ class HandshakeStream(Stream):
         shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
         waiting, count, stream = shared.waiting, 0, self
         if shared.handshakes[0] > turn:
-            return  # the waiting streams ended, and the completion of newer ones has done this already
+            return  # the waiting streams have ended, and the completion of newer ones has already done this
         while waiting and count < HANDSHAKES_PER_TURN:
             stream = next(iter(waiting))
             completions.append((stream, HandshakeStream.handle_handshake, ()))
@@ -202,7 +202,7 @@ class HandshakeStream(Stream):
                 self.fail('cannot be written to', exc.with_traceback(None), 'the held writes were not sent')
                 return
             except RecursionError:
-                del held[:index]  # the rest is not encrypted yet, and can be sent when the stack has room
+                del held[:index]  # the rest is not encrypted yet, and can still be sent once the stack has room
                 raise
             except MemoryError as exc:
                 self.lose(exc)

@@ -146,7 +146,7 @@ class Listener(Handle):
                     self._batch = 1
                     self._back_off(exc)
                     return
-                continue  # this client has gone already (ECONNABORTED, for example): try the next one
+                continue  # this client is already gone (ECONNABORTED, for example): try the next one
             self.accept_client(sock, address)
             if not self.events:
                 return

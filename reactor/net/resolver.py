@@ -84,7 +84,7 @@ class LookUp(Handle):
     def close(self) -> None:
         self.loop.guard.check_thread()
         if self.on_done is not None:
-            self.loop.watchers.remove(self)  # first, because it may run out of memory or stack
+            self.loop.watchers.remove(self)  # first, because this step may run out of memory or stack
             if self._timer is not None:
                 self._timer.cancel()
             if self._call is not None:
@@ -98,7 +98,7 @@ class LookUp(Handle):
         return f'<LookUp {self.name!r}{" closed" if self.closed else ""}>'
 
     def _timed_out(self) -> None:
-        self._timer = None  # it must not be cancelled in its own call, which the loop may have to repeat
+        self._timer = None  # a timer must not be cancelled in its own call: the loop may have to repeat that call
         message = f'cannot look up {self.name!r}: no answer within {self.timeout:g} s'
         self.handle_answer(None, ResolveTimeout(f'{message}; check the network and the name servers'))
 

@@ -32,8 +32,8 @@ EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so e
 class Buffers:
     """The two buffers between us and OpenSSL, shared by all TLS connections of a loop.
 
-    A call that fails may leave bytes in them. Such bytes belong to a connection that cannot go on, and are dropped
-    before the next call. While `inside` is True, OpenSSL runs and may call a function of the user, such as an
+    A call that fails may leave bytes in the buffers. Such bytes belong to a connection that cannot go on, and are
+    dropped before the next call. While `inside` is True, OpenSSL runs and may call a function of the user, such as an
     `sni_callback`. The bytes in the buffers then belong to the connection for which OpenSSL runs. Calls for other
     connections set these bytes aside and put them back.
     """

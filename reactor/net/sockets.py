@@ -137,7 +137,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
     except OSError:
         if not dual:
             raise
-        family, address, dual = AF_INET, ('0.0.0.0', port), False  # this machine has no IPv6
+        family, address, dual = AF_INET, ('0.0.0.0', port), False  # this machine lacks IPv6
         sock = kernel.socket(family, kind)
     try:
         # For UDP, SO_REUSEADDR would let another program take the port and its datagrams.

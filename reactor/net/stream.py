@@ -142,7 +142,7 @@ class Stream(Sender):
             return  # sending has failed: received bytes are delivered, and then the connection ends
         over, next_look = timeouts.look(self.options, self.peername, self.events & READ != 0, self.buffered > 0, now)
         if over is not None and type(over) is not WriteTimeout and self._has_input():
-            # The peer's bytes have arrived and are read next. A callback was slow, or reading was paused.
+            # Bytes of the peer have arrived and are read next: a callback was slow, or reading was paused.
             over, next_look = None, now + 1
         if over is not None:
             self.reset(over)

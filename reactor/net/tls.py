@@ -2,8 +2,8 @@
 
 Ciphertext is written like any other bytes, so the water marks, the limits and `on_written` work as for plain streams: a
 write is accepted when all of its ciphertext is accepted. A connection that ends without close_notify (RFC 8446, section
-6.1) ends with an error, because an attacker may have cut it short. Any OpenSSL error ends the connection at once, so no
-later call uses an SSL object that cannot go on.
+6.1) ends with an error, because an attacker may have cut it short. Any OpenSSL error ends the connection at once, so an
+SSL object that has failed is never used again.
 
 The handshake is in `handshake.py`, the work with OpenSSL in `session.py`.
 """

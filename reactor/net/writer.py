@@ -20,7 +20,7 @@ Mark = tuple[int, Callable[..., object], tuple[Any, ...]]
 
 GATHER_BELOW = 4096  # bytes; copying fewer costs less than another buffer in sendmsg
 GATHER_UP_TO = 65536
-# IOV_MAX is 1024, but a send accepts only what fits into the socket's buffer. Preparing more would be wasted work.
+# IOV_MAX is 1024, but the kernel accepts only what fits into the socket's buffer. Preparing more would be wasted work.
 BUFFERS_PER_SEND = 64
 FILE_COST = 16384  # bytes of `max_buffered` that each open file uses up: at most 1,024 files wait for a peer
 # The most callbacks that become due after one send. The peer decides when it reads, and 130,000 callbacks may be
