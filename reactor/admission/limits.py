@@ -34,7 +34,7 @@ class Limits:
     """Limits for clients, passed to `listen_tcp` or `listen_unix` as `limits=`. Several listeners may share them.
 
     A refused client is reset before `on_connect`. `stats()` has a counter for each limit, and each listener logs at
-    most one line a second. An IPv6 address stands for its whole /64.
+    most one line a second. An IPv6 address stands for the whole /64 that it belongs to.
 
     With `proxy_protocol`, the limits apply to the real client once the header has named it. Because a connection exists
     then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets, UNKNOWN

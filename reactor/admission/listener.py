@@ -65,7 +65,7 @@ class GuardedListener(Listener):
             self._refuse(sock, address, refusal)
             return None
         stream = super().accept_client(sock, address)
-        if stream is not None and not stream.closed:  # otherwise the count would never go down again
+        if stream is not None and not stream.closed:  # a closed stream would be counted for ever
             try:
                 limits.track(stream, known, now)
             except (MemoryError, RecursionError) as exc:
@@ -103,7 +103,7 @@ class GuardedListener(Listener):
         try:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
         except OSError:
-            pass  # the client has gone already
+            pass  # the client is already gone
         close_socket(sock)
 
     def _count(self, address: Any, refusal: Refusal) -> None:

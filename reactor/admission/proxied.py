@@ -148,7 +148,7 @@ class ProxiedStream(Stream):
 
     def handle_header_late(self) -> None:
         """Called by the timer of the header, which has not arrived in time."""
-        if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # otherwise the timer was not cancelled
+        if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # if not, cancelling the timer has failed
             self._fail(f'its header did not arrive within proxy_timeout={self._protocol.timeout:g} s', ProxyTimeout)
 
     # -- methods for users, on a stream from `handles()`

@@ -75,7 +75,7 @@ class Kernel(Processes):
         return lambda fd: len(selector.get_map()) < platforms.FD_SETSIZE
 
     def is_open(self, fd: int) -> bool:
-        """Whether `fd` is an open descriptor of this process."""
+        """Return whether `fd` is an open descriptor of this process."""
         try:
             if os.name == 'posix':
                 os.fstat(fd)
@@ -117,7 +117,7 @@ class Kernel(Processes):
             return 0  # not a socket, or not Linux
 
     def never_blocks(self, fd: int) -> bool:
-        """Whether `fd` is a file or directory, which never blocks. Raises OSError when it is not open."""
+        """Return whether `fd` is a file or directory; those never block. Raises OSError when it is not open."""
         if os.name != 'posix':
             return False  # fstat does not accept sockets on Windows, and select accepts nothing else
         try:
@@ -171,7 +171,7 @@ class Kernel(Processes):
         return socket.getnameinfo(address, flags)
 
     def has_clients(self, sock: Any) -> bool:
-        """Whether clients wait in the accept queue of a listening socket."""
+        """Return whether clients wait in the accept queue of a listening socket."""
         if sock.fileno() < 0:
             return False  # other code has closed it
         if os.name != 'posix':
@@ -202,7 +202,7 @@ class Kernel(Processes):
         return True
 
     def has_bytes(self, sock: Any) -> bool:
-        """Whether received bytes of a connected socket are unread."""
+        """Return whether received bytes of a connected socket are unread."""
         try:
             if fcntl is None:
                 return bool(sock.recv(1, socket.MSG_PEEK))

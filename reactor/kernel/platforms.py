@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 
-# Some platforms lack these. Only this module tests for that.
+# Some platforms lack these constants. Only this module tests for that.
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
 SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
 TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
@@ -20,7 +20,7 @@ TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
 FIONREAD = 0x541B if sys.platform == 'linux' else 0x4004667F
 # Attaches a packet filter to a socket on Linux. The module `socket` lacks the name.
 SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
-# Such a filter, as fields of struct sock_filter (classic BPF). It drops segments whose TCP header has the SYN flag.
+# A packet filter, as fields of struct sock_filter (classic BPF). It drops segments whose TCP header has the SYN flag.
 DROP_FIRST_SEGMENTS = (
     (0x30, 0, 0, 13),  # load the byte with the flags
     (0x45, 0, 1, 2),  # if SYN is not set, skip one instruction

@@ -86,7 +86,7 @@ class Processes:
         return threading.get_ident()
 
     def in_main_thread(self) -> bool:
-        """Whether the caller may install signal handlers: in the main thread of the main interpreter."""
+        """Return whether the caller may install signal handlers: in the main thread of the main interpreter."""
         return threading.current_thread() is threading.main_thread() and _in_main_interpreter()
 
     def spawn(

@@ -66,13 +66,13 @@ class PipeSocket:
         return os.writev(self._fd, buffers)
 
     def hung_up(self) -> bool:
-        """Whether the other end is closed."""
+        """Return whether the other end is closed."""
         poll = select.poll()
         poll.register(self._fd, 0)
         return bool(poll.poll(0))
 
     def has_bytes(self) -> bool:
-        """Whether there are bytes to read."""
+        """Return whether there are bytes to read."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))

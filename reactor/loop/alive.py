@@ -42,7 +42,7 @@ class Alive:
         self._wakeup = wakeup
 
     def any_reason(self) -> bool:
-        """Whether there is any reason to keep running."""
+        """Return whether there is any reason to keep running."""
         return bool(
             self._soon
             or self._watchers.referenced

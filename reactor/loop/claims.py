@@ -42,7 +42,7 @@ class SignalClaim:
 
     def drop(self) -> None:
         """Restore the previous handler, if this one is still installed."""
-        self.fn = None  # first: from here on this claim behaves like the handler that it replaced
+        self.fn = None  # this comes first: from here on this claim behaves like the handler that it replaced
         if self._kernel.getsignal(self.signum) is self:
             self._restore()
 

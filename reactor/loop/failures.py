@@ -208,10 +208,10 @@ def _fail(handle: Handle, exc: Exception) -> None:
 
 
 def called_user(exc: BaseException, fn: object = None) -> bool:
-    """Whether `exc`, which a phase has caught, was raised after the call had reached code outside the reactor.
+    """Return whether `exc`, which a phase has caught, was raised after the call had reached code outside the reactor.
 
     A function written in C has no frame that would show this. So if the phase called such a function directly, `fn`,
-    the error counts as the function's own. Otherwise the call would be repeated, and fail, for ever.
+    the error counts as the function's own. Otherwise the call would be repeated for ever, and fail each time.
 
     This function calls nothing, because the stack may have run out.
     """

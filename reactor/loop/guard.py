@@ -45,5 +45,5 @@ class Guard:
         return self._kernel.thread()
 
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that made the loop."""
+        """Return whether this process is a fork of the one that made the loop."""
         return self._kernel.pid() != self._pid

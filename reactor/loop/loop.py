@@ -260,7 +260,7 @@ class Loop(LoopAPI):
         if self._starved:  # the failures that the last turn could not handle come first
             self.failures.end_starved()
             self._run_completions(len(self.completions))
-            limit = 0  # do not sleep: perhaps nothing is left to wait for
+            limit = 0  # do not sleep: there may be nothing left to wait for
         ready = self._poll(limit)
         began = self.now
         counters.loop_count += 1
@@ -438,7 +438,7 @@ class Loop(LoopAPI):
             self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
-        """Whether a callback has forked and closed this loop in the child, so that this phase found an empty queue."""
+        """Return whether a callback has forked and closed this loop in the child. That empties the queues."""
         return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:

@@ -225,7 +225,7 @@ class Signals:
         handler = self._handlers.get(signum)
         below = living(handler.claim.previous) if handler is not None else None
         if type(below) is SignalClaim:
-            below(signum, frame)  # the handler of another reactor
+            below(signum, frame)  # `below` is the handler of another reactor
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         # A second Ctrl-C during the same callback interrupts that callback.
@@ -240,7 +240,7 @@ class Signals:
 
 
 def _in_callback(frame: FrameType | None) -> bool:
-    """Whether `frame` runs user code, with no frame of the reactor between it and the callback.
+    """Return whether `frame` runs user code, with no frame of the reactor between it and the callback.
 
     An exception could end a function of the reactor halfway, or a function of the standard library that the reactor
     called: a selector, for example, could then list a descriptor that the kernel does not watch.

@@ -108,7 +108,7 @@ class ThreadPool:
                 self._queue.append(call)
                 self._start_threads()
             except BaseException:
-                call.close()  # the caller gets the exception, so the call must not be made
+                call.close()  # the caller gets the exception, so this call must not be made
                 raise
         return call
 

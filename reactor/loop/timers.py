@@ -271,7 +271,7 @@ class TimerHeap:
         return len(due)
 
     def has_due(self) -> bool:
-        """Whether `due` still has a timer to run, after an exception has escaped from the timers phase."""
+        """Return whether `due` still has a timer to run, after an exception has escaped from the timers phase."""
         due = self.due
         while due:
             timer = due[0]
@@ -360,7 +360,7 @@ class TimerHeap:
             self.unreferenced.add(timer)
 
     def is_referenced(self, timer: Timer) -> bool:
-        """Whether this pending timer keeps the loop running."""
+        """Return whether this pending timer keeps the loop running."""
         return timer not in self.unreferenced
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ class Wakeup(Handle):
             except (MemoryError, RecursionError):
                 if entry not in self.calls:
                     return  # the loop has taken it already
-                self.calls.remove(entry)  # the caller gets the exception, so the call must not be made
+                self.calls.remove(entry)  # the caller gets the exception, so this call must not be made
                 raise
 
     def ring(self) -> bool:
@@ -145,7 +145,7 @@ class Wakeup(Handle):
             self.loop.spins.no_progress(self)
             return
         except OSError as exc:
-            if exc.errno in NO_MEMORY:  # the socket is still ready
+            if exc.errno in NO_MEMORY:  # the socket is still ready, so the loop tries again
                 self.loop.spins.no_progress(self)
             else:
                 self.loop.watchers.evict(self)

@@ -3,7 +3,7 @@
 An open handle is in exactly one of two places: in the map of the selector if it wants events, or parked if it wants
 none. There is no other registry, so a handle that is in neither place is not kept alive.
 
-A registration without events would still report a hang-up, for ever. So a handle that wants no events is unregistered.
+A registration without events would still report a hang-up for ever. So a handle that wants no events is unregistered.
 A descriptor that other code has closed is never reported by epoll, and makes `select` fail. Its handle is evicted:
 unregistered by the number of the descriptor.
 """
@@ -94,11 +94,11 @@ class Handle:
         """Called when a callback of the handle raised an exception that no `on_error` has handled."""
 
     def may_log(self) -> bool:
-        """Whether an exception of a callback of the handle may be logged now."""
+        """Return whether an exception of a callback of the handle may be logged now."""
         return True
 
     def has_log_limit(self) -> bool:
-        """Whether `may_log` sets a limit; otherwise the loop limits how often the same exception is logged."""
+        """Return whether `may_log` sets a limit; otherwise the loop limits how often the same exception is logged."""
         return False
 
     def handle_lost(self, exc: OSError) -> None:
@@ -172,7 +172,7 @@ class Watchers:
         self.referenced = referenced
 
     def is_parked(self, handle: Handle) -> bool:
-        """Whether an open handle is not registered."""
+        """Return whether an open handle is not registered."""
         return handle in self._parked
 
     def set_events(self, handle: Handle, events: int) -> None:
@@ -259,7 +259,7 @@ class Watchers:
             self.referenced = referenced
 
     def is_referenced(self, handle: Handle) -> bool:
-        """Whether this open handle keeps the loop running."""
+        """Return whether this open handle keeps the loop running."""
         return handle not in self._unreferenced
 
     def rebuild(self) -> BaseSelector:
@@ -309,7 +309,7 @@ class Watchers:
         handle.handle_refused(exc.with_traceback(None))
 
     def is_lost(self, handle: Handle, fd: int) -> bool:
-        """Whether other code has closed `fd`, the descriptor of `handle`."""
+        """Return whether other code has closed `fd`, the descriptor of `handle`."""
         return handle.fileno() != fd or not self._kernel.is_open(fd)
 
     def evict_closed(self) -> bool:
@@ -345,7 +345,7 @@ class Watchers:
             # handle was closed unnoticed. A handle without a socket watches a user's descriptor, and must not replace
             # another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt; perhaps the handle is only in the map
+            if holder is handle:  # memory ran out in the last attempt, and the handle may only be in the map
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return

@@ -58,7 +58,7 @@ class Connector:
         'stream', 'reading', '_loop', '_kernel', '_target', '_local_address',
         # its time limit
         'deadline', '_timeout', '_timer',
-        # addresses not tried yet, attempts under way, and those that have failed
+        # addresses not tried yet, attempts under way, and attempts that have failed
         '_lookup', '_addresses', '_family', '_attempts', '_errors',
         # when the next attempt begins
         '_next', '_retry_delay',

@@ -99,7 +99,7 @@ class Drain:
         """Close each listener whose accept queue is empty."""
         if self.over:
             return
-        # Each turn accepts some clients, so ask again in the next turn, unless the last turn accepted none.
+        # Each turn accepts a few clients, so check again in the next turn, unless the last turn accepted none.
         accepts, before = self._loop.counters.accepts, self._accepts
         self._accepts = accepts
         taking = False

@@ -178,7 +178,7 @@ class Listener(Handle):
         try:
             if self._max_connections is not None:
                 self._update()
-            if stream.on_connect is not None and stream.state is OPEN:  # over TLS, called later
+            if stream.on_connect is not None and stream.state is OPEN:  # over TLS, `on_connect` is called later
                 self.loop.completions.append((stream, Stream.handle_accepted, ()))
             if self._defer_accept:
                 self.loop.completions.append((stream, Stream.handle_first_read, ()))
@@ -345,7 +345,7 @@ class Listener(Handle):
     def _back_off(self, exc: Exception) -> None:
         counters = self.loop.counters
         counters.accept_pauses += 1
-        if counters.accepts == self._accepts_before:  # nothing was accepted in between, so it is the same episode
+        if counters.accepts == self._accepts_before:  # nothing was accepted in between, so this is the same episode
             self._last_trouble = self.loop.timers.clock()
         self._accepts_before = counters.accepts
         self._retry = self.loop.timers.unreferenced_later(ACCEPT_PAUSE, Listener.handle_pause_over, self)

@@ -183,7 +183,7 @@ def _advice(method: Any, name: str, options: Any) -> str:
 
 
 def edits(one: str, other: str) -> int:
-    """Return how many letters have to be inserted, deleted or replaced to turn one word into the other."""
+    """Return how many letters must be inserted, deleted or replaced to turn one word into the other."""
     row = list(range(len(other) + 1))
     for count, letter in enumerate(one, 1):
         above, row = row, [count]

@@ -1,7 +1,7 @@
 r"""PROXY headers: a proxy sends one at the beginning of a connection, to name the client that it speaks for.
 
 The two formats are those of HAProxy's proxy-protocol.txt. `header_size` never counts a byte that may belong to the data
-after the header. A header that differs from the document in any way is refused: if two parsers read it differently, a
+after the header. A header that does not match the document exactly is refused: if two parsers read it differently, a
 client could give itself another client's address.
 
     version 1   PROXY TCP4 192.0.2.1 198.51.100.7 51234 443\r\n
@@ -19,7 +19,7 @@ from .addresses import show, unmapped
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 FIXED = 16  # bytes of version 2 before the addresses
-LONGEST_V1 = 107  # bytes including the CRLF; the document computes this
+LONGEST_V1 = 107  # bytes including the CRLF; proxy-protocol.txt gives this number
 # The document asks receivers to accept at least 536 bytes. TLVs can be longer, for example a client's certificate with
 # its chain.
 LONGEST_V2 = 4096

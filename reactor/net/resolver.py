@@ -57,7 +57,7 @@ class LookUp(Handle):
                 call.unref()
             loop.watchers.park(self)  # last: a look-up that could not begin must not keep the loop running
         except BaseException:
-            self.on_done = None  # if an answer comes anyway, it is dropped
+            self.on_done = None  # an answer that still arrives is dropped
             raise
 
     def handle_addresses(self, addresses: list[Address] | None, error: Exception | None) -> None:

@@ -291,7 +291,7 @@ class TLSSession:
         try:
             self.ssl_object.unwrap()
         except self.ssl.SSLError:
-            pass  # the peer has not ended its side
+            pass  # the peer has not yet ended its side
         said = self.pending_output()
         self.buffers.put_back(left)
         return said

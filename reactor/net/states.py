@@ -13,9 +13,9 @@
     a send failed                      ──> FAILED ── received bytes are delivered ──> CLOSED
     abort(), a reset, a time limit     ──> CLOSED
 
-(1) Only for a connection with `on_eof`, which is called then. A state that has nothing to wait for is skipped: in HALF
-with no byte buffered, `write_eof` leads to CLOSED at once. CLOSED is the last state. The descriptor is closed then, and
-only `on_close` is still to be called.
+(1) Only for a connection with `on_eof`; that callback is called then. A state that has nothing to wait for is skipped:
+in HALF with no byte buffered, `write_eof` leads to CLOSED at once. CLOSED is the last state. The descriptor is closed
+then, and only `on_close` remains to be called.
 
 There are ten states. The code reads their attributes and compares them only by identity, because several states have
 the same name. The name is what users see in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The design follows h11's
