@@ -2,7 +2,7 @@
 
 This module has the faults, the `World` in which a program runs, and the laws that are checked after each run.
 
-The callbacks that count reports allocate nothing, so no fault happens in them. After the fault every program continues
+The callbacks that record events allocate nothing, so no fault happens in them. After the fault every program continues
 as a user would: it closes what is open and uses what is left.
 """
 
@@ -76,7 +76,7 @@ def allocations(fn: Callable[[], Any]) -> int:
         left = 0
         while True:
             object()
-            left += 1  # above 256, the counter itself is an allocated int
+            left += 1  # above 256, the count itself is an allocated int
     except MemoryError:
         pass
     finally:

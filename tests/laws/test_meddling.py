@@ -222,7 +222,7 @@ class Path_:
 
 
 class RealCrowd(Crowd):
-    """A crowd that has all handles of a real kernel."""
+    """A crowd that has every kind of handle that the real kernel supports."""
 
     def __init__(self, world: Any, folder: Path) -> None:
         pytest.importorskip('watchdog')

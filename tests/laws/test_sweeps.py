@@ -48,7 +48,7 @@ def machine(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check for leaked descriptors: each run has its own, which ignores the leaks of CPython itself."""
+    """Replace the check for leaked descriptors: each run has its own check, which ignores CPython's own leaks."""
 
 
 @pytest.fixture(scope='session')
@@ -100,7 +100,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
                 wrong = wrong or f'law 9: {descriptors() - before} descriptors are left'
     finally:
         sys.unraisablehook = hook
-    # An accepted socket whose connection finds no memory or stack is closed with its last reference.
+    # If memory or stack for the connection is lacking, the accepted socket is closed with its last reference.
     unraisable = [what for what in unraisable if 'unclosed' not in what and 'MemoryError' not in what]
     wrong = wrong or (f'could not be raised: {unraisable[0]}' if unraisable else None)
     near = f', the program has {left} frames left' if left else ''

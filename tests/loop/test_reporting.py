@@ -135,7 +135,7 @@ LOGGERS = {
 
 @contextlib.contextmanager
 def logger_that(does):
-    """Give the logger `reactor` a handler that fails. Tests enter this context themselves, as pytest captures logs."""
+    """Give the logger `reactor` a failing handler. Each test enters this context itself: pytest captures logs."""
     error, stderr = LOGGERS[does]
     handler = logging.NullHandler() if error is None else Raising(error)
     if does == 'filter raises':

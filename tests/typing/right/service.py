@@ -1,4 +1,4 @@
-"""Running it for real, and looking at it."""
+"""Running a service, and observing it."""
 
 from __future__ import annotations
 
