@@ -303,7 +303,7 @@ class World:
     def still_serves(self, server: Any) -> str | None:
         if server.closed:
             return None
-        if server._paused:  # paused by the program, which had no memory to resume it
+        if server._paused:  # the program has paused it, and had no memory to resume it
             server.resume()
         if server.open_connections:
             return f'{server!r} counts {server.open_connections} connections, but none is open'

@@ -1,4 +1,4 @@
-"""Ctrl-C at the n-th line of our code: SIGINT arrives just before each line of the reactor that a program executes.
+"""Ctrl-C at the n-th line of our code: SIGINT arrives just before each of the reactor's lines that a program executes.
 
 The programs come from `test_nth_call.py` and from the simulation; another one uses the real system. A first run counts
 the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the program

@@ -1,7 +1,7 @@
-"""Handles of every kind on the real kernel, whose callbacks act on any other handle in the same turn.
+"""Handles of every kind on the real kernel: their callbacks act on any other handle in the same turn.
 
-The program is that of the simulation, with handles that the simulated kernel lacks: pipes of children, descriptors of
-other code, Unix datagrams, files, adopted sockets and watched paths. Each handle must keep the promises of its
+The program is that of the simulation, and adds handles that the simulated kernel lacks: pipes of children, descriptors
+of other code, Unix datagrams, files, adopted sockets and watched paths. Each handle must keep the promises of its
 documentation.
 """
 

@@ -100,7 +100,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
     'close': (errno.EIO, errno.ECONNRESET, errno.EBADF),
     'set_wakeup_fd': (errno.EBADF,),
     'signal': (errno.EINVAL,),
-    'thread': (errno.EAGAIN,),  # raised as RuntimeError
+    'thread': (errno.EAGAIN,),  # Python raises it as RuntimeError
     'getaddrinfo': RESOLVING,
     'getnameinfo': RESOLVING,
     'lstat': PATHS,

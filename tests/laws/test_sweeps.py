@@ -29,7 +29,7 @@ from tests.helpers.sweep_programs import PROGRAMS, SECURED
 pytestmark = pytest.mark.slow
 
 DEPTHS = range(1, 61)  # frames left on the stack
-IN_A_ROW = (1, 5, 20)  # allocations that fail; CPython 3.11 itself breaks after 32
+IN_A_ROW = (1, 5, 20)  # how many allocations fail; CPython 3.11 itself breaks after 32
 STEP = 7  # CI makes every seventh allocation of each program fail
 BY_NAME = {program.__name__: program for program in PROGRAMS}
 

@@ -86,7 +86,7 @@ class Sock(ScriptedSocket):
         super().__init__(kernel)
         self.model = kernel.model
         self.model.sock = self
-        self.connecting = None  # 'under way', or the error number of the attempt
+        self.connecting = None  # 'under way', or the error number of the attempt to connect
         self.room = 0  # bytes that the kernel accepts
         self.broken = None  # the error that the next send raises
         self.dry = False  # whether the last recv found nothing

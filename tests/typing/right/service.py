@@ -1,4 +1,4 @@
-"""Running a service, and observing it."""
+"""Correct code that runs a service and observes it."""
 
 from __future__ import annotations
 
