@@ -795,7 +795,7 @@ VALUES: dict[str, list[dict[str, Any]]] = {
 
 
 def settings_of(kind: Kind) -> list[dict[str, Any]]:
-    """Return each option of a kind with each of its values: first the first values of all options, then the others."""
+    """Return each option of a kind with each of its values; the first values of all options come first."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
     names = [name for name in kind.options() if name != 'mode']  # the kinds have no files; see `test_a_mode_is_applied`
@@ -805,7 +805,7 @@ def settings_of(kind: Kind) -> list[dict[str, Any]]:
 
 
 def called(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of one run, with a new `Limits` object for each run."""
+    """Return the options of one run. Each run gets a new `Limits` object."""
     return {name: value() if name == 'limits' else value for name, value in options.items()}
 
 

@@ -98,7 +98,7 @@ def states(name: str) -> tuple[str, ...]:
 
 @cache
 def sample() -> list[Case]:
-    """Return the same cases each time, each on one selector."""
+    """Return some of the cases, the same ones each time, each on one selector."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {(case[0], case[4], case[5], case[6]): case for case in everything}

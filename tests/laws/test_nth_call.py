@@ -192,7 +192,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Return the same cases each time: each call of each program with each error on one selector."""
+    """Return some of the cases, the same ones each time: each call of each program with each error on one selector."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {

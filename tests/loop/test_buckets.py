@@ -214,7 +214,7 @@ def test_clearing_removes_all_members(fake, buckets):
 
 
 class Counted(int):
-    """A number of a second that counts how often such numbers are compared."""
+    """An int that counts how often such ints are compared."""
 
     comparisons = 0
 
@@ -252,7 +252,7 @@ def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake,
 
 
 def test_seconds_that_were_added_and_removed_are_forgotten(fake, buckets):
-    """In the heap, these seconds are after an earlier one, so they are never the first entry."""
+    """In the heap, these seconds come after an earlier one, so they are never the first entry."""
     buckets.add(Member(), 1001)
     for _ in range(3):
         for second in range(2000, 3000):
