@@ -130,7 +130,7 @@ class Driver:
         for _ in range(SETTLED):
             self.turn()
 
-    # The interface of each loop, with asyncio's names where both have the operation.
+    # The interface of each loop. Operations that both loops have are named as in asyncio.
 
     def turn(self) -> None:
         raise NotImplementedError
@@ -175,7 +175,7 @@ class Driver:
 
 
 class Raised(Exception):
-    """Raised by a callback on purpose; the driver notes it as ('errors', name)."""
+    """Raised by a callback on purpose; the driver records it as ('errors', name)."""
 
 
 # -- the programs

@@ -2,7 +2,7 @@
 
 This module has the faults, the `World` in which a program runs, and the laws that are checked after each run.
 
-The callbacks that count reports allocate nothing, so no fault happens in them. After the fault every program continues
+The callbacks that record events allocate nothing, so no fault happens in them. After the fault every program continues
 as a user would: it closes what is open and uses what is left.
 """
 
@@ -76,7 +76,7 @@ def allocations(fn: Callable[[], Any]) -> int:
         left = 0
         while True:
             object()
-            left += 1  # above 256, the counter itself is an allocated int
+            left += 1  # above 256, the count itself is an allocated int
     except MemoryError:
         pass
     finally:
@@ -303,7 +303,7 @@ class World:
     def still_serves(self, server: Any) -> str | None:
         if server.closed:
             return None
-        if server._paused:  # paused by the program, which had no memory to resume it
+        if server._paused:  # the program has paused it, and had no memory to resume it
             server.resume()
         if server.open_connections:
             return f'{server!r} counts {server.open_connections} connections, but none is open'

@@ -627,7 +627,7 @@ def signals_that_arrive(n, meter):
 
 @case(4)
 def reactors_with_signal_handlers(n, meter):
-    """All reactors of a process share a list of claims, and each searches it, so their number is small."""
+    """All reactors of a process share a list of claims, and each reactor searches it, so n is small here."""
     with meter:
         reactors = [Reactor() for _ in range(n)]
         for r in reactors:
@@ -674,7 +674,7 @@ def addresses_that_are_all_unreachable(n, meter):
 
 @case(64)
 def addresses_that_do_not_answer(n, meter):
-    """Another address is tried every quarter of a second; the last one answers, which ends the other attempts."""
+    """Another address is tried every quarter of a second. When the last one answers, the other attempts end."""
     kernel, pipes = ManyAddresses(n), []
     real = FakeKernel()
 

@@ -66,7 +66,7 @@ class Peer:
     def __init__(self, world: World, sock: Any) -> None:
         sock.setblocking(False)
         if sock.family in (INET, INET6) and sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise the buffer grows
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise the kernel enlarges the buffer
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.got = bytearray()
@@ -339,7 +339,7 @@ class Recorder:
             act(conn, *details)
 
     def check(self, name: str, conn: Any) -> None:
-        """Check that the callback has a fresh stack and that no attribute of the stream raises."""
+        """Check that the callback has a fresh stack, and that reading an attribute of the stream never raises."""
         problems = self.world.problems
         depth, frame = 0, inspect.currentframe()
         frame = frame.f_back.f_back.f_back  # type: ignore[union-attr]
@@ -426,7 +426,7 @@ class World:
         """Run turns, and a step of the peer after each, until `predicate()` is true. Wait only when nothing happens.
 
         Fail after `patience` turns of a millisecond in which nothing happened, so a busy machine does not matter. Also
-        fail after MOST_TURNS turns, because then an event is reported again and again.
+        fail after MOST_TURNS turns: then an event must have been reported again and again.
         """
         counters, last = self.r.counters, self.r.counters.loop_count + MOST_TURNS
         while not predicate():
@@ -510,8 +510,8 @@ class Kind:
     """A kind of stream.
 
     `call` is the method of `Reactor` that makes it. `cannot` maps the abilities that the kind lacks ('read', 'write',
-    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of its sockets, and `tls` is
-    true over TLS.
+    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of the sockets, and `tls`
+    is true over TLS.
     """
 
     call = ''
@@ -795,17 +795,17 @@ VALUES: dict[str, list[dict[str, Any]]] = {
 
 
 def settings_of(kind: Kind) -> list[dict[str, Any]]:
-    """Return every option of a kind with each of its values: first the first value of each option, then the others."""
+    """Return each option of a kind with each of its values; the first values of all options come first."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
-    names = [name for name in kind.options() if name != 'mode']  # no kind has a file; see `test_a_mode_is_applied`
+    names = [name for name in kind.options() if name != 'mode']  # the kinds have no files; see `test_a_mode_is_applied`
     ranks = range(max(map(len, VALUES.values())))
     values = [(name, VALUES[name][rank]) for rank in ranks for name in names if rank < len(VALUES[name])]
     return [own.get(name, value) for name, value in values]
 
 
 def called(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of one run, with a new object for each value that is an object."""
+    """Return the options of one run. Each run gets a new `Limits` object."""
     return {name: value() if name == 'limits' else value for name, value in options.items()}
 
 
@@ -813,7 +813,7 @@ def called(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class DatagramRecorder(Recorder):
-    """Like `Recorder`, for a datagram socket."""
+    """Like `Recorder`, but for a datagram socket."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

@@ -19,7 +19,7 @@ def case_of(machine: Any, share: float = 1) -> Any:
 
 
 class Machine(RuleBasedStateMachine):
-    """A state machine whose callbacks may fail an assertion: the loop catches it, and the next `turns` raises it.
+    """A state machine whose callbacks may raise AssertionError: the loop catches it, and the next `turns` raises it.
 
     Pass `caught` to the reactor as `catch_errors` and `on_error`. `Raised` is raised by callbacks on purpose.
     """

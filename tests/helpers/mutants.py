@@ -1,4 +1,4 @@
-"""Planted bugs that the simulation must find: each changes the package so that it breaks a promise.
+"""Planted bugs that the simulation must find: each is a change that makes the package break a promise.
 
 This module has the list, and the function that plants one bug in a copy of the package. A mutant changes one place
 outside of `reactor/testing`; its anchor text must occur exactly once in the file. A mutant breaks a law, so a run that
@@ -1093,8 +1093,8 @@ MUTANTS = (
     ),
 )
 
-# Found by the worlds of `tls_worlds.py`, or by the test that is named in place of the seed, because the programs of the
-# other simulation use no TLS.
+# These bugs are found by the worlds of `tls_worlds.py`, or by the test that is named in place of the seed. The programs
+# of the other simulation use no TLS.
 TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     # -- TLS
     (
@@ -1327,7 +1327,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
 )
 
-# Bugs, each with the fuzz target that has a stored input which reveals it.
+# Bugs, each with a fuzz target; one of the stored inputs of the target reveals the bug.
 FUZZ_MUTANTS = (
     (
         Mutant(

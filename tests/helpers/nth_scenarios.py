@@ -123,7 +123,7 @@ def upgrade(world: Any) -> None:
 
 
 def files(world: Any) -> None:
-    """Two files between other bytes, to a slow reader; the program closes one of them right after the call."""
+    """Two files, sent between other bytes to a slow reader; the program closes one of them right after the call."""
     _send_files(world, {}, {})
 
 

@@ -1,4 +1,4 @@
-"""Two or three owners of resources that a process has only once: signal handlers and Python's wakeup descriptor.
+"""Two or three owners of resources of which a process has only one: signal handlers and Python's wakeup descriptor.
 
 Each cell is an order in which owners of some kinds begin and end, nested or not. Many cells run in one child process.
 After each step of a cell:
@@ -8,7 +8,7 @@ After each step of a cell:
 - the installed handler belongs to an owner that is alive, or was put there by an owner that is not a reactor;
 - a wakeup descriptor that does not belong to a reactor receives the bytes of its signals, and no other descriptor
   receives any. To check this, each descriptor number that becomes free is given to another file at once;
-- in a fork, a signal does what it would do without any reactor.
+- in a forked process, a signal does what it would do without any reactor.
 
 The expectations are computed here, from the design: an owner restores the previous handler only if its own is still
 installed, and a closed reactor's handler behaves like the one it replaced. `tests/reference/asyncio_owner.py` adds
@@ -283,7 +283,7 @@ class Cell:
         return below.fileno() if below is not None and below.alive else -1
 
     def take(self, number: int) -> None:
-        """Give a descriptor number that became free to an unrelated connection."""
+        """Let an unrelated connection take a descriptor number that has become free."""
         for _ in range(64):
             try:
                 os.fstat(number)
@@ -427,7 +427,7 @@ def read(sock: socket.socket) -> bytes:
 
 
 def orders(count: int) -> list[tuple[int, ...]]:
-    """Return all orders in which `count` owners can begin and end; an owner's first occurrence is its beginning."""
+    """Return all orders in which `count` owners can begin and end: each owner occurs twice, first for its beginning."""
     return sorted(set(itertools.permutations([*range(count)] * 2)))
 
 

@@ -97,7 +97,7 @@ def read_all(r: Reactor, sock: socket.socket, timeout: float = 10) -> bytes:
 
 
 class Log(list):  # type: ignore[type-arg]
-    """The events of streams, in order: its methods are callbacks that append (name, ...)."""
+    """Records the events of streams in order: its methods are callbacks that append (name, ...)."""
 
     def on_connect(self, conn: Stream) -> None:
         self.append(('connect',))
@@ -492,8 +492,8 @@ def run_short(
 
     `owner` is the class or module that has the function. With `after`, the call raises after it has done its work.
 
-    The frame that raises appears to be in the reactor, like a real lack of memory there. An exception from any other
-    frame would count as an exception in the user's code.
+    The exception appears to come from a frame of the reactor, as if memory had run out there. From any other frame, it
+    would be treated as an exception in the user's code.
     """
     names = {'__name__': 'reactor.loop', '__package__': 'reactor.loop', 'kind': kind, 'left': times, 'after': after}
     names['do'] = getattr(owner, name)

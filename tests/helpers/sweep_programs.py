@@ -22,7 +22,7 @@ BIG = 300_000  # bytes: more than a socket pair accepts at once
 
 
 class Said:
-    """Writes to one connection. Its peer must receive each of them completely or not at all, in order.
+    """The writes to one connection. The peer must receive each write completely or not at all, and in order.
 
     A write that raised counts as not made. A write that returned counts as made, unless its connection has failed.
     """

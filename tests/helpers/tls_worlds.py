@@ -4,7 +4,7 @@ The room sends each line to all members in one callback, whatever `write` return
 another. The checks are the laws of the design and do not repeat conditions of the TLS code; records are counted by
 OpenSSL itself, in the message callback of a context.
 
-    law 1  every connection ends once: the ledger of the simulation
+    law 1  every connection ends once (checked by the ledger of the simulation)
     law 2  no call raises an exception that its docstring does not name, whatever the peer has done
     law 5  a turn processes only a few records of a connection, including those without data
     law 6  a connection keeps no more than a record and the data of one `recv`
@@ -24,9 +24,9 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # the most in a turn for a connection: 4 and an empty one, in the dispatch and in a completion
+RECORDS = 2 * (4 + 1)  # the most records of a connection in a turn: 4 and an empty one, in dispatch and in a completion
 HEADER = 0x100  # the content type of a record header in a message callback
-KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv after most of a record
+KEPT = 65536 + 16384 + 2048 + 5  # bytes: an incomplete record, and the data of one recv
 LINES = 3  # lines that each good client sends
 MAX_BUFFERED = 100_000
 
@@ -51,7 +51,7 @@ class Room:
         self.members: dict[Any, None] = {}
         self.good = rng.randrange(1, 4)
         self.joined = 0
-        self.records: Counter[Any] = Counter()  # for each connection, the records that OpenSSL has read in this turn
+        self.records: Counter[Any] = Counter()  # for each connection, how many records OpenSSL has read in this turn
         self.goal = world.expect('every good client has received everything, and has ended')
         self.left = self.good  # good clients that have not ended
         self.peers: list[Peer] = []
@@ -142,7 +142,7 @@ class Room:
         member.resume_reading()
 
     def nothing(self, conn: Any) -> None:
-        """Do nothing, as `on_written`."""
+        """An `on_written` that does nothing."""
 
     def resume(self, conn: Any) -> None:
         try:
@@ -183,7 +183,7 @@ class Room:
             self.end()
 
     def join_polite(self) -> None:
-        """Add a client with unusual but allowed behaviour, which must also receive everything."""
+        """Add a client that behaves unusually but correctly; it must receive everything, too."""
         self.left += 1
         peer = Peer(self.contexts.clients[self.server_context.maximum_version == TLS_1_3], False, self.rng)
 
@@ -219,7 +219,7 @@ class Room:
     def say(self, conn: Any, line: bytes) -> None:
         if not conn.closed:
             for _ in range(self.rng.choice((0, 0, 20))):
-                conn.write(b'good ')  # each write is a record, and all of them arrive at once
+                conn.write(b'good ')  # each write becomes a record, and all records arrive at once
             conn.write(line)
 
     def end(self) -> None:

@@ -25,7 +25,7 @@ class Mark:
 
 
 def main() -> None:
-    gc.disable()  # a collection visits all objects
+    gc.disable()  # a garbage collection would visit all objects, and be counted, too
     for name in sys.argv[2:]:
         for step in range(3):
             CASES[name][0](int(sys.argv[1]) << step, Mark())

@@ -1,4 +1,4 @@
-"""Programs must leave the same trace on this loop and on asyncio's, where both loops promise the same behaviour.
+"""Programs must leave the same trace on this loop and on asyncio's, wherever both loops promise the same behaviour.
 
 The programs, and the table of intended differences, are in `both_loops.py`. asyncio runs in a child process.
 """

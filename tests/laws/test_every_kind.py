@@ -120,7 +120,7 @@ class Run:
         return data
 
     def writes(self, pieces):
-        """Write pieces as the documentation recommends: pause after False, and continue in `on_drain`."""
+        """Write pieces as the documentation recommends: pause when `write` returns False, continue in `on_drain`."""
         waiting = deque(enumerate(pieces))
 
         def go(conn):
@@ -1265,7 +1265,7 @@ CHOSEN = chosen()
 
 
 def variants(fn, kind, whole):
-    """Generate (selector, debug, options) for each run: for one run, or with `whole` for all."""
+    """Generate (selector, debug, options) for one run or, with `whole`, for all runs."""
     if not whole:
         number = CASES.index((fn, kind))
         yield SELECTORS[number // 2 % 3], number % 2 == 1, CHOSEN[fn, kind]

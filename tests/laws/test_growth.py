@@ -2,8 +2,8 @@
 
 `tests/helpers/work.py` counts the work in bytecodes. Its docstring lists the work that is not counted; the relevant
 part of that work is counted as user instructions in `test_work_in_c.py`. Each case does all of its work for n, 2n and
-4n things, and each doubling may multiply the work by MOST. A constant part of the work hides
-growth, so n must not be small.
+4n things, and each doubling may multiply the work by MOST. A constant part of the work hides growth,
+so n must not be small.
 """
 
 from __future__ import annotations

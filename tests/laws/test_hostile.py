@@ -355,7 +355,7 @@ def kinds_of_garbage(rng):
     yield lambda: b'\x16\x03\x01\xff\xff' + rng.randbytes(70_000)  # a record of 65,535 bytes
     yield lambda: b'\x17\x03\x03\x00\x10' * 10_000  # data before the handshake
     yield lambda: b'\x15\x03\x03\x00\x02\x01\x00' * 5_000  # alerts without end
-    yield lambda: b'\x80\x2e' + rng.randbytes(1000)  # how SSL 2 began
+    yield lambda: b'\x80\x2e' + rng.randbytes(1000)  # the beginning of an SSL 2 connection
 
 
 @pytest.mark.scenario(82)

@@ -1,4 +1,4 @@
-"""Ctrl-C at the n-th line of our code: SIGINT arrives just before each line of the reactor that a program executes.
+"""Ctrl-C at the n-th line of our code: SIGINT arrives just before each of the reactor's lines that a program executes.
 
 The programs come from `test_nth_call.py` and from the simulation; another one uses the real system. A first run counts
 the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the program
@@ -9,8 +9,8 @@ No law may be broken at any line. `KeyboardInterrupt` is raised from `run`, `run
 most once for each SIGINT. Each of these methods can be called again, and every connection ends once. The signal
 handlers and the wakeup descriptor are restored; all other descriptors are closed.
 
-A sample always runs. `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` covers each line that a program
-reaches, at one of the executions of the line, in two processes.
+A sample always runs. `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` covers all lines that the programs
+reach, each at one of its executions, in two processes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CALLED = (ssl.__file__, selectors.__file__)
 Case = tuple[
     str, int, str, int, int
 ]  # program, seed, method, n, and how many lines later SIGINT comes again; -1: never
-contexts: Any = None  # for servers and clients over TLS
+contexts: Any = None  # the TLS contexts of servers and clients
 
 
 class Lines:
@@ -131,7 +131,7 @@ class Interrupted(Simulation):
                 return fn()
             except KeyboardInterrupt:
                 self.raised += 1
-                self.world.stops += 1  # the interrupt may have left the turn that `stop` ended
+                self.world.stops += 1  # the interrupt may have come in the turn in which `stop` was called
                 if self.raised > MOST:
                     raise Violation('law 8: a call was interrupted again and again') from None
                 self.lines.again()
@@ -218,7 +218,7 @@ def variant(rng: random.Random) -> tuple[str, int]:
 
 
 def cases() -> list[Case]:
-    """Return a case for each line that a program reaches, at one of the executions of the line."""
+    """Return a case for each line that a program reaches; SIGINT comes at a randomly chosen execution of the line."""
     rng, found = random.Random(1), []
     for program in plays():
         seed = seed_of(program)
@@ -232,7 +232,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Return cases for some lines of each program, always the same."""
+    """Return the same cases each time, for some lines of each program."""
     rng, found = random.Random(1), []
     for program in plays():
         count = lines_of(program, 0, 'run')

@@ -84,7 +84,7 @@ def cases() -> list[Case]:
                         places.setdefault((name, errors), []).append(n)
                 for (name, errors), numbers in places.items():
                     chosen = sorted({numbers[0], numbers[len(numbers) // 2]})
-                    # EBADF means that other code has closed the descriptor, which can happen only once to each.
+                    # EBADF means that other code has closed the descriptor. This can happen to a descriptor only once.
                     for error in (*(error for error in errors if error != errno.EBADF), *states(name)):
                         found += [(play, seed, kind, n, name, how, error) for n in chosen for how in LASTING]
     return found
@@ -98,7 +98,7 @@ def states(name: str) -> tuple[str, ...]:
 
 @cache
 def sample() -> list[Case]:
-    """Return some cases, always the same, each on one selector."""
+    """Return some of the cases, the same ones each time, each on one selector."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {(case[0], case[4], case[5], case[6]): case for case in everything}
@@ -106,7 +106,7 @@ def sample() -> list[Case]:
 
 
 class Watch(logging.Handler):
-    """Records the loop since the fault began: turns without progress, log lines, and the most timers at once."""
+    """Records the effects of the fault: turns without progress, log lines, and the most timers at once."""
 
     def __init__(self, simulation: Simulation) -> None:
         super().__init__()
@@ -127,10 +127,10 @@ class Watch(logging.Handler):
         if not self.kernel.failed:
             return
         self.began = self.began or self.kernel.time
-        fired = self.reactor.counters.timers_fired  # timers of programs are progress, and the reactor has few timers
+        fired = self.reactor.counters.timers_fired  # timers of programs are progress; the reactor has few timers
         now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
-        # The first such turn after progress does not count: a datagram arrives, its answer cannot be sent, and the next
-        # turn detects that.
+        # The first such turn after progress does not count: when a datagram arrives and its answer cannot be sent, the
+        # next turn detects that.
         self.in_a_row = self.in_a_row + 1 if now == self._before else 0
         self.wasted += self.in_a_row > 1
         self._before = now
@@ -219,7 +219,7 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
 
 
 def close(simulation: Simulation, wrong: list[str]) -> None:
-    """Close the reactor, which must work during any fault."""
+    """Close the reactor; this must work during any fault."""
     try:
         simulation.reactor.close()
     except OSError as exc:

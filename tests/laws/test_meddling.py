@@ -1,7 +1,7 @@
-"""Handles of every kind on the real kernel, whose callbacks act on any other handle in the same turn.
+"""Handles of every kind on the real kernel: their callbacks act on any other handle in the same turn.
 
-The program is that of the simulation, with handles that the simulated kernel lacks: pipes of children, descriptors of
-other code, Unix datagrams, files, adopted sockets and watched paths. Each handle must keep the promises of its
+The program is that of the simulation, and adds handles that the simulated kernel lacks: pipes of children, descriptors
+of other code, Unix datagrams, files, adopted sockets and watched paths. Each handle must keep the promises of its
 documentation.
 """
 
@@ -222,7 +222,7 @@ class Path_:
 
 
 class RealCrowd(Crowd):
-    """A crowd that has all handles of a real kernel."""
+    """A crowd that has every kind of handle that the real kernel supports."""
 
     def __init__(self, world: Any, folder: Path) -> None:
         pytest.importorskip('watchdog')

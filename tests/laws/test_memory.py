@@ -94,8 +94,8 @@ def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
 def least_kept(measure: Callable[[], float]) -> float:
     """Return the least result of several calls of `measure`.
 
-    Where free memory lies in the heap decides whether malloc returns it to the kernel. In one run of ten,
-    about 1.8 MB remain, for any number of connections. Memory that each connection keeps shows up in every run.
+    Where free memory lies in the heap decides whether malloc returns it to the kernel. In one run out of ten,
+    about 1.8 MB remains, however many connections there are. Memory that each connection keeps shows up in every run.
     """
     found = measure()
     for _ in range(TRIES - 1):

@@ -47,7 +47,7 @@ SEEDS, AMONG, LONGEST = (
     3,
     12,
     250,
-)  # each random program runs with the first SEEDS of AMONG seeds that lead to fewer than LONGEST calls
+)  # of AMONG seeds, each random program runs with the first SEEDS that lead to fewer than LONGEST calls
 SAMPLE, PARTS = 2000, 8  # the number of runs, and the number of tests among which they are divided
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -100,7 +100,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
     'close': (errno.EIO, errno.ECONNRESET, errno.EBADF),
     'set_wakeup_fd': (errno.EBADF,),
     'signal': (errno.EINVAL,),
-    'thread': (errno.EAGAIN,),  # raised as RuntimeError
+    'thread': (errno.EAGAIN,),  # Python raises it as RuntimeError
     'getaddrinfo': RESOLVING,
     'getnameinfo': RESOLVING,
     'lstat': PATHS,
@@ -124,7 +124,7 @@ OF_BELLS = {
 LEFT_OUT = {('signals', 'signal'), ('datagrams', 'getsockname')}
 
 Case = tuple[str, int, str, int, str, int]  # program, seed, selector, n, name of the call, error
-contexts: Any = None  # for servers and clients over TLS
+contexts: Any = None  # the TLS contexts of servers and clients
 
 
 class ListeningKernel(SimKernel):
@@ -167,7 +167,7 @@ def seeds(play: str) -> list[int]:
 
 
 def beginning() -> list[str]:
-    """Return the calls that construct a reactor and are not part of a program."""
+    """Return the calls that the construction of a reactor makes; they are not part of a program."""
     kernel = ListeningKernel(faults=False)
     Reactor(kernel=kernel)
     return [name for name, _ in kernel.errors]
@@ -192,7 +192,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Return some cases, always the same: each call of each program with each error on one selector."""
+    """Return some of the cases, the same ones each time: each call of each program with each error on one selector."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {

@@ -29,7 +29,7 @@ from tests.helpers.sweep_programs import PROGRAMS, SECURED
 pytestmark = pytest.mark.slow
 
 DEPTHS = range(1, 61)  # frames left on the stack
-IN_A_ROW = (1, 5, 20)  # allocations that fail; CPython 3.11 itself breaks after 32
+IN_A_ROW = (1, 5, 20)  # how many allocations fail; CPython 3.11 itself breaks after 32
 STEP = 7  # CI makes every seventh allocation of each program fail
 BY_NAME = {program.__name__: program for program in PROGRAMS}
 
@@ -48,7 +48,7 @@ def machine(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replace the check for leaked descriptors: each run has its own, which ignores the leaks of CPython itself."""
+    """Replace the check for leaked descriptors: each run has its own check, which ignores CPython's own leaks."""
 
 
 @pytest.fixture(scope='session')
@@ -100,7 +100,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
                 wrong = wrong or f'law 9: {descriptors() - before} descriptors are left'
     finally:
         sys.unraisablehook = hook
-    # An accepted socket whose connection finds no memory or stack is closed with its last reference.
+    # If memory or stack for the connection is lacking, the accepted socket is closed with its last reference.
     unraisable = [what for what in unraisable if 'unclosed' not in what and 'MemoryError' not in what]
     wrong = wrong or (f'could not be raised: {unraisable[0]}' if unraisable else None)
     near = f', the program has {left} frames left' if left else ''

@@ -1,6 +1,6 @@
-"""Growth of the work in C loops, which bytecode counts do not show: user instructions are counted instead.
+"""Growth of the work in C loops: bytecode counts do not show it, so user instructions are counted instead.
 
-A mistake would make these cases copy, move or compare too much, which at these sizes would outweigh all other work of
+A mistake would make these cases copy, move or compare too much. At these sizes, that would outweigh all other work of
 Python. The test needs callgrind, which is slow, and a machine that does nothing else:
 `pytest --slow tests/laws/test_work_in_c.py`.
 """

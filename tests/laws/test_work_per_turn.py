@@ -70,7 +70,7 @@ BOUNDS = {
 
 
 def within(what: str, work: int) -> None:
-    """Check the work against its bound, and print both. If the work is far below, the bound or the test is wrong."""
+    """Check the work against its bound, and print both. If the work is far below it, the bound or the test is wrong."""
     bound, reason = BOUNDS[what]
     print(f'{what:42} {work:>9,} {bound:>9,}')
     assert work <= bound, f'{what}: {work:,} bytecodes in a turn, above the bound of {bound:,} ({reason})'

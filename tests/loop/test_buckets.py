@@ -1,4 +1,4 @@
-"""Time limits in one-second buckets: never early, at most a second late, with one timer for any number of members."""
+"""Time limits in one-second buckets: never early, at most a second late, with one timer for all members."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Member:
 
 @pytest.fixture
 def buckets(fake):
-    """The buckets of a reactor, which a timer keeps running."""
+    """The buckets of a reactor that is kept running by a timer."""
     fake.call_later(1000, int)
     return fake.timers.buckets
 
@@ -214,7 +214,7 @@ def test_clearing_removes_all_members(fake, buckets):
 
 
 class Counted(int):
-    """A second that counts how often it is compared."""
+    """An int that counts how often such ints are compared."""
 
     comparisons = 0
 
@@ -252,7 +252,7 @@ def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake,
 
 
 def test_seconds_that_were_added_and_removed_are_forgotten(fake, buckets):
-    """The heap holds them after an earlier second, so they are never the first entry."""
+    """In the heap, these seconds come after an earlier one, so they are never the first entry."""
     buckets.add(Member(), 1001)
     for _ in range(3):
         for second in range(2000, 3000):

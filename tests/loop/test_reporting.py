@@ -135,7 +135,7 @@ LOGGERS = {
 
 @contextlib.contextmanager
 def logger_that(does):
-    """Give the logger `reactor` a handler that fails. Tests enter this context themselves, as pytest captures logs."""
+    """Make the logger `reactor` fail. Tests enter this context themselves, because pytest captures logs."""
     error, stderr = LOGGERS[does]
     handler = logging.NullHandler() if error is None else Raising(error)
     if does == 'filter raises':

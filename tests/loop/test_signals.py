@@ -1244,7 +1244,7 @@ def test_a_second_ctrl_c_in_a_selector_called_by_us_interrupts_nothing(written_b
     class Readers(set):
         def discard(self, fd):
             if r.watchers.selector.pressing:
-                pressed_twice(sys._getframe(1))  # as if pressed in a frame of `selectors`
+                pressed_twice(sys._getframe(1))  # as if Ctrl-C were pressed in a frame of `selectors`
             super().discard(fd)
 
     r = Reactor(selector=Pressing() if written_by == 'a user' else selectors.SelectSelector())
@@ -1390,7 +1390,7 @@ CLOSING = 'reactor.loop.closing'
     ids=lambda value: '-'.join(name for _, name in value) if isinstance(value, list) else None,
 )
 def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, raises):
-    """`calls` are the module and function of each frame, outermost first."""
+    """`calls` lists the module and the function of each frame, the outermost first."""
     inner = None
     for module, name in reversed(calls):
         scope = {'__name__': module, '_called': inner, '_in_callback': _in_callback, 'sys': sys}

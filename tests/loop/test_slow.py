@@ -20,7 +20,7 @@ def slow(kernel):
 
 @pytest.fixture
 def busy(kernel):
-    """A function that makes a callback which takes the given number of seconds."""
+    """A callback whose last argument is the number of seconds that it takes."""
 
     def busy(*args):
         kernel.time += args[-1]

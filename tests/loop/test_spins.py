@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has error
 
 
 def settles(r):
-    """Let the loop detect the state, then count turns. On a busy machine this takes longer; a spin would never end."""
+    """Let the loop detect the state, then count turns. A busy machine may need several attempts; a spin fails all."""
     turns_in(r, 0.1)
     return any(turns_in(r, SECONDS) <= FEW for _ in range(10))
 

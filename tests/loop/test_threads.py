@@ -410,7 +410,7 @@ def test_a_call_waits_for_a_running_thread_when_no_other_can_be_started(r, gate,
 
 def test_a_thread_may_take_a_call_while_cancelled_calls_are_dropped(r, gate):
     class Raced(deque):
-        """A queue from which a thread takes a call at the moment when the loop takes its first call."""
+        """A queue from which a thread takes a call at the moment when the loop takes the first one."""
 
         raced = False
 
@@ -435,7 +435,7 @@ def test_a_thread_may_take_a_call_while_cancelled_calls_are_dropped(r, gate):
 
 
 class ClosedBetween:
-    """A call that the loop cancels right after its thread has read the first of its attributes."""
+    """A call that the loop cancels right after the thread has read the first attribute of the call."""
 
     closed = False
 
@@ -529,7 +529,7 @@ class NoMemoryAt:
 
 
 def test_every_call_gets_an_outcome_when_a_thread_finds_no_memory_at_any_of_its_calls():
-    """In addition, the thread must not be counted as running for ever."""
+    """In addition, the thread must not be counted for ever as a running one."""
     n, made = 0, 1
     while n < made:
         n += 1

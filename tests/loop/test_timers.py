@@ -404,7 +404,7 @@ def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, k
 
 @pytest.mark.parametrize('error', [MemoryError, RecursionError])
 def test_a_timer_that_could_not_be_set_does_not_fire_with_the_next_one_at_its_deadline(fake, monkeypatch, error):
-    # Regression: out of stack, `call_later` used to raise, but the timer still fired with the next timer at its
+    # Regression: with no stack left, `call_later` used to raise, but the timer still fired with the next timer at its
     # deadline, and the count of pending timers was wrong by one.
     fired = []
     run_short(monkeypatch, timers, 'heappush', kind=error)

@@ -476,7 +476,7 @@ def refusing(request, r, monkeypatch):
     def refuse(fd, events, data=None):
         monkeypatch.setattr(selector, failing, real)
         if failing == 'modify':
-            selector.unregister(fd)  # `selectors` does the same when the kernel refuses
+            selector.unregister(fd)  # `selectors` does the same when the kernel refuses the change
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     def begin():

@@ -86,10 +86,10 @@ class Sock(ScriptedSocket):
         super().__init__(kernel)
         self.model = kernel.model
         self.model.sock = self
-        self.connecting = None  # 'under way', or the error number of the attempt
+        self.connecting = None  # 'under way', or the error number of the attempt to connect
         self.room = 0  # bytes that the kernel accepts
         self.broken = None  # the error that the next send raises
-        self.dry = False  # the last recv found nothing
+        self.dry = False  # whether the last recv found nothing
 
     def connect_ex(self, address):
         self.connecting = self.model.answer
@@ -154,7 +154,7 @@ CALLS = ['write', 'write', 'pause', 'resume']
 
 
 class Connection(Machine):
-    """Transitions are legal, the wanted events follow from the state, callbacks obey the laws, and every state ends."""
+    """Transitions are legal, the wanted events match the state, callbacks obey the laws, and every connection ends."""
 
     @initialize(
         how=st.sampled_from(['adopt'] * 5 + ['under way', 'under way', 0, errno.ECONNREFUSED]),
@@ -175,7 +175,7 @@ class Connection(Machine):
         self.reading = True  # whether the user wants to read
         self.written = self.accepted = 0
         self.waited = False  # whether any bytes had to wait for the peer
-        self.user_ended = self.wants_no_data = False  # the user has ended the connection, or wants no more data
+        self.user_ended = self.wants_no_data = False  # whether the user has ended the connection, or wants no more data
         self.marks = deque()
         self.owed_eof = self.owed_drain = False
         self.connected = self.eofs = 0
@@ -236,7 +236,7 @@ class Connection(Machine):
         self.state = CLOSED
 
     def socket_closed(self):
-        """Handle the close of the socket by the stream: the automaton knows why, or a timer has run out."""
+        """Called when the stream closes its socket: the state must give the reason, or a timer must have run out."""
         now, state = self.kernel.time, self.state
         if state == CONNECTING and self.sock.connecting not in ('under way', 0):
             self.ends(OSError(self.sock.connecting, ''))

@@ -154,7 +154,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, copied=st.booleans())
     def close(self, index, copied):
-        """Close a handle. A copy of its descriptor may stay open, as in a child; its events must not be reported."""
+        """Close a handle. A copy of its descriptor may stay open, as in a child; the copy's events are not reported."""
         number = self.pick(index)
         if number is not None:
             self.ends[number].closed = True
@@ -219,7 +219,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, other=INDEX, what=st.one_of(st.just('close'), EVENTS))
     def in_its_callback(self, index, other, what):
-        """Let the callback of a ready handle close a handle, which may be itself, or change its wanted events."""
+        """Let the callback of a ready handle close a handle or change its wanted events; it may be the same handle."""
         number, target = self.pick(index, lambda end: end.wants & end.true), self.pick(other)
         if number is not None:
             self.ends[number].does = (what, target)

@@ -22,13 +22,13 @@ from tests.helpers.models_support import Machine, case_of
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 MOST = 100_000  # bytes: the value of max_buffered
-CALLBACK_COST = 1024  # bytes: a waiting on_written counts for at most this many
+CALLBACK_COST = 1024  # bytes: a waiting on_written counts as at most this many
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
 READ_SIZE = 5000
 SIZES = st.sampled_from([0, 1, 100, 5000, 16384, 16385, 65536])
 CUTS = st.sampled_from([1, 3, 40, 1000, 5000, 1 << 20])
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-# Contexts are slow to make, so they are cached here by (is a server, version).
+# Contexts are slow to make, so they are cached here by (whether it is a server's, version).
 CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}
 
 

@@ -17,7 +17,7 @@ from tests.helpers.models_support import Machine, case_of, depth
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 HIGH, LOW, MOST = 50_000, 10_000, 300_000
-CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: a waiting callback or file counts for at most this many
+CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: a waiting callback or file counts as at most this many
 
 # How many bytes a send accepts: a few, many, or all.
 taken = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.just(1 << 30))
@@ -61,7 +61,7 @@ class StrictSocket(ScriptedSocket):
 
 
 class Writing(Machine):
-    """Sent bytes are a prefix of the written bytes; callbacks run once, in order, on a fresh stack, on_close last."""
+    """Sent bytes are a prefix of the written bytes; callbacks run once, in order, on a fresh stack; on_close last."""
 
     @initialize(rewriting=st.booleans(), patience=st.integers(0, 20))
     def begin(self, rewriting, patience):
@@ -162,7 +162,7 @@ class Writing(Machine):
 
     @property
     def weights(self):
-        """Return the least and the most that may count towards max_buffered; the bytes of files need not count."""
+        """Return the least and the most bytes that may count towards max_buffered; bytes of files need not count."""
         sent = self.sock.position
         files = [end - max(begin, sent) for begin, end in self.files if end > sent]
         most = self.waiting + CALLBACK_COST * len(self.marks) + FILE_COST * len(files)

@@ -8,7 +8,7 @@ does not depend on outcomes. It was drawn by these rules:
   Otherwise a `+`, which has eleven mutants, would be drawn eleven times as often. A place is drawn at most once.
 - Code without behaviour is left out: annotations, `if TYPE_CHECKING:`, the functions in TEXT, and the arguments of the
   functions in LOG. Docstrings have no mutants.
-- A mutant is left out when it does not compile, compiles with a warning, or has the same syntax tree as the code.
+- A mutant is left out if it does not compile, compiles with a warning, or has the same syntax tree as the code.
 
 In code that has changed since, a mutant is found by the text that it changes and by the function around it. Its
 occurrence and line refer to the code from which it was drawn; the list has the SHA-256 of that code.

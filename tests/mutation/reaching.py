@@ -28,7 +28,7 @@ NOT_JUDGES = (
     *(f'tests/project/test_{name}.py' for name in ('changelog', 'scenarios', 'shape')),
 )
 SHORTEST = 0.03  # seconds; shorter tests count as this long
-OWN = 0.3  # factor for the price of tests in the module's own file, which run before cheaper tests elsewhere
+OWN = 0.3  # factor for the cost of tests in the module's own file: they run before cheaper tests elsewhere
 
 Lines = dict[str, int]  # {module: a number in which bit N stands for line N}
 

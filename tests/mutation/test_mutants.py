@@ -19,7 +19,7 @@ from tests.helpers.mutants import MUTANTS, Mutant, copy_package, plant
 
 SEEDS = 1000
 CALM_SEEDS = 100  # seeds without a planted bug; CI runs more with `python -m reactor.testing`
-LONGEST = 60  # seconds of CPU time for a seed, which then counts as hung
+LONGEST = 60  # seconds of CPU time after which a seed counts as hung
 PATIENCE = 600  # seconds for a hunt
 HUNT = """
 import logging, resource, sys, time

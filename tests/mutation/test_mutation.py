@@ -11,7 +11,7 @@ from tests.mutation import __main__ as mutation
 from tests.mutation import drawing
 from tests.mutation.drawing import COUNT, PROJECT, SEED
 
-MOST_EQUIVALENT = 0.08  # share of the list
+MOST_EQUIVALENT = 0.08  # the largest share of the list that may be equivalent
 KEPT = Path(__file__).parent / 'drawn_from'
 
 drawn = drawing.read()

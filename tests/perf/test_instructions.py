@@ -39,7 +39,7 @@ if sys.platform != 'linux':
 
 @pytest.fixture
 def command(monkeypatch):
-    """The module, which believes that valgrind is installed and takes its measurements from `figures`."""
+    """The module, patched as if valgrind were installed; its measurements come from `figures`."""
     from perf.common.server import Failed
     from perf.instructions import __main__ as instructions
     from perf.instructions.measure import Figure

@@ -58,7 +58,7 @@ def times(count, **faults):
 
 
 def out(arrivals, until=100.0, **faults):
-    """Put a packet into a line every millisecond; return (the packets that came out, in order; the line)."""
+    """Put a packet into a line every millisecond; return the packets that came out, in order, and the line."""
     from perf.faults.network.relay import Faults, Line
 
     line, came_out = Line(Faults(1, **faults)), []
@@ -146,7 +146,7 @@ def test_all_chunks_differ_and_there_is_a_digest_for_any_length():
 
 @pytest.fixture
 def judged():
-    """`judged(listen={...}, connect={...})` judges a connection with complete ends, except for these changes."""
+    """`judged(listen={...}, connect={...})` judges a connection that is complete except for these changes."""
     from perf.faults.network.exchange import Exchange, stream
     from perf.faults.network.transfer import FIRST_PORT, Pattern
 

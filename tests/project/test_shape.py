@@ -429,7 +429,7 @@ def united(annotation: ast.expr) -> Iterator[str]:
 
 
 def test_each_slot_has_one_meaning():
-    """It holds objects of one type, or None until there is one. mypy checks that nothing else is stored there."""
+    """A slot holds objects of one type, or None until there is one. mypy checks that nothing else is stored there."""
     wrong = {}
     for cls, name, declared in declared_slots():
         types = set(united(ast.parse(declared[0], mode='eval').body)) if declared else {'Any'}

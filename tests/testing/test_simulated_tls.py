@@ -1,7 +1,6 @@
 """The random programs over TLS on simulated kernels: the laws hold, and all plaintext arrives despite faults.
 
-Keys are random, and so are the lengths of some messages, so a seed repeats the program and the faults, but not every
-byte.
+Keys and the lengths of some messages are random, so a seed repeats the program and the faults, but not every byte.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def on_addresses(addresses: list[str] | None, error: Exception | None) -> None:
 
 
 class Mine(Reactor):
-    """A class of the user's own."""
+    """A class that the user has written."""
 
     name = 'mine'
 

@@ -1,4 +1,4 @@
-"""A server and a client with functions, and with lambdas of whose arguments an editor has to know the types."""
+"""A server and a client with functions, and with lambdas; an editor has to know the types of their arguments."""
 
 from __future__ import annotations
 

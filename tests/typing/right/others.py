@@ -1,4 +1,4 @@
-"""Datagrams, children, files, paths, TLS, framing."""
+"""Correct uses of datagrams, children, files, paths, TLS and framings."""
 
 from __future__ import annotations
 

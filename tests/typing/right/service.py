@@ -1,4 +1,4 @@
-"""Running it for real, and looking at it."""
+"""Correct code that runs a service and observes it."""
 
 from __future__ import annotations
 
