@@ -368,7 +368,7 @@ def test_pipe_server_stream(r, tmp_path):
 
 
 def resolve_all(r, *calls):
-    """Start all lookups at once; returns (result, error) for each of them, in the order of the calls."""
+    """Start all lookups at once; return (result, error) for each of them, in the order of the calls."""
     answers = {}
     for number, (method, what, *rest) in enumerate(calls):
         options = rest[0] if rest else {}

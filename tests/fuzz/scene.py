@@ -24,7 +24,7 @@ from typing import Any
 from reactor import Reactor, Stream
 from tests.helpers.support import ScriptedKernel, ScriptedSelector, ScriptedSocket
 
-MOST_TURNS = 20_000  # for one input of a few thousand bytes; no correct run needs that many
+MOST_TURNS = 20_000  # no correct run of an input of a few thousand bytes needs that many
 QUIET = 2  # after this many turns without events or calls, only the peer or the clock can make anything happen
 LONGEST = 1000.0  # seconds, longer than every time limit that is on by default
 
@@ -68,7 +68,7 @@ class Socket(ScriptedSocket):
 
     sent  the bytes sent to the peer
 
-    room  how many more bytes the peer receives; None: any number
+    room  how many more bytes the peer receives; None: no limit
     """
 
     def __init__(self, kernel: Kernel) -> None:

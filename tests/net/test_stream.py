@@ -739,7 +739,7 @@ def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
 
 
 def test_write_callbacks_count_towards_max_buffered(scripted):
-    """Otherwise, a million tiny writes to a stalled peer could leave a million callbacks waiting."""
+    """Without this limit, a million tiny writes to a stalled peer could leave a million callbacks waiting."""
     _, make = scripted
     conn, sock = make(max_buffered=10_000)
     sock.outcomes = deque()
@@ -763,7 +763,7 @@ def test_stalled_and_dead_subscribers_do_not_affect_a_publisher(r, sockets):
     def publish():
         for conn in subscribers:
             if not conn.closed:
-                conn.write(b'm' * 5000)  # never raises, whatever the subscriber does
+                conn.write(b'm' * 5000)  # this never raises, whatever the subscriber does
         rounds.append(1)
         for i in range(3):  # only these subscribers read; the last three stall
             received[i] += drain(made[i][1])
