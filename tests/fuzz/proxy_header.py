@@ -194,7 +194,7 @@ def run(data: bytes) -> None:
 
 
 def check_before_the_end(client: Client, meaning: Header, payload: bytes) -> None:
-    """Before the peer ends its side, check that complete headers were accepted and only invalid headers were refused."""
+    """Before the peer's end, check that complete headers were accepted and that only invalid headers were refused."""
     if meaning.kind == 'header':
         assert client.connected, f'a header was not accepted: {payload!r}'
     if meaning.kind == 'part':

@@ -889,7 +889,7 @@ def late(kernel, r, act):
 
 
 def test_unread_bytes_prevent_a_read_timeout_after_a_slow_callback(kernel, fake, sockets):
-    """The peer has sent data in time, but the program reads it late."""
+    """The peer has sent its data in time, but the program reads the data late."""
     log = Log()
     conn, theirs = pair(fake, sockets, read_timeout=2, **log.callbacks('on_data', 'on_close'))
     late(kernel, fake, lambda: theirs.send(b'in time'))

@@ -886,7 +886,7 @@ def half(certificates, sock, server_side):  # noqa: F811
 
 @pytest.fixture
 def local(r, sockets, certificates):  # noqa: F811
-    """Make two TLS streams on a socket pair, where sends to a closed peer fail at once; the first gets the options."""
+    """Make two TLS streams on a socket pair: sends to a closed peer fail at once. The first stream gets the options."""
 
     def make(**options):
         a, b = sockets()

@@ -154,7 +154,7 @@ def test_a_worker_has_only_the_descriptors_it_needs_and_none_is_inheritable(tmp_
     with Served(tmp_path, run={'workers': 2}) as served:
         served.pids(2)
         answer = json.loads(served.connect().ask('?'))
-        # The ten are: three standard streams, the selector, two for the wakeup, the parent, the listener, this connection,
+        # These are three standard streams, the selector, two for the wakeup, the parent, the listener, this connection,
         # and the directory that is being listed.
         assert answer['fds'] == 10
         assert answer['inheritable'] == 0 and not set(answer['variables']) - {HELD}
