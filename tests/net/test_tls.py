@@ -269,7 +269,7 @@ def test_on_drain_is_called_however_much_the_kernel_takes_at_once(r, sockets, ce
 
 
 def test_a_write_that_waits_only_for_the_handshake_returns_false_and_on_drain_follows(r, sockets, certificates):  # noqa: F811
-    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. While it waits, it counts as buffered.
+    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. Until it is sent, `buffered` includes it.
     log, seen = Log(), bytearray()
     a, b = sockets()
     fill(a)

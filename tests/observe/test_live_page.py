@@ -478,7 +478,7 @@ def shown(window, name):
 def window():
     if browser.MISSING is not None:
         pytest.skip(f'NOT TESTED: {browser.MISSING}')
-    with browser.Browser('--js-flags=--jitless') as window:  # the code that a JIT compiles would count as heap
+    with browser.Browser('--js-flags=--jitless') as window:  # the heap would include the code that a JIT compiles
         yield window
 
 
