@@ -26,7 +26,7 @@ counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts 
 
 
 def listen(r, log=None, **options):
-    """Make a listener with limits; returns it and a list, to which `on_connect` adds each connection."""
+    """Make a listener with limits; return it and a list, to which `on_connect` adds each connection."""
     log = Log() if log is None else log
     conns = []
 
@@ -320,7 +320,7 @@ def test_at_most_max_addresses_are_remembered(fake, sockets):
     assert repr(limits) == '<Limits: 0 connections, 0 addresses, 10 gone>'
     through_proxy(fake, sockets, listener, '10.0.0.29')
     assert fake.stats().refused_rate == 1
-    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address was forgotten, so it counts as new
+    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address was forgotten, so it is new again
     assert (fake.stats().refused_rate, len(conns)) == (1, 31)
     assert repr(limits) == '<Limits: 1 connections, 1 addresses, 9 gone>'
     listener.close()
@@ -669,7 +669,7 @@ def test_a_connection_that_is_closing_or_broken_is_left_alone(pace):
 
 
 class Gone:
-    """A socket for which every getsockopt fails, because the connection is gone."""
+    """A socket on which every getsockopt fails, because the connection is gone."""
 
     def __init__(self, sock):
         self.fileno = sock.fileno

@@ -235,7 +235,7 @@ MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
 LEFT_OUT = {
     ('Reactor.listen_tcp', 'host', 'None'),  # would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
-    # The context is for the other side, and the message rightly names the context instead of `server_side`.
+    # The context is for the other side, so the message rightly names the context and not `server_side`.
     ('Stream.start_tls', 'server_side', '1'),
     ('Stream.start_tls', 'server_side', 'True'),
     # The message asks for `server_hostname`, which this context needs.
@@ -536,12 +536,12 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
     assert not wrong, '\n'.join(wrong)
 
 
-# Methods that any thread may call: some are made for that, others only read, and their result may be out of date.
+# Methods that any thread may call. Some are made for that; the others only read, so their results may be out of date.
 FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
 
 
 def result_in_thread(world: World, call: Callable[[], object]) -> object:
-    """Run `call` in another thread while the loop runs; returns its result or its exception."""
+    """Run `call` in another thread while the loop runs; return its result or its exception."""
     found: list[object] = []
 
     def caught() -> None:

@@ -1,4 +1,4 @@
-"""The tests of cl-async, the library that this package brings to Python: each has a counterpart here, named after it.
+"""Counterparts of the tests of cl-async, the library that this package brings to Python, under the original names.
 
 In cl-async, `stream t` and `async-stream` give Lisp streams over a socket. Here every connection has `on_data` instead,
 so the counterparts of those tests check that all bytes arrive in order in both directions. `mkdtemp` is left to the
@@ -59,7 +59,7 @@ def timed(kind):
 
 
 class Closing:
-    """An `on_close` callback for several connections that closes their server after the last one."""
+    """An `on_close` callback for several connections: after the last of them, it closes their server."""
 
     def __init__(self, server, count):
         self.server = server
@@ -368,7 +368,7 @@ def test_pipe_server_stream(r, tmp_path):
 
 
 def resolve_all(r, *calls):
-    """Start all lookups at once; returns (result, error) for each of them, in the order of the calls."""
+    """Start all lookups at once; return (result, error) for each of them, in the order of the calls."""
     answers = {}
     for number, (method, what, *rest) in enumerate(calls):
         options = rest[0] if rest else {}

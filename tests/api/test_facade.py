@@ -560,7 +560,7 @@ def test_signal_handlers_can_be_added_in_the_main_thread_only():
 
 
 def from_another_thread(call: Any, **options: Any) -> BaseException | None:
-    """Run `call(r, conn, listener)` in another thread while the loop runs; returns the exception that it raises."""
+    """Run `call(r, conn, listener)` in another thread while the loop runs; return the exception that it raises."""
     raised: list[BaseException | None] = []
 
     def main(r: Reactor) -> None:

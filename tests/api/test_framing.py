@@ -44,7 +44,7 @@ def chunks(data: bytes, cuts: list[int]):
 
 
 def collect(pieces, take, args, limit=LIMIT):
-    """Feed each piece and then take all messages; returns the messages, and whether one was too long."""
+    """Feed each piece and then take all messages; return the messages, and whether one was too long."""
     frames, messages = Frames(limit), []
     try:
         for piece in pieces:
@@ -388,7 +388,7 @@ def test_resume_reading_delivers_the_delayed_messages_before_anything_else(r, so
     turns(r, 3)
     assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
     conn.resume_reading()
-    conn.pause_reading()  # paused again at once, so nothing must be delivered
+    conn.pause_reading()  # reading is paused again at once, so nothing must be delivered
     turns(r, 3)
     assert len(log) == 3
     conn.resume_reading()

@@ -279,7 +279,7 @@ NOTHING_TO_SHOW = [
 
 
 def messages() -> Iterator[tuple[str, str, str, bool]]:
-    """Generate (place, class, text, whether it shows a value) for each error, except in simulation and demo."""
+    """Generate (place, class, text, whether it shows a value) for each error, except in the simulation and the demo."""
     for path in sorted(PACKAGE.rglob('*.py')):
         place = path.relative_to(PACKAGE)
         if place.parts[0] in ('testing', 'demo'):

@@ -130,7 +130,7 @@ def found(pattern: str, text: str) -> dict[tuple[str, int], str]:
 
 @cache
 def errors(checker: str, cache_folder: str) -> dict[tuple[str, int], str]:
-    """Run a checker on all programs; returns its message for each file and line."""
+    """Run a checker on all programs; return its message for each file and line."""
     if checker == 'mypy':
         options = '--config-file=', '--strict', '--no-pretty', '--explicit-package-bases', f'--cache-dir={cache_folder}'
         return found(r'^(.+?):(\d+): error: (.*)$', run(tool('mypy'), *options, 'right', 'wrong'))

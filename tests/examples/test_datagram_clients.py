@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='socat and dig a
 
 
 def run_client(r: Reactor, *command: str, stdin: str = '') -> str:
-    """Run a client until it exits, while the reactor runs; returns the output of the client."""
+    """Run a client until it exits, while the reactor runs; return the output of the client."""
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

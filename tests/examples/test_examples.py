@@ -169,7 +169,7 @@ def test_a_server_says_where_it_listens_and_ends_cleanly(name, signum, request, 
 def test_every_server_among_the_examples_is_tested():
     servers = {path.name for path in EXAMPLES.glob('*.py') if "'listening on" in path.read_text().replace("f'", "'")}
     servers |= {path.name for path in EXAMPLES.glob('*.py') if 'serve.run' in path.read_text()}
-    assert servers == {*SERVERS, 'http_server.py', 'websocket_chat.py'}  # two are in test_http_examples.py
+    assert servers == {*SERVERS, 'http_server.py', 'websocket_chat.py'}  # test_http_examples.py tests two
 
 
 def test_seed_answers_after_its_delay_and_counts_it():
@@ -286,7 +286,7 @@ def test_proxy_without_its_server_ends_the_client():
     with socket.create_server(('127.0.0.1', 0)) as taken:
         unused = taken.getsockname()[1]
     with example('proxy.py', '--port', '0', '--to', f'127.0.0.1:{unused}') as (_, port):
-        # The reset can already arrive during the connect.
+        # The reset may arrive while `client` is still connecting.
         with pytest.raises(ConnectionResetError), client(port) as sock:
             sock.recv(1)
 
@@ -305,7 +305,7 @@ def test_timers_end_by_themselves():
 
 
 def run_example(name, *options):
-    """Run an example until it exits; returns the lines it printed."""
+    """Run an example until it exits; return the lines that it printed."""
     done = subprocess.run(
         [sys.executable, '-X', 'dev', '-W', 'error', str(EXAMPLES / name), *options],
         capture_output=True, text=True, timeout=60,
@@ -463,7 +463,7 @@ def test_several_workers_echo_and_are_replaced_on_sighup():
             with client(port) as other:
                 others.add(read_until(other, b'\n'))
         process.send_signal(signal.SIGHUP)
-        assert read_to_end(first) == b''  # its worker exits once the new workers serve
+        assert read_to_end(first) == b''  # the old worker exits once the new workers serve
         with client(port) as other:
             assert read_until(other, b'\n') not in others
 

@@ -298,7 +298,7 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
 
 
 class Requester(threading.Thread):
-    """A client that repeats a request, on a kept-alive or on new connections, until the server no longer listens."""
+    """A client that repeats a request, on one connection or on new connections, until the server no longer listens."""
 
     def __init__(self, port, *headers):
         super().__init__()
@@ -333,7 +333,7 @@ class Requester(threading.Thread):
 
 
 def requests_answered(process):
-    """Wait for the server to exit without an error; returns the number of requests that it has counted."""
+    """Wait for the server to exit without an error; return the number of requests that it has counted."""
     assert process.wait(20) == 0
     return int(re.search(r'(\d+) requests', process.stdout.read())[1])
 

@@ -79,7 +79,7 @@ def running(command, pass_fds=(), **environment):
 
 
 def get(port, path='/', sock=None):
-    """Send a request; returns (status, whether the server closes the connection)."""
+    """Send a request; return (status, whether the server closes the connection)."""
     with sock or socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
         sock.sendall(f'GET {path} HTTP/1.1\r\nHost: here\r\n\r\n'.encode())
         received = b''
@@ -147,7 +147,7 @@ def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manage
             kept.sendall(b'GET /re')
             assert next_message(manager) == next_message(manager) == ['WATCHDOG=1']
             assert get(port, '/ready') == (200, False)
-            process.send_signal(signal.SIGHUP)  # ExecReload=
+            process.send_signal(signal.SIGHUP)  # as ExecReload= does
             first, second = next_message(manager, 'WATCHDOG=1')
             assert first == 'RELOADING=1' and second.startswith('MONOTONIC_USEC=')
             assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
@@ -235,7 +235,7 @@ def test_workers_on_a_systemd_socket_are_one_service_to_systemd(manager, tmp_pat
             names = {entry.partition(b'=')[0] for entry in Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')}
             assert b'REACTOR_WORKER' in names
             assert not {name for name in names if name.startswith((b'LISTEN_', b'NOTIFY_', b'WATCHDOG_'))}
-        process.send_signal(signal.SIGHUP)  # ExecReload=
+        process.send_signal(signal.SIGHUP)  # as ExecReload= does
         assert next_message(manager, 'WATCHDOG=1')[0] == 'RELOADING=1'
         assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
         wait_for(lambda: not before & processes(port))

@@ -1,4 +1,4 @@
-"""Fuzzing: libFuzzer mutates inputs, guided by which lines of the reactor they reach.
+"""Fuzzing: libFuzzer mutates inputs, guided by the lines of the reactor that they reach.
 
 Each target is a module of this package with a function `run(data)`, which takes the bytes of one input and raises if
 a promise of the documentation is broken. Targets work without atheris; only the search for new inputs needs it.
@@ -22,5 +22,5 @@ CORPUS = Path(__file__).parent / 'corpus'
 
 
 def kept_inputs(target: str) -> list[Path]:
-    """The files in the corpus of one target."""
+    """Return the files in the corpus of one target."""
     return sorted(path for path in (CORPUS / target).iterdir() if not path.name.startswith('.'))

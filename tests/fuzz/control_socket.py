@@ -15,7 +15,7 @@ from reactor import observe
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-# Numbers for three piece lengths, how the connection ends, how much the client reads, and if there are two clients.
+# The numbers: three piece lengths, how the connection ends, how much the client reads, whether there are two clients.
 NUMBERS = 6
 WORDS = (
     b'{"do": "stats"}\n', b'{"do": "handles", "limit": 10}\n', b'{"do": "handles", "kind": "Stream"}', b'help\n',
@@ -124,7 +124,7 @@ def deserved(line: bytes) -> Any:
 
 
 def fits(kind: str, value: Any) -> bool:
-    """Whether an argument is valid according to the documentation."""
+    """Return whether an argument is valid according to the documentation."""
     if kind == TEXT:
         return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int if kind == WHOLE else int | float):
@@ -153,7 +153,7 @@ def check(sock: Socket, expected: list[Any], ends: bool, cut: bool, payload: byt
 def check_drains(drains: list[tuple[float, float]], expected: list[Any], clients: int | None) -> None:
     """Check that each valid request began a drain with its own times.
 
-    clients  how many clients sent the requests; None if they may not have read all answers
+    clients  how many clients sent the requests; None if the clients may not have read all answers
     """
     asked = [deserves for deserves in expected if isinstance(deserves, tuple)]
     assert all(drain in asked for drain in drains), f'{drains} for {asked}'

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 
 def excluded() -> list[str]:
-    """The names of all modules that are not instrumented; atheris has to be given each module, not only its package."""
+    """Return the names of all modules that are not instrumented; atheris needs each module, not only its package."""
     spec = find_spec('reactor')
     assert spec is not None and spec.origin is not None, 'the reactor is not installed'
     package = Path(spec.origin).parent
@@ -47,7 +47,7 @@ def excluded() -> list[str]:
 
 
 def defaults(target: Any) -> list[str]:
-    """The libFuzzer options for a target. Options on the command line come later and override them."""
+    """Return the libFuzzer options for a target. Options on the command line come later and override these."""
     # By default, libFuzzer starts with short inputs and makes them longer too slowly for a search of 20 s.
     chosen = [f'-timeout={LONGEST_RUN}', f'-max_len={target.LONGEST_INPUT}', '-len_control=0']
     if target.WORDS:
@@ -63,7 +63,7 @@ def escaped(word: bytes) -> str:
 
 
 def folders(name: str, options: list[str]) -> list[str]:
-    """A new folder for new inputs, and the corpus to start from, unless the options name files or folders."""
+    """Return a new folder for new inputs, and the corpus to start from, unless the options name files or folders."""
     if not all(option.startswith('-') for option in options):
         return []
     found = tempfile.mkdtemp(prefix=f'fuzz-{name}-')

@@ -17,7 +17,7 @@ from reactor.observe import serve_page
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-# Numbers for three piece lengths, how the connection ends, how much a browser reads, and if there are two browsers.
+# The numbers: three piece lengths, how the connection ends, how much a browser reads, whether there are two browsers.
 NUMBERS = 6
 WORDS = (
     b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',
@@ -83,7 +83,7 @@ def end(scene: Scene, socks: list[Socket], how: int) -> None:
 
 
 def deserved(payload: bytes) -> set[int]:
-    """The allowed statuses of the response to these bytes; empty while the request is incomplete."""
+    """Return the allowed statuses of the response to these bytes: none while the request is incomplete."""
     head, found, _ = payload.partition(b'\r\n\r\n')
     if len(head) > LONGEST_HEAD:
         return {431}
@@ -112,7 +112,7 @@ def deserved(payload: bytes) -> set[int]:
 
 
 def kind_of_host(host: bytes) -> str:
-    """'ours' for an address or `localhost`, 'foreign' for another name, 'unclear' for a host that no browser sends."""
+    """Return 'ours' for an address or `localhost`, 'foreign' for another name, 'unclear' if no browser sends it."""
     match = re.fullmatch(rb'(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::[0-9]*)?', host)
     if match is None:
         return 'unclear'
@@ -182,7 +182,7 @@ def check_events(body: bytes) -> None:
 def check_echo(payload: bytes, sent: bytes) -> None:
     """Check that no bytes of the request are sent back."""
     if len(payload) > LONGEST_INPUT:
-        return  # a repeated payload; other inputs have the same bytes without repetition
+        return  # the payload is repeated; other inputs contain it without repetition
     usual = always_sent()
     for begin in range(len(payload) - ECHO + 1):
         part = payload[begin : begin + ECHO]
@@ -191,7 +191,7 @@ def check_echo(payload: bytes, sent: bytes) -> None:
 
 @cache
 def always_sent() -> bytes:
-    """Text that the server sends to any client: its responses to the fixed requests below."""
+    """Return text that the server sends to any client: its responses to the fixed requests below."""
     requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/x')]
     requests += [b'HEAD / HTTP/1.0\r\n\r\n', b'PUT / HTTP/1.0\r\n\r\n', b'GET / HTTP/3.0\r\n\r\n', b'?\r\n\r\n']
     requests += [b'GET / HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a.b\r\n\r\n', b'GET / HTTP/1.1\r\nx\r\n\r\n']

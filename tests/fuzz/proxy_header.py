@@ -23,7 +23,7 @@ WORDS = (
     b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN', b'\r\n', b'255.255.255.255', b'::ffff:1.2.3.4', b' 65535',
     b'\x03\0\x04', b'\x04\0\0',
 )  # fmt: skip
-NUMBERS = 4  # numbers for three piece lengths, and how the connection ends
+NUMBERS = 4  # how many numbers: three piece lengths, and how the connection ends
 LONGEST_LINE = 107  # bytes of a version 1 header (section 2.1)
 LONGEST = 4096  # bytes of a version 2 header; the specification requires support for at least 536
 TIMEOUT = 10.0  # seconds, the default of proxy_timeout
@@ -122,7 +122,7 @@ def address(family: int, host: bytes, port: bytes) -> Any:
 
 
 def checksum_is_right(header: bytes, at: int, tlvs: list[tuple[int, bytes]]) -> bool:
-    """Whether the CRC-32C of the header, with zeros in place of the checksum, is right (section 2.2.4).
+    """Return whether the CRC-32C of the header, with zeros in place of the checksum, is right (section 2.2.4).
 
     The reactor allows only one checksum.
     """
@@ -194,7 +194,7 @@ def run(data: bytes) -> None:
 
 
 def check_before_the_end(client: Client, meaning: Header, payload: bytes) -> None:
-    """Before the peer ends, check that a complete header was accepted and only an invalid header was refused."""
+    """Before the peer's end, check that complete headers were accepted and that only invalid headers were refused."""
     if meaning.kind == 'header':
         assert client.connected, f'a header was not accepted: {payload!r}'
     if meaning.kind == 'part':

@@ -4,7 +4,7 @@ This module has the sockets, the clock and the checks, and does not depend on a 
 so a failing input always fails in the same way. The clock moves only while the loop waits. Each check below is one of
 the laws of the design; a target adds checks only for its own promises.
 
-    law 1  every connection ends in one `on_close`, which is the last callback
+    law 1  every connection ends with one `on_close`, which is the last callback
     law 2  no callback runs inside another one, and only the exceptions that a docstring names are raised
     law 7  the loop needs a bounded number of turns, whatever the peer does
     law 8  nothing is logged as an error, and no exception reaches the loop unless the target raised it on purpose
@@ -24,7 +24,7 @@ from typing import Any
 from reactor import Reactor, Stream
 from tests.helpers.support import ScriptedKernel, ScriptedSelector, ScriptedSocket
 
-MOST_TURNS = 20_000  # for one input of a few thousand bytes; no correct run needs that many
+MOST_TURNS = 20_000  # no correct run of an input of a few thousand bytes needs that many
 QUIET = 2  # after this many turns without events or calls, only the peer or the clock can make anything happen
 LONGEST = 1000.0  # seconds, longer than every time limit that is on by default
 
@@ -68,7 +68,7 @@ class Socket(ScriptedSocket):
 
     sent  the bytes sent to the peer
 
-    room  how many more bytes the peer receives; None: any number
+    room  how many more bytes the peer receives; None: no limit
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -209,7 +209,7 @@ class Expected(Exception):
 
 
 class Errors(logging.Handler):
-    """A handler that keeps errors. Other records are only formatted, to check that formatting works."""
+    """A log handler that keeps errors. Other records are only formatted, to check that formatting works."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ BYTES_OF_A_NUMBER = 2
 class Decisions(random.Random):
     """Random numbers that come from the bytes of an input, and after its end from a generator with the given seed.
 
-    A float is made from one byte, its most significant bits. An integer of more than 16 bits comes from a separate
+    One byte gives the most significant bits of a float. An integer of more than 16 bits comes from a separate
     generator, with two bytes as its seed.
     """
 

@@ -72,12 +72,12 @@ def test_each_target_has_a_small_corpus_and_nothing_else_is_kept():
 
 
 def paths(package: Path | None) -> str:
-    """The PYTHONPATH of a child process: the folder of a changed package, if there is one, then this project."""
+    """Return the PYTHONPATH of a child process: the folder of a changed package, if there is one, then this project."""
     return os.pathsep.join(str(folder) for folder in (package, PROJECT) if folder is not None)
 
 
 def search(target: str, seconds: int, folder: Path, package: Path | None = None) -> tuple[str, list[bytes]]:
-    """Search in a child process, starting from the corpus; returns its output and the inputs that failed.
+    """Search in a child process, starting from the corpus; return its output and the inputs that failed.
 
     package  the folder of the package to test; None: this project
     """

@@ -1,4 +1,4 @@
-"""Fuzz a `TLSStream` with random bytes, and with records of a peer: flipped, cut, doubled, dropped or swapped.
+"""Fuzz a `TLSStream` with random bytes, and with records of a peer that are flipped, cut, doubled, dropped or swapped.
 
 The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` must get a prefix
 of the bytes that the peer wrote, and nothing else. A stream that was changed or cut on the way must never end with
@@ -278,7 +278,7 @@ class Run:
         self.scene.wait(number / 4)
 
     def write(self, number: int) -> None:
-        """Write on the connection under test, not in reply to anything."""
+        """Write on the connection under test, although it has received nothing to reply to."""
         if not self.member.over:
             self.member.say(b'.' * (number if number < 250 else 40_000))
 

@@ -1,4 +1,4 @@
-"""Addresses are checked at the call, sorted by alternating family, and shown in their usual notation."""
+"""Addresses: checked by the call, sorted so that the families alternate, and shown in their usual notation."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_path_that_is_not_utf8_is_accepted():
 
 
 def test_a_path_in_bytes_is_not_compared_to_text():
-    """With `python -bb`, such a comparison is an error."""
+    """With `python -bb`, comparing bytes with text is an error."""
     program = 'from reactor.net.addresses import is_abstract as a; print(a(b"/s"), a("/s"), a(b"\\0s"), a("\\0s"))'
     done = subprocess.run([sys.executable, '-bb', '-c', program], capture_output=True, text=True, timeout=60)
     assert done.stdout == 'False False True True\n', done.stderr

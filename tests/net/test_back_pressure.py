@@ -45,7 +45,7 @@ class Client:
     def on_connect(self, conn: Any) -> None:
         conn.pause_reading()
         for number in range(self.requests):
-            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS, a line is a record; a turn decrypts a few of them
+            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS, a record per line; a turn decrypts a few records
         conn.loop.call_later(0.05, conn.resume_reading)
 
     def on_data(self, conn: Any, data: bytes) -> None:

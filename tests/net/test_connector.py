@@ -1862,7 +1862,7 @@ def test_running_out_of_memory_after_another_attempt_has_connected_in_the_same_t
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
         (attempt,) = (handle for handle in r.handles() if isinstance(handle, Attempt))
         run_until(r, lambda: log)
-        attempt.handle_exhausted(MemoryError())  # the loop calls this at the start of the next turn
+        attempt.handle_exhausted(MemoryError())  # as the loop does at the start of the next turn
         turns(r, 2)
         assert log == [('connect',)] and not conn.closed
         end(r, conn)

@@ -248,7 +248,7 @@ def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
 
 
 def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
-    """Send numbered datagrams until one of them has to wait; returns the next number."""
+    """Send numbered datagrams until one of them has to wait; return the next number."""
     number = first
     while not sock.queued:
         assert sock.send(b'%0*d' % (size, number))
@@ -257,7 +257,7 @@ def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
 
 
 def take(sock: socket.socket) -> list[int]:
-    """Receive all datagrams that wait in a plain socket; returns their numbers."""
+    """Receive all datagrams that wait in a plain socket; return their numbers."""
     numbers = []
     try:
         while True:
@@ -1351,7 +1351,7 @@ def test_a_socket_that_may_not_broadcast_leaves_no_descriptor():
 
 
 def test_a_connected_socket_knows_its_peer_when_getpeername_fails():
-    # The socket used to look unconnected, so `send` raised because it had no address.
+    # The socket used to look unconnected, so `send` without an address raised an error.
     log, kernel = [], FailingKernel('getpeername', errno.ENOBUFS, count=2)
     with Reactor(kernel=kernel) as r:
         server = r.bind_udp('10.0.0.1', 80, lambda sock, data, address: log.append(data))

@@ -1000,7 +1000,7 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, soc
 
 
 class Here(RealWorld):
-    """The real kernel, with a numeric host: look-ups would run in threads, which ignore the simulated clock."""
+    """The real kernel, with a numeric host, because look-ups run in threads and ignore the simulated clock."""
 
     name = HERE
 
@@ -1117,7 +1117,7 @@ def test_unreferenced_servers_and_connections_are_left_alone(r, sockets, timeout
     ask(r, server, busy)
     r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
-    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served, but the drain does not wait for them
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # the drain does not wait for these
     if timeout == 10:
         server.answer()
     assert r.run() is False

@@ -86,7 +86,7 @@ def descriptors():
 
 
 def count_to_end(r, sock):
-    """Read and drop everything up to the end of the stream; returns the number of bytes."""
+    """Read and drop everything up to the end of the stream; return the number of bytes."""
     total, buffer, ended = 0, bytearray(1 << 20), False
 
     def read():
@@ -205,7 +205,7 @@ def test_the_file_may_be_closed_after_the_call(either, sockets, made):
     file = made(data)
     conn.send_file(file)
     file.close()
-    with tempfile.TemporaryFile() as another:  # this probably gets the same descriptor number
+    with tempfile.TemporaryFile() as another:  # probably gets that descriptor number
         another.truncate(8 << 20)
         conn.close()
         assert read_all(either, theirs) == data
@@ -436,7 +436,7 @@ def test_a_reset_by_the_peer_ends_the_connection_once_with_the_kernels_error(r, 
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     conn.send_file(made(BIG), 0, None, log.on_written)
-    theirs.close()  # with unread bytes, so the kernel sends a reset
+    theirs.close()  # bytes are still unread, so the kernel sends a reset
     run_until(r, lambda: log)
     turns(r, 3)
     assert len(log) == 1
@@ -532,7 +532,7 @@ def test_a_foreign_close_of_the_file_resets_the_connection(r, sockets, made):
 
 @pytest.mark.parametrize('files', [0, 1])
 def test_a_file_that_could_not_be_queued_is_not_counted(made, files):
-    # Such a file used to be counted, so 50 MiB more than max_buffered could wait on that connection.
+    # Such a file used to be counted, so that the connection could buffer 50 MiB more than max_buffered.
     need_faults()
     kernel, file, args = Kernel(), made(BIG), ()
 

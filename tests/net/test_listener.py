@@ -853,7 +853,7 @@ def test_a_new_socket_with_the_number_of_a_lost_listener_is_not_closed(r, socket
         pytest.skip('the descriptor number was not reused')
     new_socket = ours if ours.fileno() == number else theirs
     try:
-        conn = r.adopt(new_socket)  # registering the socket shows that the listener has lost its number
+        conn = r.adopt(new_socket)  # registering this socket shows that the listener has lost its descriptor
         turns(r, 2)
         assert listener.closed
         new_socket.getsockname()  # raises OSError if it was closed
@@ -894,7 +894,7 @@ def test_a_port_can_be_listened_on_again_right_after_a_close(r, sockets):
     host, port = listener.address
     sockets.connect(listener.address)
     run_until(r, lambda: conns)
-    conns[0].close()  # leaves a socket in TIME_WAIT
+    conns[0].close()  # this leaves a socket in TIME_WAIT
     listener.close()
     turns(r, 1)
     r.listen_tcp(host, port).close()

@@ -118,7 +118,7 @@ BAD = {
 
 
 def listen(r, log=None, **options):
-    """Make a listener that expects PROXY headers; returns it and a list, to which `on_connect` adds each connection."""
+    """Make a listener that expects PROXY headers; return it and a list, to which `on_connect` adds each connection."""
     conns = []
     callbacks = {} if log is None else log.callbacks('on_data', 'on_close')
 

@@ -21,7 +21,7 @@ from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns
 
 
 class Names(Kernel):
-    """A kernel that answers look-ups from `found`, an exception or a list, and records their arguments and threads."""
+    """A kernel that answers look-ups with `found`, an exception or a list, and records their arguments and threads."""
 
     def __init__(self, found: Any = ()) -> None:
         self.found = found
@@ -146,7 +146,7 @@ def test_a_connect_to_a_name_without_addresses_is_reported_as_an_error(r):
 
 class NothingFound(Names):
     def getaddrinfo(self, *args: Any) -> list[Any]:  # type: ignore[override]
-        if len(args) == 5:  # with AI_NUMERICHOST
+        if len(args) == 5:  # the flag AI_NUMERICHOST is set
             raise socket.gaierror(socket.EAI_NONAME, 'not a number')
         return []
 
@@ -283,7 +283,7 @@ class Hung(Slow):
         return 'host.test', '0'
 
     def getaddrinfo(self, *args: Any) -> list[Any]:  # type: ignore[override]
-        if len(args) == 5:  # with AI_NUMERICHOST
+        if len(args) == 5:  # the flag AI_NUMERICHOST is set
             return Kernel().getaddrinfo(*args)
         return super().getaddrinfo(*args)
 

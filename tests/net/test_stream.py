@@ -739,7 +739,7 @@ def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
 
 
 def test_write_callbacks_count_towards_max_buffered(scripted):
-    """Otherwise, a million tiny writes to a stalled peer could leave a million callbacks waiting."""
+    """Without this limit, a million tiny writes to a stalled peer could leave a million callbacks waiting."""
     _, make = scripted
     conn, sock = make(max_buffered=10_000)
     sock.outcomes = deque()
@@ -763,7 +763,7 @@ def test_stalled_and_dead_subscribers_do_not_affect_a_publisher(r, sockets):
     def publish():
         for conn in subscribers:
             if not conn.closed:
-                conn.write(b'm' * 5000)  # never raises, whatever the subscriber does
+                conn.write(b'm' * 5000)  # this never raises, whatever the subscriber does
         rounds.append(1)
         for i in range(3):  # only these subscribers read; the last three stall
             received[i] += drain(made[i][1])
@@ -889,7 +889,7 @@ def late(kernel, r, act):
 
 
 def test_unread_bytes_prevent_a_read_timeout_after_a_slow_callback(kernel, fake, sockets):
-    """The peer has sent data in time, but the program reads it late."""
+    """The peer has sent its data in time, but the program reads the data late."""
     log = Log()
     conn, theirs = pair(fake, sockets, read_timeout=2, **log.callbacks('on_data', 'on_close'))
     late(kernel, fake, lambda: theirs.send(b'in time'))

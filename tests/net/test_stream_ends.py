@@ -280,7 +280,7 @@ def test_a_large_answer_survives_a_close_after_the_next_request_has_arrived(r, s
     theirs.send(b'request 2, pipelined' * 100)
     turns(r, 3)
     received = bytearray()
-    while True:  # a slow reader
+    while True:  # the peer reads slowly
         r.run_once(0)
         try:
             piece = theirs.recv(50_000)
@@ -1003,7 +1003,7 @@ def test_a_closed_connection_is_freed_without_the_collector(kernel, fake, socket
     go()
     fake.run()
     left = {index: ref() for index, ref in watched.items() if ref() is not None}
-    left.pop(1, None)  # the fixture holds the socket
+    left.pop(1, None)  # the fixture still refers to the socket
     assert left == {}
 
 

@@ -86,7 +86,7 @@ def plain_client(server):
 
 
 def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
-    """Run a server and a client on kernels with these faults; returns the exceptions that the clients ended with."""
+    """Run a server and a client on kernels with these faults; return the exceptions with which the clients ended."""
     ends = []
 
     def ended(server, conn, exc):
@@ -188,7 +188,7 @@ def test_data_written_before_the_handshake_is_sent_after_on_connect(r, tls):
 
 
 def test_data_written_earlier_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
-    # The data used to be sent before on_connect, in which a program checks the certificate of its peer.
+    # A program checks the certificate of its peer in on_connect, but the data used to be sent before that call.
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
@@ -269,7 +269,7 @@ def test_on_drain_is_called_however_much_the_kernel_takes_at_once(r, sockets, ce
 
 
 def test_a_write_that_waits_only_for_the_handshake_returns_false_and_on_drain_follows(r, sockets, certificates):  # noqa: F811
-    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. While it waits, it counts as buffered.
+    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. Until it is sent, `buffered` includes it.
     log, seen = Log(), bytearray()
     a, b = sockets()
     fill(a)
@@ -559,7 +559,7 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
 
 @pytest.mark.parametrize('version', VERSIONS)
 def test_a_side_that_ends_with_unread_records_still_reads_them_all(r, tls, version):
-    # OpenSSL also reads when it sends close_notify, and the records that it read used to be lost.
+    # OpenSSL also reads when it sends close_notify, and the records that it had read used to be lost.
     received, log = [], Log()
 
     def end_at_once(conn, data):
@@ -871,7 +871,7 @@ def test_start_tls_keeps_a_paused_connection_paused(r, sockets, certificates):  
 
 
 def half(certificates, sock, server_side):  # noqa: F811
-    """Begin a handshake as the peer; returns (SSL object, BIO that it reads from, BIO that it writes to)."""
+    """Begin a handshake as the peer; return (SSL object, BIO that it reads from, BIO that it writes to)."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = certificates.server() if server_side else certificates.client()
     name = None if server_side else 'localhost'
@@ -886,7 +886,7 @@ def half(certificates, sock, server_side):  # noqa: F811
 
 @pytest.fixture
 def local(r, sockets, certificates):  # noqa: F811
-    """Make two TLS streams on a socket pair, where sends to a closed peer fail at once; the first gets the options."""
+    """Make two TLS streams on a socket pair: sends to a closed peer fail at once. The first stream gets the options."""
 
     def make(**options):
         a, b = sockets()
@@ -1227,7 +1227,7 @@ def test_a_write_after_an_end_that_the_peer_did_not_receive_raises(r, local):
         ours.write(b'x', log.on_written)
     assert log == []
     turns(r, 3)
-    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # a read would fail with the same error
+    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # a read would also fail with TLSError
 
 
 def test_a_peer_that_does_not_receive_our_end_is_still_read(r, local):
@@ -1661,7 +1661,7 @@ def test_without_a_limit_one_record_without_data_is_handled_in_each_phase(r, hos
     while not received:
         r.run_once(0)
         left.append(len(ours.tls._incoming))
-    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn handles a record in two phases
+    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn handles two records, in two phases
     assert received == b'behind' and log == []
     end(r, ours, peer.conn)
 
@@ -1779,7 +1779,7 @@ def test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer(r, tls):
     ours, theirs = tls.pair({}, calls)
     another = tls.connect()
     run_until(r, lambda: another.state == 'OPEN')
-    another.tls.ssl_object.write(b'sent by no one')  # stays in the buffer, as if memory had run out
+    another.tls.ssl_object.write(b'sent by no one')  # stays in the shared buffer, as if memory had run out
     ours.tls.buffers.incoming.write(b'nor this')
     ours.write(b'hello')
     theirs.write(b'hello')
@@ -1901,7 +1901,7 @@ def test_a_connection_keeps_no_memory_of_sent_and_received_data(certificates):  
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answered, uploaded, early = map(int, done.stdout.split())
-    # The limits are generous: both ends are in the same process, and a few hundred connections give a rough result.
+    # The limits are generous: both ends are in one process, and a few hundred connections give only a rough result.
     assert answered < 32768 and uploaded < 32768, (answered, uploaded)
     assert early < 200_000, f'an idle connection keeps {early} bytes after data that was written before its handshake'
 

@@ -42,7 +42,7 @@ class Viewer:
     def __init__(self, r, sockets, page, path='/events', *headers, method='GET', host='localhost'):
         self.sock = sockets.connect(page.listener.address if isinstance(page, LivePage) else page.address)
         if not r.watchers.referenced:
-            r.notifier(int)  # keeps the loop running, because the page does not, and the fake clock stands still
+            r.notifier(int)  # keeps the loop running: the page does not, and the fake clock stands still
         lines = [f'{method} {path} HTTP/1.1', f'Host: {host}', *headers, '', '']
         self.sock.send('\r\n'.join(lines).encode())
         self.came = b''
@@ -478,7 +478,7 @@ def shown(window, name):
 def window():
     if browser.MISSING is not None:
         pytest.skip(f'NOT TESTED: {browser.MISSING}')
-    with browser.Browser('--js-flags=--jitless') as window:  # the code that a JIT compiles would count as heap
+    with browser.Browser('--js-flags=--jitless') as window:  # the heap would include the code that a JIT compiles
         yield window
 
 

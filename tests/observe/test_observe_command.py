@@ -113,7 +113,7 @@ def test_as_json_each_answer_is_one_line(path, capsys):
 
 
 def times(monkeypatch, count):
-    """Interrupt `--watch` after `count` outputs, like Ctrl-C."""
+    """Interrupt `--watch` after `count` outputs, as Ctrl-C does."""
     left = [count]
 
     def sleep(seconds):
@@ -467,7 +467,7 @@ def test_with_a_socket_the_report_also_has_the_counters(path, capsys):
 @pytest.mark.parametrize('name', ['AF_UNIX', 'SO_REUSEPORT', 'TCP_DEFER_ACCEPT'])
 @pytest.mark.parametrize(('number', 'there'), [(-1, 'no'), (0, 'yes'), (9, 'yes')])
 def test_the_report_says_which_features_the_platform_has(monkeypatch, name, number, there):
-    monkeypatch.setattr(report_module.platforms, name, number)  # -1 where the platform has no such constant
+    monkeypatch.setattr(report_module.platforms, name, number)  # -1: the platform has no such constant
     shown = {'AF_UNIX': 'Unix sockets'}.get(name, name)
     assert re.search(rf'^{shown} +{there}$', '\n'.join(report()), re.M)
 

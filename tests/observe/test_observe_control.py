@@ -408,7 +408,7 @@ def test_closing_the_reactor_closes_the_control_socket_and_removes_the_file(r, d
     client.sock.setblocking(True)
     with pytest.raises(ConnectionError):
         assert not client.sock.recv(1)
-        raise ConnectionError  # end of file is also allowed; a reset raises this by itself
+        raise ConnectionError  # end of file is also allowed; a reset raises this error anyway
 
 
 def test_the_control_socket_may_be_closed_twice_and_its_clients_are_closed(r, door, client):
@@ -582,7 +582,7 @@ def test_the_spare_descriptor_is_for_one_client_at_a_time_and_further_clients_wa
     assert drain(second.sock) == b''
     kernel.time += RETRY
     assert len(second.lines(1)) == 1
-    first.sock.close()  # frees a descriptor, which becomes the spare descriptor
+    first.sock.close()  # the freed descriptor becomes the spare descriptor
     run_until(fake, lambda: len(fake.handles()) == 2)
     scarce.append(number)
     third = Client(fake, sockets, path)

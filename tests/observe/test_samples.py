@@ -56,7 +56,7 @@ def test_rates_use_the_clock_of_the_loop_and_not_that_of_the_sampler(clock):
     counters = Source({'0': figures(idle_time=5.0, requests=100, reads=300)})
     sampler = Sampler(counters)
     counters['0'] = figures(idle_time=6.5, dispatch_time=0.3, timers_time=0.2, requests=300, reads=700)
-    clock.now += 1  # but the counters cover two seconds of the loop's clock
+    clock.now += 1  # the counters, however, cover two seconds of the loop's clock
     sample = sampler.sample()
     assert sample['rates']['requests'] == row(sample)['requests'] == 100
     assert sample['rates']['reads'] == row(sample)['reads'] == 200 and sample['counted'] == 'requests'
@@ -153,7 +153,7 @@ def test_memory_per_connection_is_growth_divided_by_new_connections(clock):
     sample = sampler.sample()
     assert row(sample)['memory'] == 10_500_000
     counters['0'], clock.memory = figures(incoming=1050), 10_400_000
-    # Growth is measured from the sample with the fewest connections, in which the process used more memory.
+    # Growth is measured from the sample with the fewest connections. At that time, the process used more memory.
     assert row(sampler.sample())['per_connection'] == 0
     counters['0'] = figures(incoming=1000, base_memory=10_000_000)
     # A base that was measured before any connection was open is preferred.

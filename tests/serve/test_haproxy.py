@@ -126,7 +126,7 @@ def test_the_tlvs_sent_by_haproxy_are_available(r, door):
     talk(r, address)
     tlvs = dict(echo.conns[0].proxy.tlvs)
     assert tlvs[0x05] == b'from-127.0.0.1'
-    assert len(tlvs[0x03]) == 4  # the checksum; a wrong checksum would be refused
+    assert len(tlvs[0x03]) == 4  # this is the checksum; a wrong one would be refused
 
 
 def test_facts_about_a_tls_connection_terminated_by_haproxy_are_available(r, door, certificates, tmp_path):  # noqa: F811

@@ -141,7 +141,7 @@ def test_workers_share_the_clients_of_a_port_and_the_parent_has_their_counters(t
         conns = [served.connect() for _ in range(200)]
         counts = Counter(conn.pid() for conn in conns)
         assert set(counts) == set(pids.values())
-        assert min(counts.values()) > 60  # 100 are expected, and three standard deviations are 21
+        assert min(counts.values()) > 60  # the mean is 100, and three standard deviations are 21
         accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
         wait_until(lambda: accepted() == {slot: counts[pid] for slot, pid in pids.items()})
         stats = served.look()['stats']
@@ -154,8 +154,8 @@ def test_a_worker_has_only_the_descriptors_it_needs_and_none_is_inheritable(tmp_
     with Served(tmp_path, run={'workers': 2}) as served:
         served.pids(2)
         answer = json.loads(served.connect().ask('?'))
-        # Three standard streams, the selector, two for the wakeup, the parent, the listener, this connection, and the
-        # directory that is being listed.
+        # These are three standard streams, the selector, two for the wakeup, the parent, the listener, this connection,
+        # and the directory that is being listed.
         assert answer['fds'] == 10
         assert answer['inheritable'] == 0 and not set(answer['variables']) - {HELD}
 
@@ -225,7 +225,7 @@ def test_a_worker_that_keeps_crashing_is_restarted_less_and_less_often_until_it_
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail)) as served:
-        conn = served.connect()  # waits in the queue until a worker serves
+        conn = served.connect()  # this client waits in the queue until a worker serves
         wait_until(lambda: 'restarting in 0.4 s' in served.log)
         pauses = re.findall(r'ended unexpectedly \(exit code 1\); restarting in ([\d.]+) s', served.log)
         assert pauses == ['0.1', '0.2', '0.4']
@@ -394,7 +394,7 @@ def test_the_counters_of_a_worker_that_has_ended_are_dropped(tmp_path):
         fail.touch()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: 'restarting in 0.2 s' in served.log)
-        assert served.look()['stats'] == {}  # no worker serves, and its pid may already belong to another process
+        assert served.look()['stats'] == {}  # no worker serves; the pid of a dead one may be in use again
 
 
 @pytest.mark.scenario(112)
@@ -760,7 +760,7 @@ def test_a_worker_that_is_removed_answers_the_clients_in_its_queue(tmp_path):
         assert set(counts) == set(two.values()), counts
         wait_until(lambda: is_gone(two['1']))
         assert {served.connect().pid() for _ in range(20)} == set(one.values())
-        served.send(signal.SIGTTOU)  # has no effect, because this is the last worker
+        served.send(signal.SIGTTOU)  # this has no effect on the last worker
         assert served.connect().pid() == one['0']
         assert served.log == ''
 
@@ -776,7 +776,7 @@ def test_a_signal_to_the_whole_group_drains_and_open_requests_are_answered(tmp_p
         for conn in conns:
             assert conn.pid() in pids.values()
             conn.send('wait 0.3')
-        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
+        time.sleep(0.1)  # the test cannot see when the worker has read the request
         os.killpg(served.parent.pid, signum)  # as a terminal does on Ctrl-C
         for conn in conns:
             assert conn.receive().endswith(' wait 0.3')
@@ -793,7 +793,7 @@ def test_when_the_reactor_of_the_parent_is_stopped_the_workers_drain(tmp_path, s
         conn = served.connect()
         conn.pid()
         conn.send('wait 0.5')
-        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
+        time.sleep(0.1)  # the test cannot see when the worker has read the request
         served.send(signum)
         assert conn.receive().endswith(' wait 0.5')
         assert served.ended() == 0 and served.log == ''
@@ -806,7 +806,7 @@ def test_stopping_the_reactor_of_the_parent_while_the_workers_drain_cuts_off_no_
         conn = served.connect()
         conn.pid()
         conn.send('wait 0.5')
-        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
+        time.sleep(0.1)  # the test cannot see when the worker has read the request
         served.send(first)
         wait_until(lambda: served.look()['pids'] == {})
         served.send(second)
@@ -833,7 +833,7 @@ def test_a_second_ctrl_c_ends_the_program_at_once(tmp_path):
         conn = served.connect()
         assert conn.pid() == pid
         conn.send('wait 4')
-        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
+        time.sleep(0.1)  # the test cannot see when the worker has read the request
         served.send(signal.SIGINT)
         wait_until(lambda: served.look()['pids'] == {})
         served.send(signal.SIGINT)
