@@ -72,7 +72,7 @@ class MemoryAfterTransfer(Case):
 
 
 def serve_mebibytes(control):
-    """Run a server that answers `?` with 1 MiB of data, and 1 MiB of data with `!`."""
+    """Run a server that answers `?` with 1 MiB of data, and answers 1 MiB of data with `!`."""
     raise_descriptor_limit()
 
     def on_data(conn, data):

@@ -20,7 +20,7 @@ ASKING_AGAIN = {
     'keepalive',
     'timers',
 }  # workloads that send the next request on the same connection; the others open a new one
-SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not keep step
+SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not stay in step
 
 
 class Drive:

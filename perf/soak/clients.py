@@ -346,7 +346,7 @@ class Task(Client):
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
     def connect(self):
-        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn: few clients cover all words
+        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn, so that few clients use all
         return self.connect_to(self.service)
 
     def on_connect(self, conn):

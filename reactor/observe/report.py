@@ -19,7 +19,7 @@ from .tables import pairs, printable
 
 try:
     import resource
-except ImportError:  # Windows
+except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
 # Linux settings that limit how many connections can be open, and how fast they can be opened.

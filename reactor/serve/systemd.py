@@ -42,7 +42,7 @@ def inherited_sockets() -> list[tuple[str, socket.socket]]:
         service manager passed no names.
 
     Raises:
-        ReactorError: A descriptor is not such a socket; it is a connection (`Accept=yes`), for example. None of the
+        ReactorError: A descriptor is not such a socket, but a connection (`Accept=yes`), for example. None of the
             descriptors are changed.
     """
     count, pid, names, _ = (os.environ.pop(name, None) for name in LISTEN)

@@ -137,7 +137,7 @@ class Workers:
             self.go_on()
 
     def replace(self) -> None:
-        """Replace all workers, one after another. Any number of calls during a round cause one more round."""
+        """Replace all workers, one after another. All calls during a round together cause one more round."""
         self._another_round = bool(self._round)
         if not self._round:
             self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)

@@ -2,8 +2,8 @@
 
 watchdog was chosen over watchfiles because it needs only the standard library; watchfiles requires anyio.
 
-Watchdog reports changes in its own thread, which appends them to a bounded queue and wakes the loop once. So any number
-of changes costs the loop one call per turn. Changes reported after the watch is closed are dropped.
+Watchdog reports changes in its own thread, which appends them to a bounded queue and wakes the loop once. So the
+loop makes one call per turn, however many changes there are. Changes reported after the watch is closed are dropped.
 """
 
 from __future__ import annotations

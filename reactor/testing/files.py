@@ -174,7 +174,7 @@ class End(File):
         return data
 
     def send_failed(self, data: bytes) -> None:
-        """Note that a send of these bytes has failed with an error other than EAGAIN."""
+        """Record that a send of these bytes has failed with an error other than EAGAIN."""
         self.never_sent = data
         if self.at_failure is None:
             self.at_failure = self.received + len(self.inbox)

@@ -49,7 +49,7 @@ class SimSelector:
         # Files that epoll still watches, with their old numbers: they were unregistered too late, and a copy is open.
         self._ghosts: list[tuple[int, File]] = []
         self._filters: dict[tuple[int, int], File] = {}  # the files that kqueue watches, by number and direction
-        self.blind: bool = False  # it has woken the loop for an event that it cannot report
+        self.blind: bool = False  # the selector has woken the loop for an event that it cannot report
         self._closed = False
 
     def register(self, fd: int, events: int, data: Any = None) -> SelectorKey:

@@ -33,7 +33,7 @@ class Expectation:
         self.text = text
 
     def met(self) -> None:
-        """Note that the event has happened."""
+        """Record that the event has happened."""
         self._world.expectations.pop(self, None)
 
 

@@ -1,7 +1,7 @@
 """Streams that report each call and each callback to the checks of their reactor.
 
-A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It notes the user's calls in its
-`Record`.
+A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It records the user's calls in
+its `Record`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class WatchedTLSStream(WatchedStream, TLSStream):
     __slots__ = ()
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        return self.writelines((data,), on_written, *args)  # like `TLSStream`, but the write is noted only once
+        return self.writelines((data,), on_written, *args)  # like `TLSStream`, but the write is recorded only once
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):

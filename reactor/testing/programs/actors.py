@@ -47,13 +47,13 @@ class Crowd:
             self.open()
 
     def expect(self, text: str) -> int:
-        """Expect an event; returns the number to call `met` with."""
+        """Expect an event; return the number to call `met` with."""
         self._numbers += 1
         self.goals[self._numbers] = self.world.expect(f'{text} {self._numbers}')
         return self._numbers
 
     def met(self, number: int) -> None:
-        """Note that an expected event has happened. It must not happen twice."""
+        """Record that an expected event has happened. The event must not happen twice."""
         goal = self.goals.pop(number, None)
         if goal is None:
             self.fail(f'part {number} ended twice')
