@@ -9,7 +9,7 @@ import time
 
 from .sockets import REQUEST, SOURCES, TIMEOUT, connect
 
-AT_ONCE = 50  # most connections opened before replies are read again, even when the load is behind schedule
+AT_ONCE = 50  # the most connections opened before replies are read again, even when the load is behind schedule
 
 
 def answer_times(port, rate, seconds, size):

@@ -265,7 +265,7 @@ class Garbage(Client):
     def on_connect(self, conn):
         garbage = self.random.randbytes(self.random.randint(1, 50_000))
         if self.random.random() < 0.5:
-            garbage = b'\x16\x03\x01' + garbage[:100]  # like the beginning of a handshake
+            garbage = b'\x16\x03\x01' + garbage[:100]  # looks like the beginning of a handshake
         Stream.write(conn, garbage)  # unencrypted: TLSStream.write is not called
 
 

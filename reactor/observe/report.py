@@ -139,7 +139,7 @@ def _has_pidfd() -> bool:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
-        return False  # not Linux, an old kernel, or a sandbox that forbids the call
+        return False  # this is not Linux, or an old kernel, or a sandbox that forbids the call
     return True
 
 

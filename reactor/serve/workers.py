@@ -326,7 +326,7 @@ class WorkerProcess:
                 slot.on_ready(self)
         if self is slot.serving:
             slot.counters = counters
-            if draining and slot.starting is None:  # its program called `drain`, or it received SIGTERM directly
+            if draining and slot.starting is None:  # the program called `drain`, or the worker received SIGTERM
                 slot.start()
 
     def count_silence(self) -> None:

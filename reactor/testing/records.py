@@ -34,7 +34,7 @@ class Record:
         self.has_header = False  # a PROXY header was received; the bytes after it are read in the same turn
         self.unclear = False  # the documentation does not say whether a write raises now
         self.failed_before = False  # `closed` was already True when the user called abort()
-        self.gone_before = False  # its descriptor was closed when the user called abort()
+        self.gone_before = False  # its descriptor was already closed when the user called abort()
         self.over = False  # on_close was called
         self.options_at_end: Any = None  # the options when the connection ended, if the user has changed them since
         self.limited = False  # a limit of its listener has ended the connection, perhaps after a failure
@@ -57,7 +57,7 @@ class Record:
         self.survived: list[BaseException] = []  # the exceptions in `raised` that on_error handles
         self.secured = False
         self.raw = False  # the program transforms the bytes itself, so the peer receives different bytes
-        self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to check that they are freed
+        self.wrappers: list[ReferenceType[Any]] = []  # the wrappers of its callbacks, to check that they are freed
         self.sock: ReferenceType[Any] | None = None
         self.deliveries: tuple[int, int] = (0, 0)  # a turn, and how many times on_data was called in it
 

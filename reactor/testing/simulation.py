@@ -192,7 +192,7 @@ class Simulation:
             try:
                 over = self.reactor.run(todo)
             except KeyboardInterrupt:
-                over = None  # it was raised between two callbacks, so nothing is lost
+                over = None  # the interrupt came between two callbacks, so nothing is lost
                 interrupts = interrupts + 1 if ledger.turns == turns else 0
                 turns = ledger.turns
                 if interrupts > MOST_INTERRUPTS:

@@ -62,7 +62,7 @@ class WatchedStream(Stream):
             self._resumed()
         elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
-        self.record.paused = not reading  # even if the connection has failed
+        self.record.paused = not reading  # recorded even if the connection has failed
         super().set_reading(reading)
 
     def _resumed(self) -> None:
@@ -98,7 +98,7 @@ class WatchedStream(Stream):
         send = super().send_file
         self.record.sends_files = True
         if self.loop.ledger.secured(self):
-            secured: bool = send(file, offset, count, on_written, *args)  # this calls `write` with the bytes
+            secured: bool = send(file, offset, count, on_written, *args)  # `send` calls `write` with the bytes
             return secured
 
         def call(what: Any, on_written: Any, *args: Any) -> bool:

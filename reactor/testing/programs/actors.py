@@ -183,11 +183,11 @@ class Side:
         self.crowd = crowd
         self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this
         self.number = crowd.expect('end of connection')
-        self.ready = ready  # the program may write to it; a proxied client first sends its header
-        self.ended = ''  # the method with which the program has ended it
+        self.ready = ready  # the program may write to the connection; a proxied client first sends its header
+        self.ended = ''  # the method with which the program has ended the connection
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text that were sent and received
-        self.count = self.written_calls = 0  # writes with an on_written, and how many of these were called
+        self.count = self.written_calls = 0  # how many writes had an on_written, and how many of those were called
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:

@@ -180,7 +180,7 @@ def requests(world: AnyWorld) -> None:
 class RequestClient:
     """A client of `requests`. The server closes the connection after the last answer, or the client gives up."""
 
-    PATIENCE, LATE = 20.0, 3600_000  # in seconds, in milliseconds
+    PATIENCE, LATE = 20.0, 3600_000  # the first is in seconds, the second in milliseconds
 
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
         self.world = world

@@ -26,7 +26,7 @@ class Actor:
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        self.over: bool = False  # closed: it must no longer be called
+        self.over: bool = False  # the handle is closed and must no longer be called
 
     def act(self, rng: random.Random) -> None:
         if rng.random() < 0.5:

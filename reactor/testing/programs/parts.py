@@ -186,10 +186,10 @@ class Talker:
         self.heard: int = 0  # bytes received
         self.then = then
         self.leave = leave
-        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # in bytes received
+        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # bytes between two pauses
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
-        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # each with a way to write it
+        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # pieces, and a way to write each
         self._unwritten: deque[int] = deque()  # numbers of the writes whose `on_written` is still to be called
         self._count = 0
 
