@@ -1,4 +1,4 @@
-"""Run the reactor inside another event loop, which waits for its descriptor and its next deadline.
+"""Run the reactor inside another event loop that waits for the reactor's descriptor and next deadline.
 
     $ python examples/embed.py
     listening on 127.0.0.1:7007

@@ -52,7 +52,7 @@ class Measured:
 
 
 class Server(Measured):
-    """A context manager: the server program of a peer, which listens on a free port of 127.0.0.1.
+    """A context manager: the server program of a peer, listening on a free port of 127.0.0.1.
 
     peer      the peer's name, and the command that starts the program
     workload  name of the workload that the program serves

@@ -1,4 +1,4 @@
-"""The load on a server that is profiled: connections from a separate process, which keep the server busy.
+"""The load on a server that is profiled: a separate process with connections that keep the server busy.
 
 A connection sends its next request as soon as it has a reply, so the server sets the pace. The load ends at SIGTERM,
 or when the server has ended.

@@ -97,7 +97,7 @@ class WatchedPath(Handle):
             self.loop.guard.check_thread()
             observer = self._forget()
             try:
-                # `stop` waits for the end of watchdog's threads, which must not block the loop.
+                # `stop` waits until watchdog's threads have ended, and this wait must not block the loop.
                 self._kernel.start_thread(observer.stop, 'reactor-path-end')
             except RuntimeError:
                 observer.stop()  # no thread can be started; blocking briefly is better than a thread that never ends

@@ -49,7 +49,7 @@ class Descriptors(Network):
         self._withheld = -1  # a descriptor number that is not reused
 
     def call(self, name: str, fd: int) -> None:
-        """Count a call to the system, and raise OSError if it is made to fail. A signal may arrive before it."""
+        """Count a call to the system; raise OSError if it is made to fail. A signal may arrive before the call."""
         error = self.failing(name, fd)
         if error:
             fail(error)

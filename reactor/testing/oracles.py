@@ -290,7 +290,7 @@ class Oracles:
         for handle in reactor.handles():
             if isinstance(handle, Listener):
                 count, most = accepted.get(handle, 0), handle.max_connections
-                # The limit may be lowered at any time, which does not close open connections.
+                # The limit may be lowered at any time; this does not close open connections.
                 bound = inf if most is None else most
                 before, self._bounds[handle] = self._bounds.get(handle, 0), max(count, bound)
                 if handle.open_connections != count or count > max(bound, before):

@@ -200,7 +200,7 @@ class Simulation:
             except OSError as exc:
                 if not kernel.fails:
                     raise
-                # The call that failed was made by the selector, or by a program, which then could not start.
+                # The call that failed was made by the selector, or by a program that could then not start.
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()
