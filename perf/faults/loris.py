@@ -170,7 +170,7 @@ class Connection:
 
 
 class Deadlines:
-    """The time limit of the server, and how late it aborted slow clients."""
+    """The time limit of the server, and how late the server aborted slow clients."""
 
     def __init__(self, deadline):
         self.deadline = deadline

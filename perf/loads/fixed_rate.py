@@ -14,7 +14,7 @@ from .sockets import REQUEST, TIMEOUT, connections
 
 
 def latencies(port, count, rate, seconds, size):
-    """Return the sorted times in seconds from the moment when each request was due to its reply.
+    """Return the sorted times in seconds, each from the moment when a request was due until its reply.
 
     `count` connections send `rate` requests a second for `seconds`; each reply has `size` bytes.
     """

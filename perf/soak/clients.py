@@ -104,7 +104,7 @@ class Client:
 
 
 class Echo(Client):
-    """Writes pieces, all at once or one by one, before or after it is connected; ends when all have been echoed."""
+    """Writes pieces, together or one by one, before or after it is connected; ends when all pieces are echoed."""
 
     services = ('echo', 'echo', 'named', 'unix', 'tls')
     sizes = (1, 20, 500, 20_000, 200_000)

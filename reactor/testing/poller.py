@@ -72,7 +72,7 @@ class SimSelector:
         return key
 
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
-        """Change the wanted events. With epoll, this fails if the descriptor was closed, and then unregisters it."""
+        """Change the wanted events. With epoll, this fails and unregisters the descriptor if it was closed."""
         key = self._keys[fd]
         if self.kind == 'kqueue':
             return self._modify_filters(key, events, data)

@@ -191,7 +191,7 @@ class Side:
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
-        """Connect to one of the listeners, which may be closed already."""
+        """Connect to one of the listeners. It may be closed already."""
         rng = crowd.rng
         place, proxied = rng.choice(crowd.places)
         side = cls(crowd, None, not proxied)
