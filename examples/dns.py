@@ -23,7 +23,7 @@ def main(r, names, timeout):
 
         try:
             r.resolve_address(name, on_done, timeout=timeout)
-        except ValueError:  # not a numeric address, so it is a name
+        except ValueError:  # the word is not a numeric address, so it is a name
             r.resolve(name, on_done, timeout=timeout)
 
     for name in names:

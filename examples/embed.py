@@ -1,4 +1,4 @@
-"""Run the reactor inside another event loop, which waits for its descriptor and its next deadline.
+"""Run the reactor inside another event loop that waits for the reactor's descriptor and next deadline.
 
     $ python examples/embed.py
     listening on 127.0.0.1:7007
@@ -26,7 +26,7 @@ import reactor
 def foreign_loop(r):
     poll = select.poll()
     poll.register(r.fileno(), select.POLLIN)
-    while r.run_once(0):  # runs one turn without waiting; False if stopped, or if nothing is left to wait for
+    while r.run_once(0):  # runs one turn without waiting; False if the loop was stopped or has nothing left to wait for
         seconds = r.timeout()
         poll.poll(None if seconds is None else math.ceil(seconds * 1000))
 

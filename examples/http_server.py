@@ -36,7 +36,7 @@ import reactor
 from reactor import serve
 
 LONGEST_HEADERS = 16384  # bytes in a request line and its headers; a longer request is answered with 431
-DRAIN = 30  # seconds that the last responses can take
+DRAIN = 30  # seconds allowed for the last responses
 ALL_SENT, ROOM = 'all sent', 'room'  # a response waits for `on_written` of its last part, or for `on_drain`
 
 

@@ -1,4 +1,4 @@
-"""Run a command and prefix each line that it prints with its process id; lines on standard error get a `!`.
+"""Run a command and prefix each line of its output with its process id; lines on standard error get a `!`.
 
     $ python examples/process_tail.py sh -c 'echo one; echo two >&2'
     [12345] one

@@ -25,9 +25,9 @@ from reactor.framing import Frames
 
 CRLF = b'\r\n'
 OK, NIL, PONG = b'+OK\r\n', b'$-1\r\n', b'+PONG\r\n'
-MOST_ARGUMENTS = 1 << 16  # number of arguments of a command
-LARGEST = 16 << 20  # bytes in all arguments of a command together, and in an answer
-LONGEST_LINE = 1 << 16  # bytes in an inline command, which a person types
+MOST_ARGUMENTS = 1 << 16  # the largest number of arguments that a command may have
+LARGEST = 16 << 20  # bytes: limit for all arguments of a command together, and for an answer
+LONGEST_LINE = 1 << 16  # bytes: limit for an inline command, which a person types
 LARGE = 4096  # bytes; the answers collected so far are sent before a longer answer
 SETTINGS = {b'save': b'', b'appendonly': b'no'}
 LINES = {b'*%d' % count: 2 * count + 1 for count in range(1, 65)}  # maps a command's first line to its number of lines
@@ -41,7 +41,7 @@ class Refused(Exception):
 
 
 class Goodbye(Exception):
-    """Raised by a command after whose answer the connection is closed."""
+    """Raised by a command to have the connection closed after the answer."""
 
 
 # -- from bytes to commands

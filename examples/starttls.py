@@ -42,7 +42,7 @@ def command(conn, line, last):
     if line.startswith(b'EHLO'):
         conn.write(b'250 localhost\r\n' if conn.tls else b'250-localhost\r\n250 STARTTLS\r\n')
     elif line == b'STARTTLS' and not conn.tls:
-        if not last or conn.data:  # an attacker on the path may have added more, which must not count as encrypted
+        if not last or conn.data:  # an attacker may have added plain text, which must not pass as encrypted
             conn.write(b'554 nothing may follow STARTTLS\r\n')
             conn.close()
             return

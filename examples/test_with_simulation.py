@@ -4,7 +4,7 @@
     ...
     2 passed in ...
 
-It can also be run with pytest. When a test fails, it prints the seed that failed. To run one test with one seed:
+The tests can also be run with pytest. A test that fails prints the seed that failed. To run one test with one seed:
 
     $ python examples/test_with_simulation.py -k fixed --seed 3
 

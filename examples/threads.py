@@ -35,7 +35,7 @@ def main(r):
         r.run_in_thread(digest, number, on_done=on_done)
     r.run_in_thread(digest, -1, on_done=on_done)  # this call fails: a byte cannot be negative
 
-    steps = []  # steps that the worker has finished, but that have not been printed
+    steps = []  # steps that the worker has finished and that are still to be printed
 
     def on_progress():  # several triggers can become one call, so take all steps
         while steps:

@@ -1,4 +1,4 @@
-"""A relay on asyncore, which connects each client to a server; `port_from_asyncore_relay.py` is the port.
+"""A relay on asyncore that connects each client to a server; `port_from_asyncore_relay.py` is the port.
 
 Needs Python 3.11 or older. With `examples/echo.py` running in another terminal:
 

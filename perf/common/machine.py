@@ -59,7 +59,7 @@ def raise_descriptor_limit():
 
 
 def first_line(*command):
-    """Return the first line that a command prints to stdout or stderr, even if it fails; None if it cannot run."""
+    """Return the first line that a command prints to stdout or stderr, even on failure; None if it cannot run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

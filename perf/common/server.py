@@ -13,7 +13,7 @@ from pathlib import Path
 from .machine import on_core
 
 PROJECT = Path(__file__).parents[2]
-START = 20  # seconds within which a server must listen
+START = 20  # seconds within which a server must be listening
 SETTLED = 0.2  # seconds without a change after which memory counts as settled
 
 
@@ -52,12 +52,12 @@ class Measured:
 
 
 class Server(Measured):
-    """A context manager: the server program of a peer, which listens on a free port of 127.0.0.1.
+    """A context manager: the server program of a peer, listening on a free port of 127.0.0.1.
 
     peer      the peer's name, and the command that starts the program
     workload  name of the workload that the program serves
     core      the core that the process is pinned to, or None
-    start     seconds within which the program must listen
+    start     seconds within which the program must be listening
     """
 
     def __init__(self, peer, workload, core, start=START):

@@ -66,7 +66,7 @@ class Floor(Peer):
 
 @functools.cache
 def compiled(source):
-    """Compile a C file and return the path of the program, which is removed when this process ends."""
+    """Compile a C file and return the path of the program. The program is removed when this process ends."""
     folder = tempfile.mkdtemp(prefix='compare-')
     atexit.register(shutil.rmtree, folder)
     program = f'{folder}/{source.stem}'

@@ -40,7 +40,7 @@ class Rounds:
             file.write(json.dumps(one) + '\n')
 
     def figures(self, workload):
-        """Return one dict for each round, which maps each peer to its figures."""
+        """Return one dict for each round; it maps each peer to its figures."""
         return [one['figures'] for (name, _), one in sorted(self.done.items()) if name == workload]
 
     def failures(self, workload):

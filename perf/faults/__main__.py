@@ -39,7 +39,7 @@ def arguments(argv=None):
 
 
 def measure(case, run):
-    """Measure one case; return (outcome, figures by name, goals with whether each was met, error or None)."""
+    """Measure one case; return (outcome, figures by name, goals and whether each was met, error or None)."""
     goals = [{'text': goal.text, 'held': None} for goal in case.goals]
     if reason := case.missing():
         return NOT_RUN, {}, goals, reason

@@ -1,7 +1,7 @@
 """1,000 good clients, and one address that connects too fast, sends too slowly, or holds too many connections (M24).
 
-Every client keeps its rate whatever the server does, and the times of good clients count from the moment when each
-request was due. Parts with and without an attack alternate, so that other work on the machine affects both.
+Every client keeps its rate whatever the server does, and the times of good clients are measured from the moment
+when each request was due. Parts with and without an attack alternate, so that other work on the machine affects both.
 """
 
 import contextlib

@@ -23,7 +23,7 @@ from .child import Child
 from .programs import Looks
 
 SLOW = 10_000  # slow clients
-ATTACKERS = 4  # processes of slowhttptest, which gets slower the more connections a process has
+ATTACKERS = 4  # processes of slowhttptest; each gets slower the more connections it has
 RATE = 1_000  # slow clients that connect each second
 DEADLINE = 30.0  # seconds within which a request must arrive, and within which a response must be sent
 ATTACK = 80.0  # seconds that slowhttptest runs, including the time for connecting
@@ -101,7 +101,7 @@ class SlowLoris(Case):
 
 
 class Good:
-    """Good clients: they send requests at a fixed rate, and times count from the moment when each request was due."""
+    """Good clients: they send requests at a fixed rate, and measure times from the moment when each request was due."""
 
     def __init__(self, port):
         self.port = port
@@ -170,7 +170,7 @@ class Connection:
 
 
 class Deadlines:
-    """The time limit of the server, and how late it aborted slow clients."""
+    """The time limit of the server, and how late the server aborted slow clients."""
 
     def __init__(self, deadline):
         self.deadline = deadline

@@ -154,7 +154,7 @@ class Crowd:
         answered = 0
         with selectors.DefaultSelector() as selector:
             for sock in self.socks:
-                with contextlib.suppress(OSError):  # not connected yet, or closed
+                with contextlib.suppress(OSError):  # the socket is not connected yet, or is closed
                     sock.send(b'?')
                     selector.register(sock, selectors.EVENT_READ)
             while ready := selector.select(0.5):

@@ -98,7 +98,7 @@ class Memory(Case):
                     try:
                         left[sock] -= sock.send(PIECE)
                     except OSError:
-                        left[sock] = 0  # cut off
+                        left[sock] = 0  # the server has cut off this client
                     if left[sock] <= 0:
                         selector.unregister(sock)
                         del left[sock]
@@ -128,7 +128,7 @@ def hoard(control, room):
             kept[0] += len(data)
             ends['most_kept'] = max(ends['most_kept'], kept[0])
         elif data == GREEDY:
-            while True:  # in small pieces, so that no memory at all is left
+            while True:  # allocate small pieces, so that no memory at all is left
                 conn.data.append(bytearray(50))
         elif not conn.write(data):
             conn.pause_reading()

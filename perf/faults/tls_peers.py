@@ -33,7 +33,7 @@ ROUNDS = 5
 SECONDS = 6.0  # seconds for each part of a round
 GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # the rate is in requests a second, for all good clients together
 FLOODS = 10  # clients that send key updates and nothing else
-FLOOD_RATE = 2_000_000  # most bytes a second that each flooding client sends
+FLOOD_RATE = 2_000_000  # the most bytes a second that each flooding client sends
 UPDATES_AT_ONCE = 200
 MEMBERS, MISBEHAVING = 50, 10
 MINUTE = 60.0
@@ -72,7 +72,7 @@ class MemoryAfterTransfer(Case):
 
 
 def serve_mebibytes(control):
-    """Run a server that answers `?` with 1 MiB of data, and 1 MiB of data with `!`."""
+    """Run a server that answers `?` with 1 MiB of data, and answers 1 MiB of data with `!`."""
     raise_descriptor_limit()
 
     def on_data(conn, data):

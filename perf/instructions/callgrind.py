@@ -19,7 +19,7 @@ from perf.common.server import PROJECT, Failed, Server
 
 PEERS = PROJECT / 'perf' / 'compare' / 'peers'
 MARKED = Path(__file__).with_name('marked.py')
-START = 120  # seconds within which a server must listen: it is 50 times slower than usual, and the machine may be busy
+START = 120  # seconds until a server must listen: it runs 50 times slower than usual, and the machine may be busy
 WRITTEN = 60  # seconds within which callgrind must write the count of a mark
 LOOK = 0.0002  # seconds between two checks of the server's state
 SLEEPING, STOPPED = 'S', 'T'  # states of a process in /proc/PID/stat

@@ -1,6 +1,6 @@
 """The load of the seed workload: connections at a fixed rate, each with one request and a delayed reply.
 
-Times count from the moment when a connection was due by the schedule, so they show when a server falls behind. A slow
+Times are measured from when a connection was due by the schedule, so they show when a server falls behind. A slow
 reply delays no other connection.
 """
 
@@ -9,7 +9,7 @@ import time
 
 from .sockets import REQUEST, SOURCES, TIMEOUT, connect
 
-AT_ONCE = 50  # most connections opened before replies are read again, even when the load is behind schedule
+AT_ONCE = 50  # the most connections opened before replies are read again, even when the load is behind schedule
 
 
 def answer_times(port, rate, seconds, size):

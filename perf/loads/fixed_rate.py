@@ -1,6 +1,6 @@
 """A fixed-rate load: requests at a given rate whatever the server does, over connections that stay open.
 
-Times count from the moment when a request was due by the schedule, so they show when a server falls behind. The load
+Times are measured from when a request was due by the schedule, so they show when a server falls behind. The load
 never sleeps, because a late wake-up would be measured too. It therefore needs its own core.
 """
 
@@ -14,7 +14,7 @@ from .sockets import REQUEST, TIMEOUT, connections
 
 
 def latencies(port, count, rate, seconds, size):
-    """Return the sorted times in seconds from the moment when each request was due to its reply.
+    """Return the sorted times in seconds, each from the moment when a request was due until its reply.
 
     `count` connections send `rate` requests a second for `seconds`; each reply has `size` bytes.
     """

@@ -18,7 +18,7 @@ SEND_TIMEOUT = struct.pack('ll', TIMEOUT, 0)
 def connect(port, source=None, receive_buffer=None):
     """Connect to a port of 127.0.0.1 from the address `source`; `receive_buffer` is SO_RCVBUF in bytes."""
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)  # this limits connect() too
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)  # this limit applies to connect() too
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     if source:

@@ -1,6 +1,6 @@
 """wrk sends as many requests as a server answers, over connections that stay open or that end after each request.
 
-Its latencies are not used: wrk waits for a slow response before it sends the next request, which hides the delay.
+Its latencies are not used: wrk waits for a slow response before it sends the next request, and so hides the delay.
 """
 
 import re

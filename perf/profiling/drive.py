@@ -1,4 +1,4 @@
-"""The load on a server that is profiled: connections from a separate process, which keep the server busy.
+"""The load on a server that is profiled: a separate process with connections that keep the server busy.
 
 A connection sends its next request as soon as it has a reply, so the server sets the pace. The load ends at SIGTERM,
 or when the server has ended.
@@ -20,7 +20,7 @@ ASKING_AGAIN = {
     'keepalive',
     'timers',
 }  # workloads that send the next request on the same connection; the others open a new one
-SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not keep step
+SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not stay in step
 
 
 class Drive:

@@ -104,7 +104,7 @@ class Client:
 
 
 class Echo(Client):
-    """Writes pieces, all at once or one by one, before or after it is connected; ends when all have been echoed."""
+    """Writes pieces, together or one by one, before or after it is connected; ends when all pieces are echoed."""
 
     services = ('echo', 'echo', 'named', 'unix', 'tls')
     sizes = (1, 20, 500, 20_000, 200_000)
@@ -265,7 +265,7 @@ class Garbage(Client):
     def on_connect(self, conn):
         garbage = self.random.randbytes(self.random.randint(1, 50_000))
         if self.random.random() < 0.5:
-            garbage = b'\x16\x03\x01' + garbage[:100]  # like the beginning of a handshake
+            garbage = b'\x16\x03\x01' + garbage[:100]  # looks like the beginning of a handshake
         Stream.write(conn, garbage)  # unencrypted: TLSStream.write is not called
 
 
@@ -346,7 +346,7 @@ class Task(Client):
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
     def connect(self):
-        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn: few clients cover all words
+        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn, so that few clients use all
         return self.connect_to(self.service)
 
     def on_connect(self, conn):

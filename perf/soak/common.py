@@ -46,7 +46,7 @@ def reason(exc):
 
 
 class CommandSocket:
-    """The control connection to the main process, on an inherited socket: each line is a command, which is answered.
+    """The control connection to the main process, on an inherited socket: each line is a command and gets an answer.
 
     When the connection ends, this process ends too, so it cannot outlive the main process.
     """

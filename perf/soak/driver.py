@@ -22,7 +22,7 @@ BEAT = 0.02  # seconds from one batch of new clients to the next
 GAP = 0.5  # seconds without a beat after which we assume that this process or the whole machine was stopped
 AFTERMATH = 2  # seconds after a flood during which the accumulated work still disturbs clients
 FLOOD_STEP = 100  # connections of a flood that are opened in each beat
-KEPT = 20  # most faults that the report describes
+KEPT = 20  # the most faults that the report describes
 SOME = 5  # clients of each kind in the warm-up
 
 

@@ -43,7 +43,7 @@ def run(command: list[str], out: Path) -> int:
             time.sleep(ANSWERING)
             for name, width, height, scheme in PICTURES:
                 window.show(width, height, scheme)
-                time.sleep(1.1)  # until the page is drawn at this size
+                time.sleep(1.1)  # wait until the page is drawn at this size
                 picture = window.picture()
                 (out / f'{name}.png').write_bytes(picture)
                 print(f'{out / name}.png: {len(picture):,} bytes')

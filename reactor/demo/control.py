@@ -28,7 +28,7 @@ class ControlConnection:
         self.stream: Stream = r.adopt(sock, self.on_data, on_close=self.on_close, linger=5)
 
     def send(self, **message: Any) -> None:
-        """Send a message; does nothing if the connection is closed."""
+        """Send a message, unless the connection is closed."""
         if not self.stream.closed:
             body = marshal.dumps(message)
             self.stream.writelines((len(body).to_bytes(LENGTH, 'big'), body))

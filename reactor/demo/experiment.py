@@ -139,7 +139,7 @@ class Experiment:
                 server.control.send(do='release')
 
     def handle_gone(self, process: ChildProcess) -> None:
-        """Called when a process has ended, which is an error unless the experiment has finished."""
+        """Called when a process has ended. This is an error unless the experiment has finished."""
         if not self.done:
             role = 'server' if process in self.servers else 'load'
             self.fail(f'a {role} process ended early; see its output above')

@@ -10,7 +10,7 @@ from math import ceil, sqrt
 
 try:
     import resource
-except ImportError:  # Windows
+except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
 SPARE_DESCRIPTORS = 64  # kept for the standard streams, the selector, the wakeup socket and the listener, with a margin
@@ -20,7 +20,7 @@ PORTS_PER_SOURCE = 20000  # Linux has 28,232 by default, but some may be in use
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft descriptor limit to the hard limit. Returns how many connections a process can then hold."""
+    """Raise the soft descriptor limit to the hard limit. Return how many connections a process can then hold."""
     if resource is None:
         return WITHOUT_LIMIT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

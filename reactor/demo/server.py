@@ -1,4 +1,4 @@
-"""The demo server: each request waits on a timer and is answered by a write callback that closes the connection.
+"""The demo server: a timer delays the answer to each request, and a callback of the write closes the connection.
 
 It is a faithful port of the original Lisp program. Any chunk of data counts as a request, and nothing is parsed. When a
 client disconnects, its timer is not cancelled; the answer is dropped when the timer fires.

@@ -28,7 +28,7 @@ class SteadyLoad:
 
     The first request is due once every connection is open or has failed. If no connection is free, a request has to
     wait, and the wait is part of its time. If a connection is closed between two requests, it is opened again, and this
-    is not an error. If it is closed before an answer is complete, it is an error.
+    is not an error. If it is closed before an answer is complete, that is an error.
 
     Args:
         host: Host to connect to.

@@ -101,7 +101,7 @@ class ControlSocket(Descriptor):
         Raises:
             ReactorError: The calling thread is not the one that runs the reactor.
         """
-        super().close()  # first, because this raises in the wrong thread, and then nothing must change
+        super().close()  # done first: in the wrong thread this raises, and then nothing must change
         self._end()
 
     def handle_lost(self, exc: Exception) -> None:

@@ -104,7 +104,7 @@ class LivePage:
     def _counters(self) -> dict[str, Snapshot]:
         """The counters of the source, without the connections of this page."""
         counters, mine = self._source(), os.getpid()
-        viewers = sum(viewer.sock is not None for viewer in self._viewers)  # closed ones are no longer counted
+        viewers = sum(viewer.sock is not None for viewer in self._viewers)  # the counters include no closed ones
         for name, one in counters.items():
             if one['pid'] == mine:
                 counters = {**counters, name: {**one, 'incoming': one['incoming'] - viewers}}

@@ -142,7 +142,7 @@ def serve_metrics(
         host: Host name or address to listen on, as for `listen_tcp`.
         port: Port number; 0 picks a free one, which is then in `address` of the returned listener.
         source: Source of the counters. Default: the counters of `r`.
-        registry: Metrics to serve instead of the reactor's. To combine them, register a `ReactorCollector` in it.
+        registry: Metrics to serve instead of the reactor's. To serve both, register a `ReactorCollector` in it.
         hosts: Host names that requests may use on loopback, besides `localhost` and addresses.
         ready: Called without arguments for each request to /healthz; returns whether the program can serve clients now.
             It can return False while a database is unreachable, for example.

@@ -19,7 +19,7 @@ from .tables import pairs, printable
 
 try:
     import resource
-except ImportError:  # Windows
+except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
 # Linux settings that limit how many connections can be open, and how fast they can be opened.
@@ -139,7 +139,7 @@ def _has_pidfd() -> bool:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
-        return False  # not Linux, an old kernel, or a sandbox that forbids the call
+        return False  # this is not Linux, or an old kernel, or a sandbox that forbids the call
     return True
 
 

@@ -43,7 +43,7 @@ WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu',
 RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # reported per second
 ENOUGH_CONNECTIONS = 100  # with fewer, the memory per connection is too inexact to be useful
 LEAST_CPU_TIME = 0.5  # seconds to measure over, because the kernel counts CPU time in hundredths of a second
-SILENT = 3.0  # seconds without new counters, after which the last rates no longer count as current
+SILENT = 3.0  # seconds without new counters, after which the last rates are considered out of date
 HAS_PROC = os.path.exists('/proc/self/stat')
 
 

@@ -151,7 +151,7 @@ class _Filter:
         self.before = before
 
     def __call__(self, unraisable: Any) -> None:
-        # The name is the object up to Python 3.13, and part of the message from 3.14 on.
+        # Up to Python 3.13, `object` is the name; from 3.14 on, the name is part of the message.
         of_name = type(unraisable.object) is bytes or 'ssl servername callback while' in (unraisable.err_msg or '')
         if unraisable.exc_type is not UnicodeDecodeError or not of_name:
             self.before(unraisable)

@@ -38,11 +38,11 @@ def inherited_sockets() -> list[tuple[str, socket.socket]]:
 
     Returns:
         A list of (name, socket), in the order of the unit; empty if no sockets were passed. The name is the value of
-        `FileDescriptorName=` in the .socket unit, which is the name of the unit by default. It is 'unknown' if the
+        `FileDescriptorName=` in the .socket unit, by default the name of the unit. It is 'unknown' if the
         service manager passed no names.
 
     Raises:
-        ReactorError: A descriptor is not such a socket; it is a connection (`Accept=yes`), for example. None of the
+        ReactorError: A descriptor is not such a socket, but a connection (`Accept=yes`), for example. None of the
             descriptors are changed.
     """
     count, pid, names, _ = (os.environ.pop(name, None) for name in LISTEN)
@@ -101,8 +101,8 @@ def notify(**fields: object) -> bool:
             500 characters.
 
     Returns:
-        Whether the message was sent, which does not mean that it has been read. False if there is no service manager
-        (`NOTIFY_SOCKET` is not set) or it cannot be reached, which is logged at DEBUG.
+        Whether the message was sent; it may not have been read yet. False if there is no service manager
+        (`NOTIFY_SOCKET` is not set), or if it cannot be reached; the latter is logged at DEBUG.
 
     Raises:
         ValueError: A name is not valid.

@@ -4,8 +4,8 @@ A worker drains and exits when the parent asks it to, on SIGTERM, or when the pa
 signals that a terminal sends to the whole process group, because the parent handles them.
 
 Messages on the control connection are lines of JSON. Once a second, and when a drain begins, the worker sends its
-counters and whether it is draining; the first line means that it is ready. The parent sends 'replaced' when a successor
-is ready on the same sockets, or 'last' when no other process will serve them.
+counters and whether it is draining; the first line means that the worker is ready. The parent sends 'replaced' when a
+successor is ready on the same sockets, or 'last' when no other process will serve them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from .addresses import ListenAddress
 
 VARIABLE = 'REACTOR_WORKER'  # environment variable of a worker, with its slot and its descriptors
 STEADY = 1.0  # seconds: a worker that dies after serving this long is restarted without a pause
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until the restart if it died sooner; doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until a worker that died sooner is restarted; doubled each time
 GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
 REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two checks for silent workers
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
@@ -137,7 +137,7 @@ class Workers:
             self.go_on()
 
     def replace(self) -> None:
-        """Replace all workers, one after another. Any number of calls during a round cause one more round."""
+        """Replace all workers, one after another. All calls during a round together cause one more round."""
         self._another_round = bool(self._round)
         if not self._round:
             self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
@@ -326,7 +326,7 @@ class WorkerProcess:
                 slot.on_ready(self)
         if self is slot.serving:
             slot.counters = counters
-            if draining and slot.starting is None:  # its program called `drain`, or it received SIGTERM directly
+            if draining and slot.starting is None:  # the program called `drain`, or the worker received SIGTERM
                 slot.start()
 
     def count_silence(self) -> None:

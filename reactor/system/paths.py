@@ -2,8 +2,8 @@
 
 watchdog was chosen over watchfiles because it needs only the standard library; watchfiles requires anyio.
 
-Watchdog reports changes in its own thread, which appends them to a bounded queue and wakes the loop once. So any number
-of changes costs the loop one call per turn. Changes reported after the watch is closed are dropped.
+Watchdog reports changes in its own thread, which appends them to a bounded queue and wakes the loop once. So the
+loop makes one call per turn, however many changes there are. Changes reported after the watch is closed are dropped.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class WatchedPath(Handle):
             self.loop.guard.check_thread()
             observer = self._forget()
             try:
-                # `stop` waits for the end of watchdog's threads, which must not block the loop.
+                # `stop` waits until watchdog's threads have ended, and this wait must not block the loop.
                 self._kernel.start_thread(observer.stop, 'reactor-path-end')
             except RuntimeError:
                 observer.stop()  # no thread can be started; blocking briefly is better than a thread that never ends

@@ -124,7 +124,7 @@ class Process(Handle):
             on_exit(self, code, signum)
 
     def handle_lost(self, exc: OSError) -> None:
-        self._pidfd = -1  # its number may already belong to another file
+        self._pidfd = -1  # the number may already belong to another file
         self._look_in(FIRST_LOOK)
 
     def handle_refused(self, exc: Exception) -> None:
@@ -226,7 +226,7 @@ class Process(Handle):
         if status is None:
             return False
         how = (status, None) if status >= 0 else (None, -status)
-        self.loop.completions.append((self, Process.handle_exit, how))  # first, because `_forget` may run out of memory
+        self.loop.completions.append((self, Process.handle_exit, how))  # done now, because `_forget` may lack memory
         self._forget()
         return True
 

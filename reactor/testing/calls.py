@@ -49,7 +49,7 @@ class Call:
             self.calls.ledger.inside = None
 
     def moved(self, deadline: float | None) -> None:
-        """Note that the timer has a new deadline."""
+        """Record that the timer has a new deadline."""
         self.turn: int = self.calls.ledger.turns
         self.set_in: int = self.calls.ledger.phase
         self.order: int = self.calls.next_order()

@@ -49,7 +49,7 @@ class Descriptors(Network):
         self._withheld = -1  # a descriptor number that is not reused
 
     def call(self, name: str, fd: int) -> None:
-        """Count a call to the system, and raise OSError if it is made to fail. A signal may arrive before it."""
+        """Count a call to the system; raise OSError if it is made to fail. A signal may arrive before the call."""
         error = self.failing(name, fd)
         if error:
             fail(error)
@@ -86,19 +86,19 @@ class Descriptors(Network):
             handler(signum, _getframe())
 
     def begin_turn(self, timeout: float | None) -> None:
-        """Note that the turn is over: the loop is about to sleep for `timeout` seconds."""
+        """Record that the turn is over: the loop is about to sleep for `timeout` seconds."""
         self.on_turn(timeout)
         self.reads.clear()
 
     def file(self, fd: int) -> File:
-        """Return the file of a descriptor; fails with EBADF if it is not open."""
+        """Return the file of a descriptor; fail with EBADF if the descriptor is not open."""
         file = self.files.get(fd)
         if file is None:
             fail(self.lost)
         return file
 
     def lowest_free(self) -> int:
-        """Return the lowest free number, as POSIX requires; fails with EMFILE at the limit."""
+        """Return the lowest free number, as POSIX requires; fail with EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
             fail(errno.EMFILE)
         fd, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
@@ -111,7 +111,7 @@ class Descriptors(Network):
         self.files[fd] = file
 
     def close_fd(self, fd: int) -> None:
-        """Close a descriptor; fails with EBADF if it is not open."""
+        """Close a descriptor; fail with EBADF if it is not open."""
         file = self.file(fd)
         del self.files[fd]
         self.moved('close', fd, file.number)

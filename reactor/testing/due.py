@@ -1,4 +1,4 @@
-"""Checks that the loop forgets nothing. They watch conditions that must end soon, and note when each began.
+"""Checks that the loop forgets nothing. They watch conditions that must end soon, and record when each began.
 
 The other checks look at past events, so they cannot see that the loop has forgotten something. Each condition here
 stands for a promise to the user: bytes that can be read are read, waiting bytes are sent when the kernel has room, a
@@ -41,7 +41,7 @@ class Dues:
         self._held: dict[Any, tuple[int, int]] = {}  # the start of each condition, and how many polls found it late
 
     def check_turn(self, timeout: float | None) -> None:
-        """Note the conditions that hold now, and report those that are late now or after `timeout` seconds of sleep."""
+        """Record the conditions that hold now; report those that are late now or after `timeout` seconds of sleep."""
         now, held, before = self.ledger.time(), {}, self._held
         self._asleep_until = inf if timeout is None else now + timeout * 1e9 - ROUNDED * 1e9
         for what, key, seconds, floor in self._pending():

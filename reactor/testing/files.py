@@ -65,7 +65,7 @@ class Unborn(File):
 
     def __init__(self, kernel: Agenda) -> None:
         super().__init__(kernel)
-        self.ready = BOTH  # because Linux reports a hang-up
+        self.ready = BOTH  # Linux reports a hang-up for such a socket
 
 
 class Listening(File):
@@ -131,7 +131,7 @@ class End(File):
         self.at_failure: int | None = None  # how many bytes had arrived, read or unread, when a send first failed
         self.never_sent: bytes = b''  # the bytes of the last send that failed
         self.connected = False
-        self.refused = False  # its connect has failed
+        self.refused = False  # the connect of this end has failed
         self.dead: bool = False  # the connection was reset: no bytes can be sent or received
         self.ended_out: bool = False
         self.ended_in: bool = False
@@ -174,7 +174,7 @@ class End(File):
         return data
 
     def send_failed(self, data: bytes) -> None:
-        """Note that a send of these bytes has failed with an error other than EAGAIN."""
+        """Record that a send of these bytes has failed with an error other than EAGAIN."""
         self.never_sent = data
         if self.at_failure is None:
             self.at_failure = self.received + len(self.inbox)

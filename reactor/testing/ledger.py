@@ -41,7 +41,7 @@ class Ledger:
         self.records: list[Record] = []
         self.by_end: dict[End, Record] = {}
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
-        self.listeners: dict[Listener, bool] = {}  # True: the listener is paused
+        self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
 
     def time(self) -> int:
         """Return the reading of the simulated clock, in ns; 0 on a real kernel, where time limits are not checked.

@@ -14,7 +14,7 @@ from .faults import fail
 from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox
 from .platforms import MS
 
-UNIX_QUEUE = 10  # datagrams that can wait at a Unix socket: net.unix.max_dgram_qlen on Linux
+UNIX_QUEUE = 10  # datagrams that can wait in the queue of a Unix socket: net.unix.max_dgram_qlen on Linux
 
 
 class Network(Agenda):
@@ -29,7 +29,7 @@ class Network(Agenda):
         self._port = 32768
 
     def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
-        """Bind a socket to an address, and return the address; fails with EADDRINUSE if it is taken."""
+        """Bind a socket to an address, and return the address; fail with EADDRINUSE if it is taken."""
         if family == AF_UNIX:
             if not address:
                 return ''
@@ -83,7 +83,7 @@ class Network(Agenda):
         return bool(address) and address[0] in self.silent
 
     def try_connect(self, end: End) -> bool:
-        """Connect a client if there is a listener with room at the address; returns whether it is connected."""
+        """Connect a client if there is a listener with room at the address; return whether it is connected."""
         if not end.references:
             return False
         listening = self._listener(end.remote)
@@ -97,7 +97,7 @@ class Network(Agenda):
         return False
 
     def connect_unix(self, end: End) -> int:
-        """Connect a client of a Unix socket at once; returns the error number, or 0."""
+        """Connect a client of a Unix socket at once; return the error number, or 0."""
         listening = self._listener(end.remote)
         if listening is None:
             return errno.ECONNREFUSED if end.remote in self.paths else errno.ENOENT
@@ -115,7 +115,7 @@ class Network(Agenda):
         self._fail_connect(end, errno.ETIMEDOUT)
 
     def post_unix(self, sender: Mailbox, data: bytes, path: Any) -> int:
-        """Deliver a datagram to a Unix socket at once, or refuse it; returns the error number, or 0."""
+        """Deliver a datagram to a Unix socket at once, or refuse it; return the error number, or 0."""
         receiver = self._mailboxes.get(path)
         if receiver is None:
             return errno.ECONNREFUSED if path in self.paths else errno.ENOENT

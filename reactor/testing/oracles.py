@@ -88,7 +88,7 @@ class Datagrams:
         self.sizes: tuple[int, int] | None = None  # bytes: the shortest and the longest
 
     def take(self, size: int) -> None:
-        """Note the size of an accepted datagram."""
+        """Record the size of an accepted datagram."""
         least, most = self.sizes or (size, size)
         self.sizes = min(least, size), max(most, size)
 
@@ -186,7 +186,7 @@ class Oracles:
         self._idle_polls = 0
         self._idle_since = 0
         self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # the limit one turn ago
-        self._last: tuple[int, Any, int] = (0, None, 0)  # time, counts of progress, turns at that time
+        self._last: tuple[int, Any, int] = (0, None, 0)  # a time, and the progress counts and turns at that time
 
     # -- called by the reactor
 
@@ -203,7 +203,7 @@ class Oracles:
             self.ledger.listeners[listener] = paused
 
     def watch_connect(self, stream: Any, keywords: Any) -> Stream:
-        """Note the connect timeout of a new connection."""
+        """Record the connect timeout of a new connection."""
         if keywords.get('timeout') is not None:
             stream.record.connect_by = self.ledger.time() + int(keywords['timeout'] * 1e9)
         return stream  # type: ignore[no-any-return]
@@ -217,7 +217,7 @@ class Oracles:
     # -- turns
 
     def check_turn(self, timeout: float | None) -> None:
-        """Check the turn before a poll of `timeout` seconds; raises `Violation` if anything was wrong."""
+        """Check the turn before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
         self.ledger.turns += 1
         self.ledger.inside = None
         self._check_bounds()
@@ -290,7 +290,7 @@ class Oracles:
         for handle in reactor.handles():
             if isinstance(handle, Listener):
                 count, most = accepted.get(handle, 0), handle.max_connections
-                # The limit may be lowered at any time, which does not close open connections.
+                # The limit may be lowered at any time; this does not close open connections.
                 bound = inf if most is None else most
                 before, self._bounds[handle] = self._bounds.get(handle, 0), max(count, bound)
                 if handle.open_connections != count or count > max(bound, before):

@@ -45,7 +45,7 @@ class Platform(Kernel):
         self.on_linux: bool = self.kind in KINDS[:3]
         self.tick: int = MS  # ns: on Windows, the steps of the timer that ends waits
         self.clock_grain: int = 1  # ns: the steps of the clock
-        self.lost: int = errno.EBADF  # the error of calls on a descriptor that is not open
+        self.lost: int = errno.EBADF  # the error number of calls on a descriptor that is not open
         self.counts_tcp = self.nodelay_inherited = self.on_linux
         if self.kind == 'windows':
             self._be_windows(manner)

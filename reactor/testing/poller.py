@@ -1,9 +1,10 @@
 """Simulated selectors that behave like epoll, poll, select, kqueue, and select on Windows, including their traps.
 
 epoll watches the open file, not the descriptor number. It does not report a closed file. If a descriptor is closed
-while a copy of it is open, epoll reports the file for ever, under the old number: no handle has that number, or it now
-belongs to another handle. poll reports a closed number for ever. select fails for all descriptors if one number is
-closed, and supports only numbers below 1,024. epoll and poll report a hang-up for ever, even if no events are wanted.
+while a copy of it is open, epoll reports the file for ever, under the old number. No handle has that number any more,
+or the number now belongs to another handle. poll reports a closed number for ever. select fails for all descriptors if
+one number is closed, and supports only numbers below 1,024. epoll and poll report a hang-up for ever, even if no events
+are wanted.
 
 kqueue has a filter for each direction (`KqueueSelector` in CPython's Lib/selectors.py): a descriptor that is readable
 and writable is reported in two entries of one batch. Filters vanish with their descriptor, even if copies of it are
@@ -49,7 +50,7 @@ class SimSelector:
         # Files that epoll still watches, with their old numbers: they were unregistered too late, and a copy is open.
         self._ghosts: list[tuple[int, File]] = []
         self._filters: dict[tuple[int, int], File] = {}  # the files that kqueue watches, by number and direction
-        self.blind: bool = False  # it has woken the loop for an event that it cannot report
+        self.blind: bool = False  # the selector has woken the loop for an event that it cannot report
         self._closed = False
 
     def register(self, fd: int, events: int, data: Any = None) -> SelectorKey:
@@ -71,7 +72,7 @@ class SimSelector:
         return key
 
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
-        """Change the wanted events. With epoll, this fails if the descriptor was closed, and then unregisters it."""
+        """Change the wanted events. With epoll, this fails and unregisters the descriptor if it was closed."""
         key = self._keys[fd]
         if self.kind == 'kqueue':
             return self._modify_filters(key, events, data)

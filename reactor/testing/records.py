@@ -34,10 +34,10 @@ class Record:
         self.has_header = False  # a PROXY header was received; the bytes after it are read in the same turn
         self.unclear = False  # the documentation does not say whether a write raises now
         self.failed_before = False  # `closed` was already True when the user called abort()
-        self.gone_before = False  # its descriptor was closed when the user called abort()
+        self.gone_before = False  # its descriptor was already closed when the user called abort()
         self.over = False  # on_close was called
         self.options_at_end: Any = None  # the options when the connection ended, if the user has changed them since
-        self.limited = False  # a limit of its listener has ended it, perhaps after a failure
+        self.limited = False  # a limit of its listener has ended the connection, perhaps after a failure
         self.exc: BaseException | None = None  # the exception that was passed to on_close
         self.connected = False
         self.paused = False
@@ -57,7 +57,7 @@ class Record:
         self.survived: list[BaseException] = []  # the exceptions in `raised` that on_error handles
         self.secured = False
         self.raw = False  # the program transforms the bytes itself, so the peer receives different bytes
-        self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to check that they are freed
+        self.wrappers: list[ReferenceType[Any]] = []  # the wrappers of its callbacks, to check that they are freed
         self.sock: ReferenceType[Any] | None = None
         self.deliveries: tuple[int, int] = (0, 0)  # a turn, and how many times on_data was called in it
 
@@ -76,7 +76,7 @@ class Record:
         yield IdleTimeout, max(read_at, sent_at, self.limits_from, resumed), options.idle_timeout
         since = max(read_at, self.limits_from, self.resumed_at)
         limit = options.read_timeout
-        # Pausing stops the limit only if reading is paused before the limit is over.
+        # Pausing stops the limit only if reading is paused before the limit has been reached.
         paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)
         if not paused and 'eof' not in self.events:
             yield ReadTimeout, since, limit

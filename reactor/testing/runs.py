@@ -26,7 +26,7 @@ REPORT_EVERY = 10.0  # seconds between two progress lines, if stderr is not a te
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog='python -m reactor.testing', description=__doc__.split('\n')[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--seed', type=int, metavar='N', help='run only seed N and print its trace')
@@ -60,7 +60,7 @@ def be_silent() -> None:
 
 
 def replay(seed: int, selector: str | None) -> int:
-    """Run one seed, and print its trace and its result; returns the exit status."""
+    """Run one seed, and print its trace and its result; return the exit status."""
     kernels: list[SimKernel] = []
     try:
         simulation = run_seed(seed, selector=selector, on_kernel=kernels.append)
@@ -74,7 +74,7 @@ def replay(seed: int, selector: str | None) -> int:
 
 
 def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[int, str]]]:
-    """Run a block of seeds; returns its first seed, its size, and the seeds that failed, each with the reason."""
+    """Run a block of seeds; return its first seed, its size, and the seeds that failed, each with the reason."""
     first, count, selector = block
     failed = []
     for seed in range(first, first + count):
@@ -99,7 +99,7 @@ class Runs:
         self.failed: dict[int, str] = {}
 
     def run(self) -> int:
-        """Run the seeds; returns the exit status."""
+        """Run the seeds; return the exit status."""
         blocks = list(self._blocks())
         try:
             self._run(blocks)

@@ -1,4 +1,4 @@
-"""Run the simulation of a seed, which draws a system, its faults, and a few programs.
+"""Run the simulation of a seed. The seed decides the system, its faults, and a few programs.
 
 The same seed makes the same run, on every computer and with every version of Python.
 """

@@ -33,7 +33,7 @@ class Expectation:
         self.text = text
 
     def met(self) -> None:
-        """Note that the event has happened."""
+        """Record that the event has happened."""
         self._world.expectations.pop(self, None)
 
 
@@ -192,7 +192,7 @@ class Simulation:
             try:
                 over = self.reactor.run(todo)
             except KeyboardInterrupt:
-                over = None  # it was raised between two callbacks, so nothing is lost
+                over = None  # the interrupt came between two callbacks, so nothing is lost
                 interrupts = interrupts + 1 if ledger.turns == turns else 0
                 turns = ledger.turns
                 if interrupts > MOST_INTERRUPTS:
@@ -200,7 +200,7 @@ class Simulation:
             except OSError as exc:
                 if not kernel.fails:
                     raise
-                # The call that failed was made by the selector, or by a program, which then could not start.
+                # The call that failed was made by the selector, or by a program that could then not start.
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()

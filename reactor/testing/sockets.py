@@ -77,7 +77,7 @@ class SimSocket:
         if falls('accept.aborted'):
             listening.take().reset()
             fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
-        listening.refused_at = kernel.time  # because `lowest_free` may fail
+        listening.refused_at = kernel.time  # set this first, because `lowest_free` may fail
         fd = kernel.lowest_free()
         end = listening.take()
         # macOS has no address for a client that has already left, and Python returns None.

@@ -17,7 +17,7 @@ from .ledger import COMPLETIONS, Ledger
 from .records import Record
 from .watched import Planted, WatchedStream
 
-CALLBACK_COST = 1024  # each waiting `on_written` counts as at most this many bytes of `max_buffered`
+CALLBACK_COST = 1024  # bytes: each waiting `on_written` uses at most this much of `max_buffered`
 
 
 class StreamChecks:

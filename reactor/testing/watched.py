@@ -1,7 +1,7 @@
 """Streams that report each call and each callback to the checks of their reactor.
 
-A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It notes the user's calls in its
-`Record`.
+A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It records the user's calls in
+its `Record`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class WatchedStream(Stream):
             self._resumed()
         elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
-        self.record.paused = not reading  # even if the connection has failed
+        self.record.paused = not reading  # recorded even if the connection has failed
         super().set_reading(reading)
 
     def _resumed(self) -> None:
@@ -98,7 +98,7 @@ class WatchedStream(Stream):
         send = super().send_file
         self.record.sends_files = True
         if self.loop.ledger.secured(self):
-            secured: bool = send(file, offset, count, on_written, *args)  # this calls `write` with the bytes
+            secured: bool = send(file, offset, count, on_written, *args)  # `send` calls `write` with the bytes
             return secured
 
         def call(what: Any, on_written: Any, *args: Any) -> bool:
@@ -148,11 +148,11 @@ class WatchedTLSStream(WatchedStream, TLSStream):
     __slots__ = ()
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        return self.writelines((data,), on_written, *args)  # like `TLSStream`, but the write is noted only once
+        return self.writelines((data,), on_written, *args)  # like `TLSStream`, but the write is recorded only once
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):
-    """A `WatchedStream` that waits for a PROXY header, which counts as received data, like all bytes of the peer."""
+    """A `WatchedStream` that waits for a PROXY header. The header is received data, like all bytes of the peer."""
 
     __slots__ = ()
 

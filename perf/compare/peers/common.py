@@ -41,7 +41,7 @@ def arguments():
 
 def server_context():
     """Return a TLS 1.3 context with a new P-256 key; every peer uses this kind of key."""
-    import ssl  # here, because the module would add to the memory of servers without TLS
+    import ssl  # imported here, because the module would add to the memory of servers without TLS
     import subprocess
     import tempfile
 

@@ -1,7 +1,7 @@
 """The memory of an idle connection, and of a connection whose request waits on a timer.
 
-The figure is the slope between a small and a large number of connections, so memory that a server needs only once does
-not count.
+The figure is the slope between a small and a large number of connections, so it does not include memory that a server
+needs only once.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Idle(Workload):
     def ask(self, socks):
         for sock in socks:
             sock.send(self.request)
-        time.sleep(0.3)  # until the last connection is accepted
+        time.sleep(0.3)  # wait until the last connection is accepted
 
 
 class SecureIdle(Workload):

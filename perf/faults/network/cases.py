@@ -246,7 +246,7 @@ class DeadPeer(OverNetwork):
         return {**found, **self.ends(exchange.ends, down.done)}
 
     def ends(self, sides, since):
-        """Return, for each kind of limit, when the last connection ended, and the errors that do not belong to it."""
+        """Return, for each kind of limit, when the last connection ended, and an unexpected error if there was one."""
         after, others = {}, {}
         for end in (end for side in sides for end in side.values()):
             kind = list(self.kinds)[(end['port'] - FIRST_PORT) // self.each]

@@ -1,7 +1,7 @@
 """One run of `transfer` on both hosts of a faulty network: start it, turn faults on and off, and judge the result.
 
 Neither side is trusted alone. The data that one side received is compared with what the other side says that it sent
-or, if the connection broke, with what it should have sent. A connection end that is not reported is counted.
+or, if the connection broke, with what it should have sent. Connection ends that are not reported are counted.
 """
 
 import time

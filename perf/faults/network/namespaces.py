@@ -167,7 +167,7 @@ def remove(name):
 
 @contextlib.contextmanager
 def lock(tag, wait=False):
-    """Hold the lock on this tag during the `with` block. The kernel releases it however its owner ends."""
+    """Hold the lock on this tag during the `with` block. The kernel releases the lock however its owner ends."""
     path = Path(f'/run/reactor-{tag}.lock')
     with path.open('w') as file:
         try:

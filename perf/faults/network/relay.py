@@ -15,7 +15,7 @@ import time
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 STDIN = 0
-LARGEST = 65536  # bytes of the largest packet
+LARGEST = 65536  # size of the largest packet in bytes
 BATCH = 256  # packets read from one device before the other device is served
 WAITING = 100_000  # packets that may be in transit in one direction; further packets are lost
 

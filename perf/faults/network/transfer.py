@@ -13,7 +13,7 @@ import tempfile
 import reactor
 
 CHUNK = 1 << 16  # bytes in one write
-BURST = 2  # most writes in one turn
+BURST = 2  # the most writes in one turn
 PORT = 5000  # port of the listener
 # The first connection has this local port, the second the next port, and so on, so both sides can identify them.
 FIRST_PORT = 10000

@@ -47,13 +47,13 @@ class Crowd:
             self.open()
 
     def expect(self, text: str) -> int:
-        """Expect an event; returns the number to call `met` with."""
+        """Expect an event; return the number to call `met` with."""
         self._numbers += 1
         self.goals[self._numbers] = self.world.expect(f'{text} {self._numbers}')
         return self._numbers
 
     def met(self, number: int) -> None:
-        """Note that an expected event has happened. It must not happen twice."""
+        """Record that an expected event has happened. The event must not happen twice."""
         goal = self.goals.pop(number, None)
         if goal is None:
             self.fail(f'part {number} ended twice')
@@ -183,15 +183,15 @@ class Side:
         self.crowd = crowd
         self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this
         self.number = crowd.expect('end of connection')
-        self.ready = ready  # the program may write to it; a proxied client first sends its header
-        self.ended = ''  # the method with which the program has ended it
+        self.ready = ready  # the program may write to the connection; a proxied client first sends its header
+        self.ended = ''  # the method with which the program has ended the connection
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text that were sent and received
-        self.count = self.written_calls = 0  # writes with an on_written, and how many of these were called
+        self.count = self.written_calls = 0  # how many writes had an on_written, and how many of those were called
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
-        """Connect to one of the listeners, which may be closed already."""
+        """Connect to one of the listeners. It may be closed already."""
         rng = crowd.rng
         place, proxied = rng.choice(crowd.places)
         side = cls(crowd, None, not proxied)

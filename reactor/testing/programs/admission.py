@@ -161,7 +161,7 @@ def paces(world: AnyWorld) -> None:
 
 
 class Dripping:
-    """A client of `paces`: it sends `word` every 0.3 s until it is closed. If `word` is empty, it only waits."""
+    """A client of `paces`: it sends `word` every 0.3 s until it is disconnected. If `word` is empty, it only waits."""
 
     def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, group: WaitGroup) -> None:
         self.world = world

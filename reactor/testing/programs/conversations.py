@@ -180,7 +180,7 @@ def requests(world: AnyWorld) -> None:
 class RequestClient:
     """A client of `requests`. The server closes the connection after the last answer, or the client gives up."""
 
-    PATIENCE, LATE = 20.0, 3600_000  # in seconds, in milliseconds
+    PATIENCE, LATE = 20.0, 3600_000  # the first is in seconds, the second in milliseconds
 
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
         self.world = world
@@ -292,7 +292,7 @@ class Hub:
         self.world.trouble(conn)
 
     def welcomed(self) -> None:
-        """Note that a subscriber was welcomed or has ended. After the last one, start the publisher."""
+        """Record that a subscriber was welcomed or has ended. After the last one, start the publisher."""
         self.unwelcomed -= 1
         if not self.unwelcomed:
             talker = Talker(self.world, self.publisher, b''.join(self.news), b'', 'eof', self.published)

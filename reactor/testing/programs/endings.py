@@ -227,7 +227,7 @@ class Mischief:
         self.world.trouble()
 
     def look_for_the_end(self) -> None:
-        """After `curfew`, note the end of the last connection."""
+        """After `curfew`, record the end of the last connection."""
         if self.over and not self.conns and self.part is not None:
             self.group.done(self.part)
             self.part = None

@@ -26,7 +26,7 @@ class Actor:
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        self.over: bool = False  # closed: it must no longer be called
+        self.over: bool = False  # the handle is closed and must no longer be called
 
     def act(self, rng: random.Random) -> None:
         if rng.random() < 0.5:
@@ -153,7 +153,7 @@ class Mailer(Actor):
 
 
 class Operation(Actor):
-    """A call or a look-up in a thread, which may be cancelled."""
+    """A call or a look-up that runs in a thread and may be cancelled."""
 
     number: int
 
@@ -275,7 +275,7 @@ class Idle(Actor):
 
 
 class Ear(Awaited):
-    """A handler for SIGTERM, of which only one is open at a time. The program sends the signal to itself."""
+    """A handler for SIGTERM. Only one such handler is open at a time. The program sends the signal to itself."""
 
     event = 'signal'
 

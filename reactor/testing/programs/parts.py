@@ -144,13 +144,13 @@ class WaitGroup:
         self._count = 0
 
     def add(self, text: str) -> int:
-        """Add a part; returns the number to call `done` with."""
+        """Add a part; return the number to call `done` with."""
         self._count += 1
         self._goals[self._count] = self._world.expect(f'{text} {self._count}')
         return self._count
 
     def done(self, number: int) -> None:
-        """Note that a part has ended."""
+        """Record that a part has ended."""
         goal = self._goals.pop(number, None)
         if goal is None:
             return self._world.fail(f'part {number} ended twice')
@@ -186,10 +186,10 @@ class Talker:
         self.heard: int = 0  # bytes received
         self.then = then
         self.leave = leave
-        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # in bytes received
+        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # bytes between two pauses
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
-        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # each with a way to write it
+        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # pieces, and a way to write each
         self._unwritten: deque[int] = deque()  # numbers of the writes whose `on_written` is still to be called
         self._count = 0
 
@@ -202,7 +202,7 @@ class Talker:
         return conn
 
     def connected(self) -> None:
-        """Note that the connection is open, and begin to write, unless `join` has begun already."""
+        """Record that the connection is open, and begin to write, unless `join` has begun already."""
         self._connected = True
         if self._started:
             self._end_if_done()
@@ -231,7 +231,7 @@ class Talker:
         self._end_if_done()
 
     def peer_ended(self) -> None:
-        """Note the peer's end of file, and end our side if all pieces are written."""
+        """Record the peer's end of file, and end our side if all pieces are written."""
         self._peer_ended = True
         if not self._pieces:
             self.conn.write_eof()

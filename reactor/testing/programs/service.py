@@ -30,9 +30,9 @@ class Service:
         rng = new_random(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
-        self.patient: bool = not world.faulty and self.timeout > 10  # if True, no answer may be lost
+        self.patient: bool = not world.faulty and self.timeout > 10  # True: no answer may be lost
         self.closes: bool = rng.random() < 0.5  # the server closes each connection after the last answer
-        self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads from a new client
+        self.slow = rng.choice((0, 0, 0.8))  # seconds until the server reads from a new client
         self.began: float | None = None  # when `drain` was called
         most = rng.choice((None, None, 1, 3))
         self.place: Place = Place(
