@@ -18,8 +18,6 @@ from pathlib import Path
 TARGETS = ('proxy_header', 'framing', 'live_page', 'control_socket', 'tls_records', 'simulation')
 CORPUS = Path(__file__).parent / 'corpus'
 
-"""The files in the corpus of one target."""
-
 
 def kept_inputs(target: str) -> list[Path]:
     """Return the files in the corpus of one target."""
