@@ -1,6 +1,6 @@
 """Idle connections: as many as a process may have (M1), in two processes (M2), and more than a process may have (M3).
 
-Clients run in separate processes, because no process may have more descriptors than the server. They connect
+Clients run in separate processes, because their descriptor limit is the same as that of the server. They connect
 from many addresses, because one address has too few ports.
 """
 

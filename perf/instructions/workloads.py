@@ -140,6 +140,6 @@ WORKLOADS = {
         Deferred('churn_defer', 'a connection that carries one request, accepted with defer_accept', 32, 30, 'defer'),
         Secure('tls', 'a request on a TLS 1.3 connection that stays open', 20, 20),
         Delayed('seed', 'a connection that carries one request; a timer replies, and the write callback closes', 32, 8),
-        Chain('chain', 'a turn of the loop, which makes one call of call_soon; that call adds the next', 1, 2),
+        Chain('chain', 'a turn of the loop, which makes one call to call_soon; that call adds the next', 1, 2),
     )
 }

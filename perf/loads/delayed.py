@@ -15,7 +15,7 @@ AT_ONCE = 50  # the most connections opened before replies are read again, even 
 def answer_times(port, rate, seconds, size):
     """Open `rate` connections a second for `seconds`; each reply has `size` bytes.
 
-    Returns (sorted seconds until each reply, largest number of connections open at once).
+    Returns (sorted list of the seconds until each reply, largest number of connections open at once).
     """
     total = int(rate * seconds)
     times, opened, most, last_answer = [], 0, 0, time.perf_counter()

@@ -2,7 +2,7 @@
 
 Until `stop` is called, `run` goes on while there is at least one of these:
 
-- a call of `call_soon` or `call_soon_threadsafe` that waits for its turn;
+- a call to `call_soon` or `call_soon_threadsafe` that waits for its turn;
 - a callback that waits for the completions phase, such as `on_written` or `on_close`;
 - a pending timer, unless its `unref` was called;
 - an open handle (a connection, listener, look-up, signal handler or call in a thread), unless its `unref` was called.

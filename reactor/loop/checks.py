@@ -69,9 +69,9 @@ def whole(name: str, value: Any, least: int, most: int | None = None, unit: str 
 def optional_count(name: str, value: Any) -> int | None:
     """Return an int of at least 0, or None. Raises TypeError for another type, ValueError below 0."""
     if value is not None and type(value) is not int:
-        raise TypeError(f'{name} is None or an int, not {shown(value)}')
+        raise TypeError(f'{name} must be None or an int, not {shown(value)}')
     if value is not None and value < 0:
-        raise ValueError(f'{name} is None or at least 0, not {value!r}')
+        raise ValueError(f'{name} must be None or at least 0, not {value!r}')
     return value
 
 

@@ -48,7 +48,7 @@ HAS_PROC = os.path.exists('/proc/self/stat')
 
 
 class Sampler:
-    """Reads a source. Each call of `sample()` covers the time since the previous call."""
+    """Reads a source. Each call to `sample()` covers the time since the previous call."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

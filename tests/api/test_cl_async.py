@@ -30,7 +30,7 @@ needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix s
 
 
 class TimedKernel(FakeKernel):
-    """A kernel whose clock moves only while the loop would wait, with the given kind of selector."""
+    """A kernel whose clock advances only when the loop would otherwise wait, with the given kind of selector."""
 
     def __init__(self, kind):
         super().__init__()

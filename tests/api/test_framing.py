@@ -359,7 +359,7 @@ def test_a_pause_delays_messages_until_resume_and_they_come_first(r, sockets):
     theirs.close()
     for known in (b'two', b'three', b'four'):
         conn.resume_reading()
-        assert log[-1] != ('line', known)  # nothing is delivered inside the call of resume_reading()
+        assert log[-1] != ('line', known)  # nothing is delivered inside the call to resume_reading()
         turns(r, 3)
         assert log[-1] == ('line', known)
     conn.resume_reading()

@@ -2,7 +2,7 @@
 
 The second parser is written from HAProxy's proxy-protocol.txt (sections 2.1 and 2.2). A header must mean the same
 however it was cut, and all data after it must reach `on_data`. Anything that is not a header must end the connection
-with a `ProxyError` and without a call of `on_connect`.
+with a `ProxyError` and without a call to `on_connect`.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Fault:
         return f'allocation {self.n} fails, {self.in_a_row} in a row'
 
     def run(self, turns: Callable[[], Any]) -> None:
-        # CPython reports a MemoryError of its own code through sys.unraisablehook and then continues.
+        # CPython reports a MemoryError raised in its own code through sys.unraisablehook and then continues.
         hook, sys.unraisablehook = sys.unraisablehook, lambda what: memory_alone(what, hook)
         _testcapi.set_nomemory(self.n, self.n + self.in_a_row)
         try:

@@ -168,7 +168,7 @@ class FakeSelector(selectors.BaseSelector):
 
 
 class FakeKernel(Kernel):
-    """The real kernel with a clock that starts at 1000 s and moves only while the loop would wait."""
+    """The real kernel with a clock that starts at 1000 s and advances only when the loop would otherwise wait."""
 
     def __init__(self) -> None:
         self.time = 1000.0

@@ -29,7 +29,7 @@ TOOL = 3  # a free tool id of `sys.monitoring`
 
 
 def elements(function: Any, first: Any) -> int:
-    """Return the extra bytecodes for a call of `function`, counted from the elements of `first`, its first argument."""
+    """Return the extra bytecodes for a call to `function`, counted from the elements of `first`, its first argument."""
     if isinstance(first, (list, deque)):
         walked = function in FUNCTIONS or getattr(function, '__name__', '') in METHODS
         return len(first) if walked else 0

@@ -67,7 +67,7 @@ class Lines:
         self.at = at
         self.before = sys.gettrace()  # set when coverage is measured
         self.count = 0
-        self.armed = False  # True during a call of `run`, `run_once` or `close`
+        self.armed = False  # True during a call to `run`, `run_once` or `close`
         self.pressed = 0
         self.known: dict[str, bool] = {}
         self.sites: dict[tuple[str, int], list[int]] = {}  # for each (file, line): the counts at its executions

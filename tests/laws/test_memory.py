@@ -92,7 +92,7 @@ def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
 
 
 def least_kept(measure: Callable[[], float]) -> float:
-    """Return the least result of several calls of `measure`.
+    """Return the least result of several calls to `measure`.
 
     Where free memory lies in the heap decides whether malloc returns it to the kernel. In one run out of ten,
     about 1.8 MB remains, however many connections there are. Memory that each connection keeps shows up in every run.

@@ -202,7 +202,7 @@ def sample() -> list[Case]:
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; return None if all laws hold, otherwise a line with the case, to run it again, and the reason."""
+    """Run a case. Return None if all laws hold, otherwise one line: the case, so that it can be run again, and why."""
     play, seed, kind, n, name, error = case
     simulation = begin(seed, kind, (n, error))
     try:

@@ -36,7 +36,7 @@ def pipe():
 
 
 class Seen(list):
-    """Records the arguments of each call of `on_ready`."""
+    """Records the arguments of each call to `on_ready`."""
 
     def on_ready(self, handle, event, *args):
         self.append((handle, event, *args))

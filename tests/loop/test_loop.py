@@ -936,7 +936,7 @@ def deeper(conn, data):
 
 @pytest.mark.parametrize('leaves', ['the error itself', 'on_error', 'catch_errors'])
 def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
-    # Regression: every later call of `run` used to report the error again, and nothing else ever ran.
+    # Regression: every later call to `run` used to report the error again, and nothing else ever ran.
     calls = []
 
     def leave(*args):

@@ -859,7 +859,7 @@ def test_over_tls_data_that_was_not_decrypted_yet_is_unread(r, secured):
     end(r, client)
 
 
-# -- the call of `drain`
+# -- the call to `drain`
 
 
 @pytest.mark.scenario(113)

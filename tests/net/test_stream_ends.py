@@ -1250,7 +1250,7 @@ def test_an_on_close_without_stack_for_its_call_is_called_again(kind, sockets):
             else:
                 handle = r.bind_udp('127.0.0.1', 0, on_close=on_close)
             calls[0] = 0
-            handle.abort()  # only the call of on_close remains
+            handle.abort()  # only the call to on_close remains
             try:
                 near_limit(left, lambda handle=handle: handle.handle_closed(None))
             except RecursionError:

@@ -148,8 +148,8 @@ def test_each_case_states_its_promises_and_how_long_it_takes():
 def every_figure():
     from perf.faults.cases import CASES
 
-    # The network cases take minutes even with little data: test_network_faults.py tests them. The cases that need the
-    # HTTP server are tested in test_http_examples.py.
+    # The network cases take minutes even with little data, so test_network_faults.py tests them. The cases that need
+    # the HTTP server are tested in test_http_examples.py.
     figures = [figure for figure in CASES if not figure.name.startswith('M11') and figure.name not in ('M13', 'M21')]
     return pytest.mark.parametrize('figure', figures, ids=[figure.name for figure in figures])
 
