@@ -1,4 +1,4 @@
-"""Write meta.json, which says what was recorded and with which versions, so that profiles can be told apart.
+"""Write meta.json, which says what was recorded and with which versions, so that two profiles can be distinguished.
 
 An unknown fact is null, and never makes the run fail.
 """

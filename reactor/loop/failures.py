@@ -167,11 +167,12 @@ class Failures:
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
         # Peers can cause exceptions at will. The listener limits how many are logged for its connections. In addition,
-        # the same exception is logged once in LOG_INTERVAL, which covers connections without a listener.
+        # equal exceptions of handles without such a limit are logged once in LOG_INTERVAL.
+        if handle is not None and not handle.may_log():
+            return
         code, module, phases = _raised_in(exc)
-        if handle is not None:
-            if not handle.may_log() or not (handle.has_log_limit() or self._is_news((type(exc), code))):
-                return
+        if handle is not None and not (handle.has_log_limit() or self._is_news((type(exc), code))):
+            return
         kind = 'timer callback' if '_run_timers' in phases else 'callback'
         what = f'a {kind}' if code is None else f'the {kind} {place_of(code, module)}'
         if handle is None:
