@@ -4,6 +4,7 @@ Until `stop` is called, `run` goes on while there is at least one of these:
 
 - a call to `call_soon` or `call_soon_threadsafe` that waits for its turn;
 - a callback that waits for the completions phase, such as `on_written` or `on_close`;
+- a call or handle that ran out of memory or stack, and is handled at the start of the next turn;
 - a pending timer, unless its `unref` was called;
 - an open handle (a connection, listener, look-up, signal handler or call in a thread), unless its `unref` was called.
 """
@@ -25,18 +26,20 @@ MOST_REASONS = 1 << 31  # the largest `limit` of `why_alive`
 class Alive:
     """Finds the reasons that keep one loop running: calls, completions, timers and handles."""
 
-    __slots__ = ('_completions', '_soon', '_timers', '_wakeup', '_watchers')
+    __slots__ = ('_completions', '_soon', '_starved', '_timers', '_wakeup', '_watchers')
 
     def __init__(
         self,
         soon: deque[tuple[Callable[..., object], tuple[Any, ...]]],
         completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]],
+        starved: deque[Any],
         timers: TimerHeap,
         watchers: Watchers,
         wakeup: Wakeup,
     ) -> None:
         self._soon = soon
         self._completions = completions
+        self._starved = starved
         self._timers = timers
         self._watchers = watchers
         self._wakeup = wakeup
@@ -49,6 +52,7 @@ class Alive:
             or self._completions
             or self._timers.referenced
             or self._wakeup.calls
+            or self._starved
         )
 
     def reasons(self) -> Iterator[str]:

@@ -36,7 +36,9 @@ def run_exit_callbacks(callbacks: list[Any], failures: Failures) -> None:
             failures.exit_callback_failed(exc)
 
 
-def end_handles(alive: Alive, completions: deque[Any], run_completions: Callable[[int], None]) -> None:
+def end_handles(
+    alive: Alive, completions: deque[Any], failures: Failures, run_completions: Callable[[int], None]
+) -> None:
     """Abort all handles and run all completions until none are left. At the end raise the last exception, if any."""
     error = None
     for _ in range(CLOSING_ROUNDS):  # an `on_close` may open another connection
@@ -45,6 +47,7 @@ def end_handles(alive: Alive, completions: deque[Any], run_completions: Callable
                 handle.reset(None)
             except BaseException as exc:
                 error = exc  # the other handles still have to be closed
+        failures.end_starved()
         if not completions:
             break
         run_completions(len(completions))

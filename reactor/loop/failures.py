@@ -53,7 +53,7 @@ class Failures:
     ) -> None:
         self.catch_errors: CatchErrors = catch_errors
         # Handles that ran out of memory or stack, each followed by its exception: a tuple of both would need memory.
-        # None marks an exception that has left a turn.
+        # Also a call that ran out, followed by its queue. None marks an exception that has left a turn.
         self.starved: deque[Any] = deque()
         self._watchers = watchers
         self._timers = timers
@@ -83,19 +83,42 @@ class Failures:
         self._counters.callback_errors += 1
         self._report(exc, None)
 
-    def retry(self, exc: Exception, handle: Handle | None = None) -> None:
-        """Called when memory or stack ran out before a callback was reached; the call is back at the head of its queue.
+    def ran_out(self, exc: Exception, handle: Handle | None, fn: object = None) -> None:
+        """Called when memory or stack ran out in a call. The call and its queue are the last two items of `starved`.
 
-        The first time, release the reserve; the call is then repeated. If the reserve is gone, or if the stack has run
-        out (its frames belong to the caller of `run`), raise `exc`, which leaves `run`. Nothing is lost, and `run` can
-        be called again.
+        If the call had reached the user's code, the callback has failed. Otherwise the call is repeated, see `retry`.
         """
-        if type(exc) is RecursionError or self._reserve is None:
+        if called_user(exc, fn):
+            self.starved.pop()
+            self.starved.pop()
+            self.callback_failed(exc, handle)
+        else:
+            self.retry(exc, handle)
+
+    def retry(self, exc: Exception, handle: Handle | None = None) -> None:
+        """Called when memory or stack ran out before a callback was reached: have the call repeated.
+
+        The call goes from `starved` back to the head of its queue. The first time, the reserve is released. If the
+        reserve is gone, or if the stack has run out (its frames belong to the caller of `run`), raise `exc`, which
+        leaves `run`. Nothing is lost, and `run` can be called again: a call that could not go back, because its queue
+        would have needed memory, stays in `starved`.
+        """
+        leaves = type(exc) is RecursionError or self._reserve is None
+        if type(exc) is MemoryError:
+            self._reserve = None
+        self._put_back()
+        if leaves:
             raise exc
-        self._reserve = None
         if handle is not None and handle.handle_exhausted(exc):
             self._completions.popleft()  # the handle has failed, so the call is not repeated
         self._restore_reserve()
+
+    def _put_back(self) -> None:
+        starved = self.starved
+        if starved and isinstance(starved[-1], deque):  # a repeating timer is not there: it is pending again
+            starved[-1].appendleft(starved[-2])
+            starved.pop()
+            starved.pop()
 
     def end_starved(self) -> None:
         """Handle the failures that the last turn could not handle because memory or stack had run out."""
@@ -106,7 +129,9 @@ class Failures:
                 continue
             handle, exc = starved[0], starved[1]
             self._restore_reserve()
-            if handle.events == UNHEARD and not handle.closed:
+            if isinstance(exc, deque):  # the queue of a call that could not be put back
+                exc.appendleft(handle)
+            elif handle.events == UNHEARD and not handle.closed:
                 self._watchers.refuse(handle, exc)
             elif called_user(exc):
                 try:

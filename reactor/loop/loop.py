@@ -106,7 +106,7 @@ class Loop(LoopAPI):
             raise
         self.failures.doorbell = self._wakeup
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
-        self._alive = Alive(self._soon, self.completions, self.timers, self.watchers, self._wakeup)
+        self._alive = Alive(self._soon, self.completions, self._starved, self.timers, self.watchers, self._wakeup)
         self._threads = ThreadPool(this, kernel)
         self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
@@ -212,7 +212,7 @@ class Loop(LoopAPI):
                 (run_exit_callbacks, self._exit_callbacks, self.failures),
                 (self._signals.clear,),
                 (self.timers.clear,),
-                (end_handles, self._alive, self.completions, self._run_completions),
+                (end_handles, self._alive, self.completions, self.failures, self._run_completions),
             ]
         try:
             take_steps(steps)
@@ -366,7 +366,8 @@ class Loop(LoopAPI):
                         timer.deadline = deadline
                         self.timers.pending += 1
                     if timer.deadline == deadline:  # otherwise it repeats, and its next deadline is already set
-                        due.appendleft(timer)
+                        self._starved.append(timer)
+                        self._starved.append(due)
                     self.failures.retry(exc)
                 except Exception as exc:
                     self.failures.callback_failed(exc, None)
@@ -383,12 +384,9 @@ class Loop(LoopAPI):
             try:
                 fn(*args)
             except (MemoryError, RecursionError) as exc:
-                soon.appendleft(call)
-                if called_user(exc, fn):
-                    soon.popleft()
-                    self.failures.callback_failed(exc, None)
-                else:
-                    self.failures.retry(exc)
+                self._starved.append(call)  # kept there while the failure is handled, because this cannot fail
+                self._starved.append(soon)
+                self.failures.ran_out(exc, None, fn)
             except Exception as exc:
                 self.failures.callback_failed(exc, None)
 
@@ -401,12 +399,9 @@ class Loop(LoopAPI):
             try:
                 fn(handle, *args)
             except (MemoryError, RecursionError) as exc:
-                completions.appendleft(completion)
-                if called_user(exc):
-                    completions.popleft()
-                    self.failures.callback_failed(exc, handle)
-                else:
-                    self.failures.retry(exc, handle)
+                self._starved.append(completion)  # as in `_run_soon`
+                self._starved.append(completions)
+                self.failures.ran_out(exc, handle)
             except Exception as exc:
                 self.failures.callback_failed(exc, handle)
 
