@@ -6,6 +6,10 @@ it.
 
 from __future__ import annotations
 
+# What is raised when memory or stack runs out. A constant, because `except (MemoryError, RecursionError)` makes a new
+# tuple: while memory is exhausted, this fails in the very clause that would handle the shortage.
+EXHAUSTION = (MemoryError, RecursionError)
+
 
 class ReactorError(Exception):
     """Base class of the errors that the reactor itself raises or reports."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClientRefused
+from ..errors import EXHAUSTION, ClientRefused
 from ..hints import socket
 from ..kernel.sockets import close_socket
 from ..loop.log import log
@@ -68,7 +68,7 @@ class GuardedListener(Listener):
         if stream is not None and not stream.closed:  # a closed stream would be counted for ever
             try:
                 limits.track(stream, known, now)
-            except (MemoryError, RecursionError) as exc:
+            except EXHAUSTION as exc:
                 stream.reset(exc)
         return stream
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from socket import MSG_PEEK
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ProxyError, ProxyTimeout
+from ..errors import EXHAUSTION, ProxyError, ProxyTimeout
 from ..hints import socket
 from ..kernel import Kernel
 from ..loop.checks import shown, time_limit
@@ -247,5 +247,5 @@ class ProxiedStream(Stream):
         if buffer is not None and buffer.timer is not None:
             try:
                 buffer.timer.cancel()
-            except (MemoryError, RecursionError):
+            except EXHAUSTION:
                 pass  # the timer finds the header read or the connection closed, and does nothing

@@ -12,6 +12,8 @@ import select
 import socket
 from typing import Any, NoReturn
 
+from ..errors import EXHAUSTION
+
 
 def send_first(sock: socket.socket, buffers: list[Any]) -> int:
     """Send the first buffer only, on platforms without `sendmsg` (Windows)."""
@@ -40,7 +42,7 @@ class LeanSocket(socket.SocketType):
         fd, address = self._accept()  # type: ignore[attr-defined]
         try:
             return socket.SocketType(self.family, self.type, self.proto, fd), address
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             os.close(fd)
             raise
 

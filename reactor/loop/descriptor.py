@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HandleClosed
+from ..errors import EXHAUSTION, HandleClosed
 from ..kernel import Kernel
 from ..kernel.calls import ONLY_ERROR
 from .checks import shown
@@ -61,7 +61,7 @@ class Descriptor(Handle):
         try:
             # If the user reopened the object, it has a new number, which another handle may have registered.
             return self._fd if _number(self._file) == self._fd else -1
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             raise
         except Exception:
             return -1  # its owner has closed it, and objects of other libraries may then raise any exception

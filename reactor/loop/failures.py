@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType
 from typing import Any, TypeAlias
 
+from ..errors import EXHAUSTION
 from .counters import Counters
 from .log import log, place_of
 from .timers import TimerHeap
@@ -68,7 +69,7 @@ class Failures:
             self._reserve = None
         try:
             self._settle(exc, handle)
-        except (MemoryError, RecursionError) as failure:
+        except EXHAUSTION as failure:
             if failure is exc:
                 raise  # `catch_errors` is False: the exception leaves `run`
             self._reserve = None
@@ -137,7 +138,7 @@ class Failures:
                 try:
                     self.callback_failed(exc, handle)
                 except BaseException as failure:
-                    if failure is exc or not isinstance(failure, MemoryError | RecursionError):
+                    if failure is exc or not isinstance(failure, EXHAUSTION):
                         starved.popleft()
                         starved.popleft()  # an exception leaves `run` only once
                     raise

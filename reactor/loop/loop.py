@@ -21,6 +21,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..errors import EXHAUSTION
 from ..hints import BaseSelector
 from ..kernel import Kernel
 from .alive import Alive
@@ -328,7 +329,7 @@ class Loop(LoopAPI):
                     watcher.handle_read()
                 if mask & WRITE and watcher.events & WRITE:  # checked again: the read may have closed the watcher
                     watcher.handle_write()
-            except (MemoryError, RecursionError) as exc:
+            except EXHAUSTION as exc:
                 self._starved.append(watcher)
                 self._starved.append(exc)
             except Exception as exc:
@@ -358,7 +359,7 @@ class Loop(LoopAPI):
                     late = int(behind * 1024)
                     lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
                     timer.fn(*timer.args)  # type: ignore[misc]
-                except (MemoryError, RecursionError) as exc:
+                except EXHAUSTION as exc:
                     if called_user(exc, timer.fn if timer.deadline != deadline else None):
                         self.failures.callback_failed(exc, None)
                         continue
@@ -383,7 +384,7 @@ class Loop(LoopAPI):
             call = fn, args = soon.popleft()
             try:
                 fn(*args)
-            except (MemoryError, RecursionError) as exc:
+            except EXHAUSTION as exc:
                 self._starved.append(call)  # kept there while the failure is handled, because this cannot fail
                 self._starved.append(soon)
                 self.failures.ran_out(exc, None, fn)
@@ -398,7 +399,7 @@ class Loop(LoopAPI):
             completion = handle, fn, args = completions.popleft()
             try:
                 fn(handle, *args)
-            except (MemoryError, RecursionError) as exc:
+            except EXHAUSTION as exc:
                 self._starved.append(completion)  # as in `_run_soon`
                 self._starved.append(completions)
                 self.failures.ran_out(exc, handle)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ReactorError
+from ..errors import EXHAUSTION, ReactorError
 from ..kernel import Kernel
 from .log import name_of
 from .watcher import Handle
@@ -65,7 +65,7 @@ class ThreadCall(Handle):
         if on_done is not None:
             try:
                 on_done(result, error)
-            except (MemoryError, RecursionError):
+            except EXHAUSTION:
                 self.on_done = on_done  # if the callback was not reached, the loop calls this method again
                 raise
 

@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from operator import itemgetter
 from typing import Any
 
-from ..errors import HandleClosed
+from ..errors import EXHAUSTION, HandleClosed
 from .buckets import Buckets
 from .checks import FOREVER, number
 from .counters import Counters
@@ -204,7 +204,7 @@ class TimerHeap:
         if self.at.setdefault(deadline, timer) is timer:  # one look-up instead of two: floats are slow to hash
             try:
                 heappush(self.heap, deadline)
-            except (MemoryError, RecursionError):
+            except EXHAUSTION:
                 del self.at[deadline]
                 raise
         else:
@@ -234,7 +234,7 @@ class TimerHeap:
         timer = self.add(Timer, seconds, fn, args)
         try:
             self.unreferenced.add(timer)
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             timer.cancel()
             raise
         return timer
@@ -291,7 +291,7 @@ class TimerHeap:
         if was is not None:
             try:
                 self._withdraw(timer, deadline)
-            except (MemoryError, RecursionError):
+            except EXHAUSTION:
                 timer.deadline = deadline
                 self.leave(timer)
                 timer.deadline = was

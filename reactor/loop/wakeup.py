@@ -13,7 +13,7 @@ from collections.abc import Callable
 from socket import SHUT_WR
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HandleClosed, ReactorError
+from ..errors import EXHAUSTION, HandleClosed, ReactorError
 from ..hints import socket
 from ..kernel import Kernel
 from ..kernel.sockets import close_socket
@@ -85,7 +85,7 @@ class Wakeup(Handle):
         if not self._rung:
             try:
                 self._ring()
-            except (MemoryError, RecursionError):
+            except EXHAUSTION:
                 if entry not in self.calls:
                     return  # the loop has taken it already
                 self.calls.remove(entry)  # the caller gets the exception, so this call must not be made

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
-from ..errors import ReactorError, SelectorFull
+from ..errors import EXHAUSTION, ReactorError, SelectorFull
 from ..hints import BaseSelector
 from ..kernel import Kernel
 from .log import describe
@@ -193,7 +193,7 @@ class Watchers:
                 self.selector.unregister(fd)
         except (OSError, ValueError, KeyError) as exc:
             self.fail(handle, exc)
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             self._refuse_soon(handle, exc, parked, events)
         else:
             handle.events = events
@@ -277,7 +277,7 @@ class Watchers:
                     new.register(key.fd, key.events, key.data)
                 except (OSError, ValueError) as exc:
                     failed.append((key.data, exc))
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             new.close()
             return old  # keep the old one: nothing was changed
         self.selector, self._map, self._has_room = new, new.get_map(), has_room

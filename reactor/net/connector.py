@@ -14,7 +14,7 @@ from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 from typing import TYPE_CHECKING
 
-from ..errors import ConnectTimeout, SelectorFull
+from ..errors import EXHAUSTION, ConnectTimeout, SelectorFull
 from ..hints import socket
 from ..kernel import Kernel
 from ..kernel.platforms import AF_UNIX, LOST_ERRORS
@@ -101,7 +101,7 @@ class Connector:
         try:
             if timeout is not None:  # unreferenced, because the stream itself keeps the loop running
                 self._timer = loop.timers.unreferenced_later(timeout, Connector._timed_out, self)
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             stream.reset(exc)
 
     def connect(self, host: str, port: int, family: int) -> None:
@@ -113,7 +113,7 @@ class Connector:
             else:
                 self._lookup = look_up(self._loop, self._kernel, host, port, family, self._looked_up)
                 self._lookup.unref()
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             self.stream.reset(exc)
 
     def try_addresses(self, addresses: list[Address]) -> None:
@@ -122,7 +122,7 @@ class Connector:
         try:
             self._addresses.extend(interleave(addresses[:MOST_ADDRESSES]))
             self._try_next()
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             self.stream.reset(exc)
 
     def handle_attempt(self, attempt: Attempt, exc: OSError | None) -> None:
@@ -135,7 +135,7 @@ class Connector:
                 self._attempts.pop(attempt, None)
                 self._errors.append((attempt.address, exc))
                 self._try_next()
-        except (MemoryError, RecursionError) as exhausted:
+        except EXHAUSTION as exhausted:
             self.stream.reset(exhausted)
 
     def handle_closed(self, stream: Stream) -> None:
@@ -150,13 +150,13 @@ class Connector:
                 self.try_addresses(addresses)
             else:
                 self.stream.reset(error)
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             self.stream.reset(exc)
 
     def _call_next_due(self) -> None:
         try:
             self._try_next()
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             self.stream.reset(exc)
 
     def _try_next(self) -> None:

@@ -15,7 +15,7 @@ import sys
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HandleClosed
+from ..errors import EXHAUSTION, HandleClosed
 from ..hints import socket
 from ..kernel import Kernel
 from ..kernel.platforms import AF_UNIX, SO_MEMINFO
@@ -148,7 +148,7 @@ class DatagramSocket(DatagramSender):
         try:
             if on_close is not None:
                 on_close(self, exc)
-        except (MemoryError, RecursionError) as failure:
+        except EXHAUSTION as failure:
             # If the call itself raised the error, and not the callback's code, the loop repeats this method.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]
             raise
@@ -317,7 +317,7 @@ class DatagramSocket(DatagramSender):
             self.state = CLOSED if exc is None else LOST
         try:
             self._release()
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             pass  # `handle_closed` tries again
 
     # -- private methods

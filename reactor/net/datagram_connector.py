@@ -7,6 +7,7 @@ turn, and the first address with a route becomes the peer. Names are looked up i
 
 from __future__ import annotations
 
+from ..errors import EXHAUSTION
 from ..kernel import Kernel
 from .addresses import MOST_ADDRESSES, Address, interleave, numeric, show, unmapped
 from .datagram import DatagramSocket
@@ -40,7 +41,7 @@ class DatagramConnector:
             else:
                 sock.lookup = look_up(sock.loop, self._kernel, host, port, family, self._looked_up)
                 sock.lookup.unref()  # the socket itself keeps the loop running
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             sock.finish(exc)
 
     # -- private methods
@@ -52,7 +53,7 @@ class DatagramConnector:
                 self._try(addresses)
             else:
                 self._socket.finish(error)
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             self._socket.finish(exc)
 
     def _try(self, addresses: list[Address]) -> None:

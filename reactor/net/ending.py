@@ -11,7 +11,7 @@ from __future__ import annotations
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import SendFileError, WriteTimeout
+from ..errors import EXHAUSTION, SendFileError, WriteTimeout
 from ..hints import socket
 from ..kernel.platforms import LOST_ERRORS
 from ..loop.checks import shown
@@ -166,7 +166,7 @@ class Connection(Handle):
         try:
             if on_close is not None:
                 on_close(self, exc)  # type: ignore[arg-type]  # a `Stream`
-        except (MemoryError, RecursionError) as failure:
+        except EXHAUSTION as failure:
             # If the call itself raised the error, and not the callback's code, the loop repeats this method.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]  # it was just raised
             raise
@@ -380,7 +380,7 @@ class Connection(Handle):
             if origin is not None:
                 origin.handle_closed(self)
                 self.origin = None
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             self.events = self.events and UNHEARD
             if over:
                 raise  # otherwise `handle_closed` does the rest

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConnectTimeout, HandshakeTimeout, SelectorFull, TLSError
+from ..errors import EXHAUSTION, ConnectTimeout, HandshakeTimeout, SelectorFull, TLSError
 from ..hints import SSLContext, SSLError, socket
 from ..loop.watcher import READ
 from .addresses import show
@@ -210,7 +210,7 @@ class HandshakeStream(Stream):
             try:
                 session.held_bytes -= sum(map(len, pieces))
                 Stream.writelines(self, parts, on_written, *args)
-            except (MemoryError, RecursionError) as exc:
+            except EXHAUSTION as exc:
                 self.lose(exc)
                 return
         session.held = None

@@ -15,7 +15,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HandleClosed, SelectorFull
+from ..errors import EXHAUSTION, HandleClosed, SelectorFull
 from ..hints import socket
 from ..kernel.platforms import LOST_ERRORS
 from ..kernel.sockets import close_socket
@@ -43,6 +43,7 @@ EXHAUSTED: set[int] = {
     errno.ENOBUFS,
     errno.ENOMEM,
 }
+FAILED_ACCEPT = (OSError, SelectorFull, *EXHAUSTION)  # why an accepted client cannot become a stream
 
 
 class Listener(Handle):
@@ -166,7 +167,7 @@ class Listener(Handle):
             incoming = counters.incoming + 1
             opened = self.open_connections + 1
             counters.accepts += 1
-        except (OSError, SelectorFull, MemoryError, RecursionError) as exc:
+        except FAILED_ACCEPT as exc:
             if stream is not None:
                 stream.forget()
             close_socket(sock)
@@ -182,7 +183,7 @@ class Listener(Handle):
                 self.loop.completions.append((stream, Stream.handle_accepted, ()))
             if self._defer_accept:
                 self.loop.completions.append((stream, Stream.handle_first_read, ()))
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             stream.reset(exc)
         return stream
 

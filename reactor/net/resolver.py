@@ -11,7 +11,7 @@ from collections.abc import Callable
 from socket import NI_NAMEREQD, NI_NUMERICSERV, SOCK_STREAM
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ResolveError, ResolveTimeout
+from ..errors import EXHAUSTION, ResolveError, ResolveTimeout
 from ..kernel import Kernel
 from ..loop.checks import callback, seconds, shown
 from ..loop.threads import ThreadCall
@@ -72,7 +72,7 @@ class LookUp(Handle):
         if on_done is not None:
             try:
                 on_done(result, error)
-            except (MemoryError, RecursionError) as exc:
+            except EXHAUSTION as exc:
                 if exc.__traceback__.tb_next is None:  # type: ignore[union-attr]
                     self.on_done = on_done  # the callback was not called: the loop calls this method again
                 raise

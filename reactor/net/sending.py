@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-from ..errors import ConnectionClosed, WriteBufferFull
+from ..errors import EXHAUSTION, ConnectionClosed, WriteBufferFull
 from ..hints import Buffer, HasFileno, Ts
 from ..kernel.platforms import HAS_SENDMSG
 from ..kernel.sockets import send_first
@@ -75,7 +75,7 @@ class Sender(Connection):
                 return self._keep_rest(data, sent, on_written, args)
             if on_written is not None:
                 loop.completions.append((self, on_written, args))
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             if not sent:
                 self.writer = None
                 raise
@@ -268,7 +268,7 @@ class Sender(Connection):
                 return False  # sending has failed
             self._wait(writer)
             return not writer.full
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             if type(exc) is RecursionError and not writer.sent:
                 self.writer, self.ending = None, waited
                 raise

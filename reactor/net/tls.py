@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import ReactorError, TLSError
+from ..errors import EXHAUSTION, ReactorError, TLSError
 from ..hints import Buffer, HasFileno, SSLError, Ts
 from ..loop.watcher import READ
 from .addresses import show
@@ -117,7 +117,7 @@ class TLSStream(HandshakeStream):
             if record:
                 try:
                     return Stream.write(self, record)
-                except (MemoryError, RecursionError) as exc:
+                except EXHAUSTION as exc:
                     return self.lose(exc)
         return self.writelines((data,), on_written, *args)
 
@@ -147,7 +147,7 @@ class TLSStream(HandshakeStream):
             if len(parts) == 1:
                 return Stream.write(self, parts[0], on_written, *args)
             return Stream.writelines(self, parts, on_written, *args)
-        except (MemoryError, RecursionError) as exc:
+        except EXHAUSTION as exc:
             return self.lose(exc)
 
     def send_file(
@@ -242,7 +242,7 @@ class TLSStream(HandshakeStream):
             session.drop_received()
             if session.timer is not None:
                 session.timer.cancel()
-        except (MemoryError, RecursionError):
+        except EXHAUSTION:
             pass  # the timer finds the connection closed and does nothing
 
     # -- private methods

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import READ, FrameTooLong, Reactor, ReactorError, Stream
+from ..errors import EXHAUSTION
 from ..framing import Frames
 from ..kernel.sockets import close_socket
 from ..loop.descriptor import Descriptor
@@ -35,6 +36,7 @@ RETRY = 0.1  # seconds until accepting, or opening the spare descriptor, is trie
 SILENT = 600.0  # seconds without a request after which a client is dropped
 STALLED = 30.0  # seconds after which a client that does not read its answer is dropped
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+FAILED_ADOPT = (OSError, ReactorError, *EXHAUSTION)  # why an accepted client cannot be served
 
 
 def serve_control(
@@ -134,7 +136,7 @@ class ControlSocket(Descriptor):
                 sock, on_close=self._on_close, on_error=_on_error,
                 idle_timeout=SILENT, write_timeout=STALLED,
             )  # fmt: skip
-        except (OSError, ReactorError, MemoryError, RecursionError):
+        except FAILED_ADOPT:
             close_socket(sock)
             self._pause()
             return

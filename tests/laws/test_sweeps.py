@@ -159,6 +159,13 @@ def test_no_law_is_broken_when_allocations_fail(name, in_a_row, contexts, whole)
     check(failures, runs)
 
 
+def test_no_law_is_broken_when_five_allocations_fail_whatever_memory_cpython_has_kept():
+    # Regression: which allocations fail depends on the free lists of CPython. One run of 1,500 lost `on_close`, because
+    # `except (MemoryError, RecursionError)` had no memory for its tuple.
+    need_faults()
+    check([attempt('peer_resets', Fault(n, 5), None) for _ in range(100) for n in range(25, 40)], 1500)
+
+
 @pytest.mark.parametrize('name', BY_NAME)
 def test_no_law_is_broken_when_the_loop_runs_near_the_limit_of_the_stack(name, contexts, whole):
     if name not in programs(contexts):
@@ -214,12 +221,9 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
         Mutant(
             'a completion that could not be called is lost',
             'loop/loop.py',
-            """                completions.appendleft(completion)
-                if called_user(exc):
-                    completions.popleft()
-                    self.failures.callback_failed(exc, handle)
-                else:
-                    self.failures.retry(exc, handle)
+            """                self._starved.append(completion)  # as in `_run_soon`
+                self._starved.append(completions)
+                self.failures.ran_out(exc, handle)
 """,
             """                self.failures.callback_failed(exc, handle)
 """,

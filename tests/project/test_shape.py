@@ -320,6 +320,17 @@ below_the_facade = [path for path in MODULES if floor(path) in ('system', 'kinds
 test_every_frame_has_a_name = each_module(every_frame_has_a_name, below_the_facade)
 
 
+def test_no_clause_for_exhausted_memory_makes_a_tuple():
+    clauses = [
+        (path.name, node.lineno)
+        for path in MODULES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Tuple)
+        if 'MemoryError' in ast.unparse(node.type)
+    ]
+    assert not clauses, 'the tuple itself needs memory: use reactor.errors.EXHAUSTION'
+
+
 @pytest.mark.parametrize('name', ['accept', 'recv', 'send', 'sendmsg', 'shutdown', 'recvfrom', 'sendto'])
 def test_each_system_call_of_a_transport_has_one_place(name):
     places = [
