@@ -1,19 +1,14 @@
-"""`run`, which makes this process the parent or a worker, and the command that starts a worker.
-
-A worker is never a fork of a running loop. The parent starts the same command again, with the same interpreter options,
-and with an environment variable that makes the new process a worker.
-"""
+"""`run`, which makes this process the parent of workers or, if the parent has started it, a worker."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable
 from socket import SOMAXCONN
 from typing import Any, Unpack
 
-from .. import Reactor, ReactorError
+from .. import Reactor
 from ..callbacks import ReactorOptions
 from ..loop.checks import shown, time_limit, whole
 from ..net.drain import check_times
@@ -21,8 +16,10 @@ from ..net.options import check_names
 from ..net.sockets import check_backlog
 from . import systemd
 from .addresses import ListenAddress
+from .program import command
 from .worker import work
-from .workers import VARIABLE, Workers
+from .worker_process import VARIABLE
+from .workers import Workers
 
 SHORTEST_HANG = 2.0  # seconds: the smallest `hang_timeout`; a worker reports twice in this time
 
@@ -141,21 +138,6 @@ def run(
     finally:
         for address in listen_addresses:
             address.remove()
-
-
-def command() -> list[str]:
-    """Return the command that starts this program again. Raises `ReactorError` if there is none."""
-    if os.name != 'posix':
-        raise ReactorError(
-            'workers inherit descriptors, which this platform does not support: use one process, reactor.run'
-        )
-    file = getattr(sys.modules['__main__'], '__file__', None)
-    if not file or file == '<stdin>' or not sys.executable:
-        raise ReactorError(
-            'workers start this program again, which is not possible for code from -c, standard input or the prompt: '
-            'put it into a file and run that file'
-        )
-    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def processors() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from .. import Listener, Reactor, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
-from .workers import REPORTS_EVERY
+from .messages import REPORTS_EVERY
 
 
 def work(settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:

@@ -19,11 +19,13 @@ import psutil
 import pytest
 
 from reactor import Reactor, ReactorError, serve
-from reactor.serve import addresses, workers
+from reactor.serve import addresses
 from reactor.serve.addresses import ListenAddress, parse
 from reactor.serve.running import processors
+from reactor.serve.slot import Slot
 from reactor.serve.worker import Worker
-from reactor.serve.workers import Slot, WorkerProcess, Workers
+from reactor.serve.worker_process import WorkerProcess
+from reactor.serve.workers import Workers
 from tests.helpers.machine import HELD
 from tests.helpers.support import run_until, turns
 
@@ -519,7 +521,7 @@ class FakeProcess:
 def team(fake, monkeypatch):
     """A parent with two workers that serve on one port; `team.started` lists all processes started so far."""
     monkeypatch.setattr(FakeProcess, 'error', None)
-    monkeypatch.setattr(workers, 'WorkerProcess', FakeProcess)
+    monkeypatch.setattr('reactor.serve.slot.WorkerProcess', FakeProcess)
     address = ListenAddress((HERE, 0), 10)
     team = Workers(fake, ['a program'], [address], drain_timeout=5, start_timeout=60, hang_timeout=None)
     team.started = []
@@ -623,7 +625,7 @@ class Observed(WorkerProcess):
 
 @pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
 def test_a_worker_serves_when_it_reports_and_leaves_by_message_or_by_signal(monkeypatch, replaced, how):
-    monkeypatch.setattr(workers, 'WorkerProcess', Observed)
+    monkeypatch.setattr('reactor.serve.slot.WorkerProcess', Observed)
     with Reactor() as r:
         team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
         team.slots = [Slot(team, 7)]

@@ -1,0 +1,44 @@
+"""What the parent, its slots and its worker processes share: settings, and the workers that are leaving."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .. import Reactor
+from .addresses import ListenAddress
+
+
+class Team:
+    """The base class of `Workers`: what slots and worker processes know of it."""
+
+    r: Reactor
+    argv: list[str]
+    listen_addresses: list[ListenAddress]
+    patience: float  # seconds that a leaving worker has until it is killed
+    start_timeout: float  # seconds
+    hang_timeout: float | None  # seconds
+    status: int  # the exit status of the program
+    leaving: set[Any]  # the worker processes that drain
+
+    def go_on(self) -> None:
+        """Called after each change: take the next step of a round of replacements, or stop the loop."""
+        raise NotImplementedError
+
+    def give_up(self, slot: WorkerSlot) -> None:
+        """Called when a worker failed to start in `slot`."""
+        raise NotImplementedError
+
+
+class WorkerSlot(Protocol):
+    """What a worker process knows of its slot."""
+
+    team: Team
+    number: int
+    listeners: list[Any]
+    serving: Any
+    starting: Any
+    counters: dict[str, Any]
+
+    def start(self) -> None: ...
+    def on_ready(self, child: Any) -> None: ...
+    def on_failed(self, child: Any, what: str) -> None: ...
