@@ -18,7 +18,7 @@ from tests.helpers.support import FakeKernel, Log, run_short
 
 
 class Member:
-    """Records when it is checked, and then calls `on_look(member)`."""
+    """A member that records the times of its checks, and calls `on_look(member)` after each."""
 
     def __init__(self, on_look=None):
         self.looks = []
@@ -252,7 +252,7 @@ def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake,
 
 
 def test_seconds_that_were_added_and_removed_are_forgotten(fake, buckets):
-    """In the heap, these seconds come after an earlier one, so they are never the first entry."""
+    """An earlier second stays first in the heap, so the removed seconds are never dropped from its front."""
     buckets.add(Member(), 1001)
     for _ in range(3):
         for second in range(2000, 3000):

@@ -30,7 +30,7 @@ def pipe():
     it = os.fstat(ends[0]).st_ino
     yield ends
     for fd in ends:
-        with suppress(OSError):  # the test has closed the descriptor
+        with suppress(OSError):  # the test may have closed the descriptor
             if os.fstat(fd).st_ino == it:  # the number may belong to another file now, such as a new selector
                 os.close(fd)
 
@@ -401,7 +401,7 @@ def test_a_copy_of_a_descriptor_closed_too_early_is_not_reported(r, pipe, caplog
         turns(r, 2)
         assert handle.closed and seen == []
         assert len(caplog.records) == 1
-        turns(r, 40)  # epoll reports the copy until the selector is replaced
+        turns(r, 40)  # epoll reports the duplicate until the selector is replaced
         assert turns_in(r) <= 30
     finally:
         os.close(copy)
@@ -447,7 +447,10 @@ def test_a_new_watch_of_a_number_replaces_that_of_a_closed_socket(r, caplog):
 
 
 class Client:
-    """A client of a library: `fileno` returns the descriptor of its connection, and raises once that is closed."""
+    """A client object of a library.
+
+    `fileno` returns the descriptor of the client's connection, and raises once the connection is closed.
+    """
 
     def __init__(self):
         self.sock = None
@@ -508,8 +511,8 @@ def test_a_watched_object_that_raises_does_not_keep_the_reactor_from_closing(soc
 
 
 def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_later_watch(r, client):
-    # Regression: `fileno` used to be called when the watch ended, and returned the number of the later connection,
-    # which was then unregistered.
+    # Regression: `fileno` used to be called when the watch ended. It returned the number of the later connection, so
+    # the later connection was unregistered.
     seen = Seen()
     old = r.watch_fd(client, READ, turns)
     kept = client.sock, client.peer

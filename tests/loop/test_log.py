@@ -22,7 +22,7 @@ class NoDescriptors:
 
 @pytest.fixture
 def not_imported(monkeypatch):
-    """Simulate a process that has not imported `logging`, and has no descriptor left to import it."""
+    """Simulate a process that has not imported `logging`, and cannot do so because no descriptor is left."""
     monkeypatch.delitem(sys.modules, 'logging')
     monkeypatch.setattr(sys, 'meta_path', [NoDescriptors()])
 

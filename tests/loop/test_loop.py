@@ -363,7 +363,8 @@ def test_an_exception_in_main_leaves_run_whatever_catch_errors_is(catch_errors):
 @pytest.mark.parametrize('how', ['run', 'run_once'])
 @pytest.mark.parametrize('after', [False, True])
 def test_an_exception_in_main_is_raised_by_the_next_call_when_another_exception_has_left_the_run(r, how, after):
-    # Regression: `run_once` used to return as if nothing had happened; so did `run` after `main` had already raised.
+    # Regression: `run_once` used to return as if nothing had happened. So did `run`, when `main` had raised before the
+    # other exception.
     def leave(*args):
         raise SystemExit
 
@@ -385,7 +386,7 @@ def test_an_exception_in_main_is_raised_by_the_next_call_when_another_exception_
     ('timeout', 'error'), [('1', TypeError), (True, TypeError), ((), TypeError), (float('nan'), ValueError)]
 )
 def test_a_timeout_of_run_once_that_is_not_a_number_is_refused(r, timeout, error):
-    # Regression: NaN used to be reported as a failure of the selector, and a string failed in a comparison.
+    # Regression: NaN used to be reported as a failure of the selector, and a string as a failed comparison.
     r.call_later(60, int).unref()
     idler = r.idle(int)
     with pytest.raises(error, match='timeout must be a'):
@@ -804,15 +805,15 @@ def test_a_constructor_that_gets_no_descriptor_for_its_doorbell_closes_the_selec
     with pytest.raises(OSError, match='too many'):
         Reactor(selector=mine, kernel=FullKernel())
     if given:
-        assert mine.get_map() is not None and not selectors_made  # the owner may use its selector again
+        assert mine.get_map() is not None and not selectors_made  # the caller may still use its own selector
         mine.close()
     else:
         assert [selector.get_map() for selector in selectors_made] == [None]
 
 
 def test_a_selector_in_use_or_closed_is_refused(sockets):
-    # Regression: descriptors that such a selector already watched used to be ready in every turn and to log an
-    # AttributeError each time; `close` raised the error.
+    # Regression: when a descriptor that such a selector already watched became ready, every turn used to log an
+    # AttributeError, and `close` raised it.
     selector = selectors.DefaultSelector()
     selector.register(sockets()[0], READ)
     with pytest.raises(ValueError, match='selector must be a new one'):
@@ -936,7 +937,7 @@ def deeper(conn, data):
 
 @pytest.mark.parametrize('leaves', ['the error itself', 'on_error', 'catch_errors'])
 def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
-    # Regression: every later call to `run` used to report the error again, and nothing else ever ran.
+    # Regression: every later call to `run` used to report the error again, and no other callback ever ran.
     calls = []
 
     def leave(*args):
@@ -1009,8 +1010,8 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
 )
 @pytest.mark.parametrize('slow', [None, 100.0])
 def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
-    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. The
-    # function was called again in each turn, or the error left `run`.
+    # Regression: a C function has no frame, so the loop used to believe that the function had not been called. It
+    # then called the function again in each turn, or the error left `run`.
     log = []
     with Reactor(slow_callback=slow) as r:
         fn, *args = fn if isinstance(fn, tuple) else (fn,)
@@ -1423,7 +1424,7 @@ def test_a_blind_selector_is_replaced_and_all_handles_move_over(sockets):
     made = []
 
     class Blind(selectors.SelectSelector):
-        """A selector whose first instance returns at once and reports nothing."""
+        """A selector class; in its first instance, `select` returns at once and reports nothing."""
 
         def __init__(self):
             super().__init__()
@@ -1468,7 +1469,7 @@ def test_a_selector_that_ends_20_waits_in_a_row_early_without_events_is_taken_fo
 @pytest.mark.parametrize('error', [OSError, TypeError])
 def test_a_blind_selector_that_cannot_be_replaced_stays_in_use(sockets, monkeypatch, error):
     class Blind(selectors.SelectSelector):
-        """A selector that returns at once and reports nothing, a hundred times."""
+        """A selector whose first hundred calls to `select` return at once and report nothing."""
 
         blind = 100
 
@@ -1510,7 +1511,7 @@ def test_waiting_for_a_timer_takes_few_turns(r):
 
 
 def sleeping(r, probe):
-    """Let `probe` be called each time the loop is about to sleep, at the stack depth of the selector."""
+    """Have `probe` called each time the loop is about to sleep, at the stack depth at which it calls the selector."""
     select = r._select
 
     def watched(timeout):
@@ -1796,7 +1797,7 @@ def test_an_error_of_the_selector_itself_leaves_run():
 
 
 def test_a_selector_that_fails_once_loses_nothing():
-    """All waiting work is still there for the next `run`."""
+    """The timer and the call that were pending when the selector failed both run in the next `run`."""
 
     class Failing(selectors.SelectSelector):
         failures = 1
@@ -1885,7 +1886,7 @@ def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, 
     kernel.time += 1
     run_short(monkeypatch, RepeatingTimer, 'handle_due', after=after)
     turns(fake, 2)
-    assert times == ([] if after else [1001])  # if the next beat was already set, this beat is skipped
+    assert times == ([] if after else [1001])  # if memory ran out after the next beat was set, this beat is skipped
     kernel.time += 1
     turns(fake, 2)
     assert times[-1] == 1002 and len(times) == 2 - after
@@ -1896,7 +1897,7 @@ def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, 
 def test_a_call_that_runs_out_of_memory_right_before_its_callback_is_made_in_the_next_turn(r, monkeypatch):
     log = []
     idler = r.idle(log.append, 1)
-    for _ in range(3):  # the reserve of memory is allocated again each time
+    for _ in range(3):  # three failures: the reserve of memory is allocated again after each
         log.clear()
         run_short(monkeypatch, Idler, 'handle_turn')
         turns(r, 2)
@@ -1970,7 +1971,8 @@ def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_tur
 @pytest.mark.parametrize('slow', [None, 100.0])
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
 def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_in_that_child(phase, slow):
-    # Regression: with open handles, `run` used to go on for ever in the child, which also handled events of its parent.
+    # Regression: with open handles, `run` used to go on for ever in the child, and the child handled events that
+    # belonged to its parent.
     kernel, log = ScriptedKernel(), Log()
     r = Reactor(kernel=kernel, slow_callback=slow)
     socks = [ScriptedSocket(kernel) for _ in range(3)]
@@ -2000,7 +2002,7 @@ def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_in_th
 
 
 def test_the_loop_sleeps_when_select_refuses_to_wait_without_sockets():
-    # Regression: `run` used to raise an OSError whose message blamed code that closes descriptors.
+    # Regression: `run` used to raise an OSError with a message that blamed other code for closing descriptors.
     class Windows(selectors.SelectSelector):
         refused = 0
 

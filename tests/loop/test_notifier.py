@@ -100,11 +100,11 @@ def test_a_trigger_from_many_threads_is_never_lost(r):
 
 
 def test_two_triggers_at_the_same_instant_cause_one_call_or_two_in_sequence(r):
-    """Both threads see that the flag is not set, and queue an entry. The second entry finds nothing to do."""
+    """Both threads may see that the flag is not set, and queue a call. The second call then finds nothing to do."""
     log = []
     notifier = r.notifier(log.append, 1, once=False)
     notifier.trigger()
-    r.call_soon_threadsafe(notifier.handle_trigger)  # the entry that the other thread queued
+    r.call_soon_threadsafe(notifier.handle_trigger)  # the call that the other thread would queue
     turns(r, 3)
     assert log == [1]
     notifier.close()
@@ -232,8 +232,8 @@ def test_a_trigger_that_finds_no_memory_raises_and_the_next_one_calls(r, monkeyp
 
 
 def test_a_trigger_that_ctrl_c_interrupts_raises_and_the_next_one_calls(r, monkeypatch):
-    # The trigger runs in the main thread, and the loop in another thread. Regression: the flag used to stay set, so the
-    # notifier never worked again.
+    # This can happen when the main thread calls `trigger` and the loop runs in another thread.
+    # Regression: the flag used to stay set, so the notifier never worked again.
     log = []
     notifier = r.notifier(log.append, 'called', once=False)
     run_short(monkeypatch, Wakeup, 'call', kind=KeyboardInterrupt)

@@ -27,12 +27,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Replace the check for leaked descriptors: when a child process ends during a test, its pipes are closed."""
+    """Replace the check for leaked descriptors: the count changes here when child processes end."""
 
 
 @pytest.fixture(scope='module')
 def children(request):
-    """The child process for each program and number of owners."""
+    """The child processes, one for each program and number of owners."""
     whole = request.config.getoption('--owners-whole')
     sizes = {2: 'all', 3: 'all' if whole else str(SAMPLE)}
     started = {
@@ -66,7 +66,7 @@ def test_owners_of_signals_begin_and_end_in_any_order(program, count, children, 
 
 @pytest.mark.skipif('SIGUSR1' not in dir(signal), reason='needs SIGUSR1')
 def test_a_handler_left_by_a_closed_reactor_is_detected(monkeypatch):
-    """Show that the check can fail."""
+    """Show that the check in `owners.py` can fail: here, a closed reactor leaves its signal handler installed."""
     before = signal.getsignal(signal.SIGUSR1)
     monkeypatch.setattr(SignalClaim, 'drop', lambda claim: None)
     try:

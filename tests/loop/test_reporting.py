@@ -2,7 +2,7 @@
 
 `Foul` is a callback that can only be called: its repr, name, truth value, hash and comparisons raise. When it is
 called, it raises an exception whose text cannot be read either. The table WAYS passes a `Foul` to every parameter of
-the API that takes a callback. Each case runs with each kind of broken logger.
+the API that takes a callback. Each entry of the table is tested with each kind of broken logger.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class Foul:
 
 
 def calls_of(foul):
-    """Return the arguments of each call."""
+    """Return the arguments of each call to a `Foul`."""
     return object.__getattribute__(foul, 'calls')
 
 
 class Endless:
-    """A callable that has every attribute: each is another `Endless`, as with a mock or a proxy."""
+    """A callable that, like a mock or a proxy, has every attribute; each attribute is another `Endless`."""
 
     def __init__(self):
         self.calls = []
@@ -119,7 +119,7 @@ def closed_stream():
     return stream
 
 
-# For each logger: the error that its handler raises, and whether standard error exists as a fallback.
+# For each kind of logger: the error that its handler raises, and the state of standard error, which is the fallback.
 LOGGERS = {
     'works': (None, 'open'),
     'handler raises': (RuntimeError('the handler'), 'open'),
@@ -135,7 +135,10 @@ LOGGERS = {
 
 @contextlib.contextmanager
 def logger_that(does):
-    """Make the logger `reactor` fail. Tests enter this context themselves, because pytest captures logs."""
+    """Make the logger `reactor` fail in the given way.
+
+    Tests enter this context themselves, because pytest sets up its capturing again after the fixtures have run.
+    """
     error, stderr = LOGGERS[does]
     handler = logging.NullHandler() if error is None else Raising(error)
     if does == 'filter raises':
@@ -426,7 +429,7 @@ def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(reporter, err
 
 
 class Hostile(socket.socket):
-    """A socket from another library, whose address methods raise."""
+    """A socket from another library; its methods `getpeername` and `getsockname` raise."""
 
     def getpeername(self):
         raise RuntimeError('getpeername')
@@ -561,7 +564,7 @@ def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_p
     missing = {kind.__name__ for kind in kinds_of_handles()} - {
         base.__name__ for kind in shown for base in kind.__mro__
     }
-    # Handles that are never passed to users, and handles that inherit their repr, are not needed here.
+    # Only handles that are never passed to users, and handles that inherit their repr, may be missing.
     assert missing <= {
         'Wakeup', 'TLSStream', 'CheckedTLSStream', 'WatchedPath', 'Stream', 'CheckedStream', 'ControlSocket',
     } | {kind.__name__ for kind in kinds_of_handles() if '__repr__' not in vars(kind)}, missing  # fmt: skip
@@ -587,7 +590,7 @@ def test_arguments_of_the_log_are_turned_into_text_by_the_log():
 
 
 def test_only_the_log_module_writes_log_lines():
-    """Commands for the terminal are excluded."""
+    """Modules whose commands print to the terminal are not checked."""
     allowed = {'__main__', 'log'}
     for path in sorted(PACKAGE.rglob('*.py')):
         if path.stem in allowed or {'testing', 'demo'} & {*path.parts}:

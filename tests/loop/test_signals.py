@@ -48,7 +48,7 @@ def put_back():
 
 @pytest.fixture
 def foreign():
-    """A wakeup descriptor installed by other code: a socket pair, of which the second end gets the bytes."""
+    """A socket pair of other code: its first end is the wakeup descriptor, and its second end receives the bytes."""
     bell, sock = socket.socketpair()
     bell.setblocking(False)
     sock.setblocking(False)
@@ -195,7 +195,7 @@ def test_of_twenty_thousand_signals_at_least_one_is_delivered_after_the_last(r):
 
 
 def drainable(r):
-    """Return whether the doorbell still has unread bytes."""
+    """Return whether the wakeup socket still has unread bytes."""
     before = r.stats().events
     r.run_once(0)
     return r.stats().events != before
@@ -244,7 +244,7 @@ def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
 
 @pytest.mark.scenario(32)
 def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
-    """The signals interrupt accept, connect and waitpid, too."""
+    """The signals also interrupt accept, connect and waitpid."""
     accepted, connected, ended, exits, caught = [], [], [], [], []
     listener = r.listen_tcp('127.0.0.1', 0, on_connect=accepted.append)
     r.add_signal_handler(signal.SIGALRM, caught.append, 1)
@@ -683,8 +683,8 @@ def test_after_run_ctrl_c_is_pythons_again(r):
 
 
 def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_restored():
-    # Regression: SIGINT used to be restored before the wakeup descriptor, so a Ctrl-C in between left the descriptor of
-    # our doorbell installed.
+    # Regression: the SIGINT handler used to be restored before the wakeup descriptor, so a Ctrl-C between the two left
+    # our own wakeup descriptor installed.
     class Interrupting(SimKernel):
         def set_wakeup_fd(self, fd):
             if fd == -1:
@@ -894,7 +894,7 @@ def test_a_foreign_wakeup_descriptor_whose_number_was_reused_gets_nothing_and_is
     r.add_signal_handler(SIGUSR1, int)
     number = bell.fileno()
     close_both(bell, sock)
-    taken = [sockets(), sockets()]  # connections of other code
+    taken = [sockets(), sockets()]  # connections of other code; one of them reuses the number
     assert number in [one.fileno() for pair in taken for one in pair]
     signal.raise_signal(SIGUSR1)
     turns(r, 2)
@@ -1024,7 +1024,7 @@ def test_a_signal_reaches_a_loop_that_runs_in_another_thread(r):
 
 
 def test_a_handler_is_not_closed_while_its_loop_runs_in_another_thread(r):
-    # Regression: `close` used to change the registry of a running loop.
+    # Regression: `close` used to change the registry while the loop was running in the other thread.
     handler = r.add_signal_handler(SIGUSR1, int)
     event = threading.Event()
     r.call_soon(event.set)
@@ -1153,7 +1153,7 @@ def test_a_reactor_runs_in_a_sub_interpreter_and_refuses_signal_handlers_there()
     assert done.stdout == 'well\n', done.stderr
 
 
-# -- Ctrl-C at any place
+# -- Ctrl-C at any point
 
 
 def test_ctrl_c_in_run_once_ends_it_between_two_callbacks_and_nothing_is_lost(r):
@@ -1223,7 +1223,7 @@ def pressed_twice(frame_of):
 
 
 class Pressing(selectors.DefaultSelector):
-    """A selector written by a user, in whose methods Ctrl-C is pressed twice."""
+    """A selector written by a user. While `pressing` is true, Ctrl-C is pressed twice in each of its methods."""
 
     pressing = False
 
@@ -1332,8 +1332,8 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
 @pytest.mark.parametrize('method', [WakeupClaim.acquire, WakeupClaim.release], ids=['acquire', 'release'])
 @pytest.mark.parametrize('below', [True, False], ids=['over a foreign descriptor', 'alone'])
 def test_ctrl_c_at_any_line_that_changes_the_wakeup_descriptor_still_restores_it(method, below, request):
-    """The handler rings the doorbell and checks that the wakeup descriptor is ours. The handler must not do either
-    while the descriptor is being released.
+    """The SIGINT handler normally writes to the wakeup socket and checks that the wakeup descriptor is ours. It must do
+    neither while the descriptor is being released.
     """
     there = request.getfixturevalue('foreign')[0].fileno() if below else -1
     before, lines = sys.gettrace(), 0
@@ -1399,7 +1399,7 @@ def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, rai
     assert inner() is raises
 
 
-# -- no memory, and tests of the claims alone
+# -- no memory, and claims without a reactor
 
 
 def test_a_run_that_finds_no_memory_for_the_wakeup_restores_sigint_and_can_be_called_again(r, monkeypatch):
@@ -1424,7 +1424,8 @@ def test_a_foreign_wakeup_descriptor_that_a_run_had_no_memory_to_put_back_is_put
 
 
 def test_a_dropped_handler_called_by_the_handler_that_replaced_it_does_nothing():
-    # Code that calls a replaced handler checks `callable(previous)` first, because SIG_DFL is not a function.
+    # A handler that replaced ours may still call it: such code only checks `callable(previous)` first, because SIG_DFL
+    # is not a function.
     kernel, log = SimKernel(faults=False), []
     claim = SignalClaim(kernel, SIGUSR1, lambda signum, frame: log.append(signum))
     claim.install()

@@ -134,7 +134,7 @@ def test_a_slow_main_is_reported_by_its_own_name(slow, kernel, caplog):
 
 
 def test_each_kind_of_handle_declares_its_methods_and_their_callbacks():
-    """If a method were renamed but not its declaration, the method would be reported instead of the user's callback."""
+    """A method that was renamed without its declaration would be reported instead of the user's callback."""
     assert kinds_of_handles()
     for kind in kinds_of_handles():
         for method, callback in kind.leads_to:

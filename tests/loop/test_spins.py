@@ -1,6 +1,6 @@
 """No spin: an event that a selector reports for ever costs a few turns a second and hurts no other handle.
 
-Each test creates such a state on real sockets, lets the loop detect it, and counts turns; a spin would make tens of
+Each test causes such an event on real sockets, lets the loop detect it, and counts turns. A spin would make tens of
 thousands of turns a second. Then the test removes the cause, and the parked handle has to work again.
 """
 
@@ -23,7 +23,7 @@ from reactor.loop.spins import MOST_STALLS, STALLED
 from reactor.loop.watcher import Handle
 from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
-FEW = 12  # turns in 0.3 s: parking lasts 10 ms at first and twice as long each time; each time wakes the loop twice
+FEW = 12  # turns in 0.3 s: parking lasts 10 ms, then 20 ms, 40 ms and so on, and wakes the loop twice each time
 SECONDS = 0.3
 IP_RECVERR = 11
 SO_TIMESTAMPING, TX_SOFTWARE, SOFTWARE, OPT_ID = 37, 2, 16, 128
@@ -32,13 +32,16 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has error
 
 
 def settles(r):
-    """Let the loop detect the state, then count turns. A busy machine may need several attempts; a spin fails all."""
+    """Let the loop detect the endless event, then return whether it makes few turns.
+
+    A busy machine may need several attempts; a spin fails in all of them.
+    """
     turns_in(r, 0.1)
     return any(turns_in(r, SECONDS) <= FEW for _ in range(10))
 
 
 def refused_port():
-    """Return an address of this host without a listener."""
+    """Return an address of this host to which no socket is bound."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(('127.0.0.1', 0))
         return sock.getsockname()
@@ -130,7 +133,7 @@ def test_a_few_clients_that_disconnect_before_accept_do_not_pause_the_listener(r
 
 @pytest.fixture
 def unix(tmp_path, sockets):
-    """A function that makes a Unix datagram socket by name and returns it with its path."""
+    """A function that makes a Unix datagram socket with the given file name, and returns the socket and its path."""
 
     def make(name):
         path = str(tmp_path / name)
@@ -168,7 +171,7 @@ def test_a_full_receiver_delays_no_other_and_does_not_spin(r, unix, caplog):
     run_until(r, read)
     assert got == [b'%d' % number for number in range(2000)]
     assert sock.queued == sock.buffered == 0
-    assert not drained  # no send returned False
+    assert not drained  # every `send` returned True
     assert len(caplog.records) == 1
     sock.close()
     turns(r, 2)
@@ -182,7 +185,7 @@ def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_datagrams_i
         for _, path in receivers:
             assert sock.send(b'%d' % number, path)
     got = {path: [] for _, path in receivers}
-    for reader, path in reversed(receivers):  # each gets all of its datagrams while the others stay full
+    for reader, path in reversed(receivers):  # each receiver gets all of its datagrams while the others stay full
 
         def read(reader=reader, path=path):
             try:
@@ -282,7 +285,7 @@ def test_an_unread_error_queue_of_a_datagram_socket_parks_it_for_a_moment(r, soc
     peer.sendto(b'still received', sock.address)
     run_until(r, lambda: got == [b'still received'])
     assert settles(r)
-    assert len(caplog.records) == 1  # no second line for the same episode
+    assert len(caplog.records) == 1  # the same unread error is logged only once
     ours.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
     turns_in(r, 0.3)
     stalls = r.stats().stalls
@@ -324,7 +327,7 @@ def test_a_watched_descriptor_whose_error_queue_is_not_read_is_parked_for_a_mome
             try:
                 sock.recv(100)
             except OSError:
-                pass  # the call returns the error; its copy stays in the error queue
+                pass  # `recv` raises the error, but a copy of the error stays in the error queue
 
         watch = r.watch_fd(sock, READ, on_ready)
         assert settles(r)
@@ -388,7 +391,7 @@ def test_a_number_that_was_closed_while_a_copy_is_open_does_not_harm_the_next_ha
     lost = r.watch_fd(ours, READ, calls.append) if kind == 'watch' else r.adopt(ours)
     number, copy = ours.fileno(), os.dup(ours.fileno())
     os.close(ours.detach() if kind == 'watch' else number)
-    theirs.send(b'x')  # from now on the copy is readable
+    theirs.send(b'x')  # from now on the duplicate of the lost descriptor is readable
     peer = None
     if kind in ('watch', 'stream'):
         new, peer = sockets()
@@ -432,7 +435,7 @@ def test_a_connect_whose_error_other_code_has_read_fails(r, caplog):
 
 
 class Deaf(socket.socket):
-    """A socket that the selector reports as ready although each call would block."""
+    """A socket that the selector reports as ready although `recv` and `send` would block."""
 
     deaf = True
 
@@ -600,7 +603,7 @@ def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress(r
 
 @linux
 def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, monkeypatch):
-    """At the descriptor limit no new epoll can be made, so the loop sleeps between two attempts."""
+    """At the descriptor limit no new epoll can be made, so the loop sleeps between its attempts."""
 
     class Blind(selectors.SelectSelector):
         blind = True

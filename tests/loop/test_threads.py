@@ -1,4 +1,4 @@
-"""Calls in threads: outcomes arrive in the loop, at most four run and a thousand wait, cancelling, and closing."""
+"""Calls in threads: outcomes are passed to the loop, at most four run and a thousand wait, cancelling, closing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gate:
 
 @pytest.fixture
 def gate():
-    """A gate that is always opened at the end."""
+    """A gate that is opened at the end of the test, whatever happens."""
     gate = Gate()
     yield gate
     gate.open.set()
@@ -62,7 +62,7 @@ def threads_ended():
 
 
 def outcomes_of(r, *calls):
-    """Run until each call is done; return their (result, error) in the order of the calls."""
+    """Make the calls in threads; return the (result, error) of each, in the order of the calls."""
     outcomes = {}
     for number, (fn, *args) in enumerate(calls):
         r.run_in_thread(fn, *args, on_done=lambda *outcome, number=number: outcomes.update({number: outcome}))
@@ -285,7 +285,7 @@ def test_a_call_that_is_done_releases_everything(r):
 
 
 class FewThreads(Kernel):
-    """A system that refuses to start the next `failures` threads, or more than `most` threads."""
+    """A kernel that refuses to start the next `failures` threads, or more than `most` threads."""
 
     def __init__(self, failures=0, most=1000):
         self.failures, self.most = failures, most
@@ -410,7 +410,7 @@ def test_a_call_waits_for_a_running_thread_when_no_other_can_be_started(r, gate,
 
 def test_a_thread_may_take_a_call_while_cancelled_calls_are_dropped(r, gate):
     class Raced(deque):
-        """A queue from which a thread takes a call at the moment when the loop takes the first one."""
+        """A queue from which a thread takes a call just as the loop is about to take its first call."""
 
         raced = False
 
@@ -468,7 +468,7 @@ def test_a_call_that_is_cancelled_as_its_thread_begins_is_never_made_without_its
 
 def test_a_thread_without_memory_for_its_outcome_reports_it_later_and_is_not_counted_for_ever(r, monkeypatch):
     class Short(deque):
-        """A queue that at first finds no memory for entries."""
+        """A queue without memory for the next `failures` entries."""
 
         failures = 0
 
@@ -505,7 +505,7 @@ def test_on_done_is_called_later_when_there_is_no_memory_to_call_it(r):
 
 
 class NoMemoryAt:
-    """Starts threads; in one of them, the n-th call of our functions finds no memory. `made` counts these calls."""
+    """Starts threads, in which the n-th call to a function of `reactor` finds no memory. `made` counts such calls."""
 
     def __init__(self, n):
         self.n, self.made = n, 0
@@ -529,7 +529,7 @@ class NoMemoryAt:
 
 
 def test_every_call_gets_an_outcome_when_a_thread_finds_no_memory_at_any_of_its_calls():
-    """In addition, the thread must not be counted for ever as a running one."""
+    """The thread that ends without memory must not be counted as running for ever, either."""
     n, made = 0, 1
     while n < made:
         n += 1

@@ -378,8 +378,8 @@ def test_a_timer_moved_by_another_one_in_the_same_batch_fires_only_at_its_new_ti
 
 
 def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, kernel):
-    # Regression: the failed `reset(5)` used to leave the timer registered at the new deadline too, so it fired then,
-    # although `reset(10)` had since moved it to a later deadline.
+    # Regression: the failed `reset(5)` used to leave the timer registered at the new deadline too. The timer then fired
+    # at that deadline, although `reset(10)` had moved it to a later one.
     class Full(dict):
         def __setitem__(self, key, value):
             raise MemoryError
@@ -574,7 +574,7 @@ def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released
 
 @pytest.mark.parametrize('how', ['cancelled', 'moved'])
 def test_after_an_exception_has_left_a_batch_the_loop_still_waits_for_the_next_timer(kernel, how):
-    # Regression: the loop used to poll without waiting, and `timeout` made an embedding loop do the same.
+    # Regression: the loop used to poll without waiting, and `timeout` made a host loop do the same.
     def leave():
         raise RuntimeError
 
@@ -809,7 +809,7 @@ def test_the_next_beat_is_always_in_the_future(fake, kernel):
 
 
 def test_a_beat_that_is_late_by_whole_intervals_is_not_made_twice(fake, kernel):
-    # 29 beats after 1099.741 it is 1099.77, but with floats (1099.77 - 1099.741) // 0.001 is 28.
+    # The 29th beat after 1099.741 is at 1099.77, but in floating point (1099.77 - 1099.741) // 0.001 is 28.
     timer = fake.timers.add_at(fake._repeating_timer, 1099.741, 0.001, int, ())
     kernel.time = 1099.77
     timer.handle_due(kernel.time)
@@ -959,7 +959,7 @@ def test_a_timer_that_is_moved_twice_out_of_its_batch_fires_once(kernel):
         again = r.call_later(1, leave)
         timer = r.call_later(1, fired.append, 1)
         kernel.time += 1
-        for _ in range(2):  # each exception leaves its entry in the batch; the second also leaves the first one's entry
+        for _ in range(2):  # each exception leaves its timer's entry in the batch, so two are left at the end
             with pytest.raises(RuntimeError):
                 r.run()
         assert list(r.timers) == [timer] and again.deadline is None

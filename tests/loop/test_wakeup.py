@@ -1,4 +1,4 @@
-"""The wakeup: calls from other threads reach a sleeping loop once and in order, even when the doorbell is full."""
+"""The wakeup: calls from other threads reach a sleeping loop once and in order, even when the wakeup socket is full."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_call_that_arrives_between_reading_the_doorbell_and_the_queue_is_made_
 
 @pytest.mark.scenario(16)
 def test_a_loop_sleeps_while_a_thread_has_queued_its_call_but_not_rung_yet(r, monkeypatch):
-    """The kernel may have suspended the thread at that point for any length of time."""
+    """The kernel may suspend the thread between the two steps for any length of time."""
     ring, made, may_ring, queued = Wakeup._ring, [], threading.Event(), threading.Event()
 
     def ring_late(wakeup):
@@ -495,7 +495,7 @@ def test_a_call_without_memory_for_its_byte_is_made_although_other_code_closed_t
         bell = kernel.open[r._wakeup.bell_fileno()]
         bell.outcomes = deque([OSError(errno.ENOBUFS, 'no buffer space')] * 100)
         r.call_soon_threadsafe(log.append, 1)
-        kernel.open[r._wakeup.fileno()].incoming.append(b'')  # the loop reads end of file
+        kernel.open[r._wakeup.fileno()].incoming.append(b'')  # so that the loop reads end of file from the doorbell
         turns(r, 3)
         assert log == [1]
         bell = kernel.open[r._wakeup.bell_fileno()]

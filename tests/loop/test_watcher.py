@@ -34,13 +34,13 @@ def beyond_fd_setsize(sock):
 
 @pytest.fixture
 def on_select():
-    """A reactor on `select`."""
+    """A reactor that uses a `select` selector."""
     with Reactor(selector=selectors.SelectSelector()) as reactor:
         yield reactor
 
 
 def registered(r, fd):
-    """Return the selector's entry for a descriptor."""
+    """Return the (events, handle) that the selector holds for a descriptor, or None."""
     key = r.watchers.selector.get_map().get(fd)
     return None if key is None else (key.events, key.data)
 
@@ -218,7 +218,7 @@ def test_a_client_beyond_fd_setsize_is_refused_and_the_others_are_served(on_sele
 
 
 def lose(sock):
-    """Close the descriptor of a socket without the socket's knowledge."""
+    """Close the descriptor of a socket, as other code would, but not the socket object."""
     os.close(sock.fileno())
 
 
@@ -361,7 +361,7 @@ def test_a_new_selector_detects_lost_handles_and_takes_over_the_others(r, socket
     r._select = r.watchers.rebuild().select
     theirs.send(b'x')
     r.run_once(0)
-    assert probe.lost is not None or probe.log == ['read']  # `poll` does not notice the loss
+    assert probe.lost is not None or probe.log == ['read']  # `poll` does not detect the lost descriptor
     if probe.lost is None:
         r.watchers.evict(probe)
     r.run_once(0)
@@ -376,7 +376,7 @@ def test_a_lost_handle_that_changes_what_it_wants_gets_the_error(r, sockets):
     r.watchers.set_events(probe, 0)
     if probe.lost is None:
         r.watchers.set_events(probe, READ)
-    if probe.lost is None:  # `poll` and `select` notice only at their next wait
+    if probe.lost is None:  # `poll` and `select` detect the lost descriptor only at their next wait
         r.run_once(0)
     assert probe.lost is not None or probe.log == ['read']
     if probe.lost is None:
@@ -469,7 +469,7 @@ def test_a_released_descriptor_can_belong_to_another_handle(r, sockets):
 
 @pytest.fixture(params=['register', 'modify'])
 def refusing(request, r, monkeypatch):
-    """A function that makes the next registration with the selector fail once with ENOSPC."""
+    """A function that makes the next registration with the selector fail with ENOSPC."""
     selector, failing = r.watchers.selector, request.param
     real = getattr(selector, failing)
 
@@ -545,7 +545,7 @@ def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_release
 
 
 class WithoutMemory(selectors.SelectSelector):
-    """A `select` selector whose `register` can run out of memory, at its beginning or after half of the work."""
+    """A `select` selector that can run out of memory before or after it has registered a descriptor."""
 
     short = None
 
@@ -622,7 +622,7 @@ def test_a_listener_that_poll_has_registered_but_does_not_watch_accepts_again(ag
 
 @pytest.fixture(params=['before', 'after'])
 def without_memory(request):
-    """A reactor on `select`, and a function that makes every later registration run out of memory."""
+    """A reactor with a `select` selector, and a function that makes every later registration run out of memory."""
     selector = WithoutMemory()
     with Reactor(selector=selector) as reactor:
         yield reactor, lambda: setattr(selector, 'short', request.param)
@@ -739,7 +739,7 @@ def test_a_parked_handle_is_watched_again_as_soon_as_there_is_memory(sockets):
         theirs.send(b'x')
         run_until(r, lambda: r.stats().stalls)
         seen, selector.short = len(probe.log), 'before'
-        time.sleep(0.02)  # until the parking time of the handle is over
+        time.sleep(0.02)  # by then, the parking time of the handle is over
         turns(r, 3)
         assert len(probe.log) == seen
         assert r.handles() == [probe]

@@ -1,4 +1,4 @@
-"""Addresses: checked by the call, sorted so that the families alternate, and shown in their usual notation."""
+"""Addresses: checked when passed in, sorted so that the families alternate, and shown in their usual notation."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_an_abstract_path_may_be_written_with_an_at_sign(path):
         (b'\0name', '@name'),
         (b'/tmp/s', "b'/tmp/s'"),
         (None, 'unknown'),
-        # The peer chooses the name of its Unix socket. Line breaks in it are escaped, so it cannot forge log lines.
+        # The peer chooses the name of its Unix socket. Line breaks are escaped, so the peer cannot forge log lines.
         (b'\0a\nERROR: forged', r"'@a\nERROR: forged'"),
         ('/tmp/a\x1b[2J', r"'/tmp/a\x1b[2J'"),
         (b'\0\xff', r'@\xff'),

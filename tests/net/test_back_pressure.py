@@ -45,7 +45,8 @@ class Client:
     def on_connect(self, conn: Any) -> None:
         conn.pause_reading()
         for number in range(self.requests):
-            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS, a record per line; a turn decrypts a few records
+            # Over TLS, each of these lines is a record of its own, and a turn decrypts only a few records.
+            conn.write(b'%0*d\n' % (SIZE - 1, number))
         conn.loop.call_later(0.05, conn.resume_reading)
 
     def on_data(self, conn: Any, data: bytes) -> None:
@@ -97,8 +98,8 @@ def test_each_request_is_answered_in_simulation_too(certificates, kind, secure):
 
 
 def test_in_debug_mode_resuming_through_the_base_class_delivers_data_received_before(certificates, sockets):  # noqa: F811
-    # Calling `Stream.resume_reading` unbound used to skip the override of TLS streams. Data that had already been
-    # received was then not decrypted until more data arrived.
+    # Regression: a call to the unbound method `Stream.resume_reading` used to skip the override of TLS streams. Data
+    # that had already been received was then not decrypted until more data arrived.
     with Reactor(debug=True) as r:
         client, server = Client(), None
         server = r.listen_tcp(

@@ -130,7 +130,7 @@ def echo(conn: Stream, data: bytes) -> None:
 
 
 class Bell(ScriptedSocket):
-    """One end of the wakeup's socket pair."""
+    """One end of the socket pair that wakes the loop."""
 
     def link(self, other: Bell) -> None:
         self.other = other
@@ -318,7 +318,7 @@ def run_world(w: Reactor, predicate: Callable[[], Any], most: int = 1000) -> Non
 
 
 def close_reason(r: Reactor, conn: Stream, log: Log) -> BaseException | None:
-    """Run until `on_close` is called, check that no other callback ran, and return its exception."""
+    """Run until `on_close` is called, check that no other callback was called, and return the exception."""
     if isinstance(r.kernel, World):
         run_world(r, lambda: log)
     else:
@@ -564,7 +564,7 @@ def test_an_empty_early_write_is_reported_as_written(r):
 
 
 def test_an_empty_early_write_never_asks_to_wait_for_on_drain(r):
-    # No byte waits, so nothing could ever drain, and a caller that waits for `on_drain` would wait forever.
+    # No byte is queued, so `on_drain` would never be called, and a caller that waits for it would wait forever.
     server = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*server.address, high_water=0)
     assert conn.write(b'') is True
@@ -1069,7 +1069,7 @@ def test_without_a_time_limit_a_connect_waits_as_long_as_the_kernel_does(w, worl
 
 
 def fill_backlog(place: Place, sockets: Any, server: socket.socket) -> None:
-    """Connect to a server that accepts no clients until its backlog is full."""
+    """Connect clients until the backlog of the server is full; the server accepts none of them."""
     address = server.getsockname()
     for _ in range(16):
         client = sockets.track(socket.socket(server.family))
@@ -1377,7 +1377,7 @@ def test_a_scripted_socket_that_is_its_own_peer_is_refused(w, world, answer):
 
 
 def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> Stream:
-    """A connecting stream whose descriptor was closed by other code."""
+    """Return a connecting stream whose descriptor has been closed by other code."""
     place = Place('ipv4', tmp_path)
     fill_backlog(place, sockets, place.server(sockets, backlog=0))
     conn = place.connect(r, **options)
@@ -1773,7 +1773,7 @@ def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call
 
 def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_no_time_limit():
     log = Log()
-    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # registered in order: wakeup, attempt, stream
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the third registration is the stream's
     with Reactor(kernel=kernel) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))

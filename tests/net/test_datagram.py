@@ -1,4 +1,4 @@
-"""Datagram sockets: a callback per datagram, bounded queues, and errors of single datagrams, which close no socket."""
+"""Datagram sockets: a callback per datagram, bounded queues, and errors that leave the socket open."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_the_datagrams_that_the_kernel_dropped_in_a_flood_are_counted(r, udp, lo
 
 
 def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
-    """Make two connected Unix datagram sockets: unlike UDP, they report when the receiver is full."""
+    """Make two connected Unix datagram sockets: unlike UDP sockets, they report that the receiver's queue is full."""
     ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)
     for sock in ours, theirs:
         sockets.track(sock).setblocking(False)
@@ -248,7 +248,7 @@ def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
 
 
 def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
-    """Send numbered datagrams until one of them has to wait; return the next number."""
+    """Send numbered datagrams until one of them has to be queued; return the next number."""
     number = first
     while not sock.queued:
         assert sock.send(b'%0*d' % (size, number))
@@ -257,7 +257,7 @@ def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
 
 
 def take(sock: socket.socket) -> list[int]:
-    """Receive all datagrams that wait in a plain socket; return their numbers."""
+    """Receive all datagrams that are waiting in a plain socket; return their numbers."""
     numbers = []
     try:
         while True:
@@ -281,7 +281,7 @@ def test_datagrams_that_the_kernel_cannot_take_wait_in_order(r, sockets, log):
     assert received == list(range(count + 50))
     turns(r, 2)
     assert sock.queued == sock.buffered == 0
-    assert log == []  # every send was accepted, so `on_drain` is not called
+    assert log == []  # every `send` returned True, so `on_drain` is not called
     assert r.stats().datagrams_out == count + 50
     end(r, sock)
 
@@ -653,7 +653,7 @@ def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_before_the_answer_fo
 
 @pytest.mark.parametrize('resumed', [False, True])
 def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
-    # The pause used to have no effect, because only an open socket could be paused.
+    # Regression: the pause used to have no effect, because only an open socket could be paused.
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert sock.state == 'CONNECTING'
@@ -719,7 +719,7 @@ def test_the_queue_is_bounded_during_the_look_up():
 
 
 def test_an_unusable_local_address_is_reported_by_on_close(r, log):
-    sock = r.connect_udp(HERE, 9, local_address=('192.0.2.1', 0), **log.all())  # not a local address
+    sock = r.connect_udp(HERE, 9, local_address=('192.0.2.1', 0), **log.all())  # not an address of this machine
     assert sock.closed and log == []
     assert sock.send(b'x') is False
     turns(r, 1)
@@ -1351,7 +1351,7 @@ def test_a_socket_that_may_not_broadcast_leaves_no_descriptor():
 
 
 def test_a_connected_socket_knows_its_peer_when_getpeername_fails():
-    # The socket used to look unconnected, so `send` without an address raised an error.
+    # Regression: the socket used to look unconnected, so `send` without an address raised an error.
     log, kernel = [], FailingKernel('getpeername', errno.ENOBUFS, count=2)
     with Reactor(kernel=kernel) as r:
         server = r.bind_udp('10.0.0.1', 80, lambda sock, data, address: log.append(data))

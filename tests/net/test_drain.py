@@ -46,7 +46,7 @@ LARGE = b'x' * 8_000_000  # more than the kernel's buffers hold
 
 @pytest.fixture(params=list(SELECTORS))
 def r(request: Any):
-    """A reactor on each selector, with a clock that moves only while the loop waits."""
+    """A reactor on each kind of selector, with a clock that moves only while the loop waits."""
     if SELECTORS[request.param] is None:
         pytest.skip(f'this platform has no {request.param} selector')
     kernel = FakeKernel()
@@ -96,7 +96,7 @@ def connected(r, server, sockets, count=1):
 
 
 def ended(client):
-    """Return the bytes that a client has received if the server has closed cleanly, otherwise None."""
+    """Return the bytes that a client has received, or None if the server has not closed the connection cleanly."""
     received = drain(client)
     try:
         return received if not client.recv(1) else None
@@ -209,7 +209,8 @@ def test_a_timeout_of_zero_resets_at_once(r, sockets):
 
 @pytest.mark.parametrize('timeout', [0.25, 1])
 def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, timeout, monkeypatch):
-    # At a cost of 1 s per handle, the second check would come after the timeout if the interval had no upper limit.
+    # At a cost of 1 s per handle, the second check would come after the timeout if the interval between the checks had
+    # no upper limit.
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 3)
@@ -321,8 +322,8 @@ def test_a_listener_that_drops_new_connections_keeps_its_queue(sockets):
 
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='a handshake can be held open only with TCP_DEFER_ACCEPT')
 def test_a_handshake_that_has_begun_is_completed_while_new_connections_are_dropped(sockets):
-    # With TCP_DEFER_ACCEPT the client already sees an open connection, but the kernel waits for its first bytes before
-    # it reports the connection to the listener.
+    # With TCP_DEFER_ACCEPT the client already sees an open connection, but the kernel waits for the client's
+    # first bytes before it reports the connection to the listener.
     listener = sockets.track(socket.create_server((HERE, 0)))
     listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 10)
     client = sockets.connect(listener.getsockname())
@@ -425,7 +426,7 @@ def test_a_listener_that_lost_its_descriptor_does_not_delay_the_drain(r, how):
 
 
 def test_an_inherited_listener_is_left_unchanged(r, sockets):
-    # Clients that connect now are served by another process, which has the same listener.
+    # Clients that connect now are served by another process, which has the same listening socket.
     ours = sockets.track(socket.create_server((HERE, 0)))
     theirs = sockets.track(ours.dup())
     r.listen_tcp(None, 0, sock=ours, defer_accept=True)
@@ -520,7 +521,8 @@ def test_a_listener_that_begins_during_a_drain_is_closed_too(r, sockets):
 @pytest.mark.scenario(113)
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='this platform has no TCP_DEFER_ACCEPT')
 def test_with_defer_accept_a_silent_client_is_accepted_during_the_lame_duck(sockets):
-    # Otherwise the client would see an open connection, and be refused when it sends its first bytes.
+    # If the client were not accepted, it would first see an open connection, and then be refused when it sends its
+    # first bytes.
     with Reactor() as r:
         server = Server(r, defer_accept=True)
         r.drain(10, lame_duck=0.2)
@@ -1000,7 +1002,7 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, soc
 
 
 class Here(RealWorld):
-    """The real kernel, with a numeric host, because look-ups run in threads and ignore the simulated clock."""
+    """The real kernel, used with a numeric host: look-ups would run in threads, which ignore the simulated clock."""
 
     name = HERE
 
@@ -1117,7 +1119,7 @@ def test_unreferenced_servers_and_connections_are_left_alone(r, sockets, timeout
     ask(r, server, busy)
     r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
-    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # the drain does not wait for these
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # the drain waits for neither connection
     if timeout == 10:
         server.answer()
     assert r.run() is False

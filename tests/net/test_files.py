@@ -69,7 +69,7 @@ def made():
 
 @pytest.fixture(params=['sendfile', 'reading'])
 def either(request):
-    """A reactor that uses sendfile, and a reactor that has to read files: the test runs on each of them."""
+    """Two reactors in turn: the test runs with one that uses sendfile, and with one that has to read files."""
     reactor = Reactor(kernel=Kernel() if request.param == 'sendfile' else ReadingKernel())
     yield reactor
     assert not reactor.handles() and not reactor.completions
@@ -205,7 +205,7 @@ def test_the_file_may_be_closed_after_the_call(either, sockets, made):
     file = made(data)
     conn.send_file(file)
     file.close()
-    with tempfile.TemporaryFile() as another:  # probably gets that descriptor number
+    with tempfile.TemporaryFile() as another:  # probably gets the number of the closed file
         another.truncate(8 << 20)
         conn.close()
         assert read_all(either, theirs) == data
@@ -506,8 +506,8 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
 
 
 def test_a_foreign_close_of_the_file_resets_the_connection(r, sockets, made):
-    # The reactor used to believe that the descriptor of the connection was lost. The connection was neither reset nor
-    # closed, and its descriptor leaked.
+    # Regression: the reactor used to believe that the descriptor of the connection was lost. The connection was neither
+    # reset nor closed, and its descriptor leaked.
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     number, copies = conn.fileno(), []
@@ -532,7 +532,8 @@ def test_a_foreign_close_of_the_file_resets_the_connection(r, sockets, made):
 
 @pytest.mark.parametrize('files', [0, 1])
 def test_a_file_that_could_not_be_queued_is_not_counted(made, files):
-    # Such a file used to be counted, so that the connection could buffer 50 MiB more than max_buffered.
+    # Regression: a file that could not be queued used to be counted among the queued files, whose bytes do not
+    # count towards max_buffered. The connection could then buffer 50 MiB too much.
     need_faults()
     kernel, file, args = Kernel(), made(BIG), ()
 
@@ -763,7 +764,8 @@ def test_a_writer_never_gathers_a_part_of_a_file():
 
 
 def test_dropping_a_copy_of_a_file_after_a_foreign_close_prints_no_error():
-    # Python used to print "Exception ignored in FilePart.__del__" to standard error, which would fail this test.
+    # Regression: Python used to print "Exception ignored in FilePart.__del__" to standard error. That would
+    # fail this test.
     with tempfile.TemporaryFile() as file:
         copy = os.dup(file.fileno())
         part = FilePart(Kernel(), copy, 0, 10, 'x')

@@ -266,7 +266,7 @@ def test_a_paused_listener_leaves_clients_in_the_backlog_and_does_not_spin(r, so
     listener, conns = listen(r)
     listener.pause()
     listener.pause()
-    client = sockets.connect(listener.address)  # the kernel completes the handshake
+    client = sockets.connect(listener.address)  # connecting succeeds, because the kernel completes the handshake
     assert idle(r)
     assert 'paused' in repr(listener)
     listener.resume()
@@ -318,7 +318,7 @@ def test_max_connections_can_be_changed_at_any_time(r, sockets):
 
 
 def test_with_a_limit_of_zero_no_client_is_accepted_until_the_limit_is_raised(r, sockets):
-    # The first client used to be accepted, because the limit was checked only after an accept.
+    # Regression: the first client used to be accepted, because the limit was checked only after an accept.
     listener, conns = listen(r, max_connections=0)
     sockets.connect(listener.address)
     assert idle(r)
@@ -693,7 +693,7 @@ def test_closing_a_listener_refuses_clients_that_were_not_accepted_yet(r, socket
 
 @pytest.mark.scenario(110)
 def test_a_listening_socket_that_is_passed_on_loses_no_client(r, sockets):
-    """The backlog belongs to the socket, so the owner of a duplicate, even another process, accepts its clients."""
+    """The backlog belongs to the socket, so its clients can be accepted on a duplicate, even in another process."""
     sock = socket.create_server((HERE, 0))
     duplicate = sock.dup()
     listener, conns = listen(r, sock=sock)
@@ -856,7 +856,7 @@ def test_a_new_socket_with_the_number_of_a_lost_listener_is_not_closed(r, socket
         conn = r.adopt(new_socket)  # registering this socket shows that the listener has lost its descriptor
         turns(r, 2)
         assert listener.closed
-        new_socket.getsockname()  # raises OSError if it was closed
+        new_socket.getsockname()  # raises OSError if the new socket was closed
         assert r.handles() == [conn]
         end(r, conn)
     finally:
@@ -1117,7 +1117,7 @@ def test_a_listener_whose_socket_was_shut_down_by_other_code_is_closed(r, flaky,
 @pytest.mark.scenario(42)
 def test_an_accepted_socket_that_is_lost_at_once_affects_no_other_handle():
     errors = []
-    kernel = FailingKernel('register', errno.EBADF, count=4)  # registered: wakeup, listener, client, its connection
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # the fourth registration is the second client's
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('10.0.0.1', 80)
         clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]

@@ -631,7 +631,7 @@ def test_the_error_of_a_handshake_after_a_header_names_the_client(r, sockets, ce
     close_all(r, server)
 
 
-# -- connections that wait for their header
+# -- connections that are waiting for their header
 
 
 def waiting(r, server):
@@ -825,7 +825,7 @@ def openings(draw):
 
 
 def expected(data):
-    """Return the expected result of these bytes followed by EOF: None for an error, or the data after the header."""
+    """Return the data that has to be delivered for these bytes and EOF, or None if they have to cause an error."""
     for end in range(1, len(data) + 1):
         try:
             size = header_size(data[:end])

@@ -21,7 +21,10 @@ from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns
 
 
 class Names(Kernel):
-    """A kernel that answers look-ups with `found`, an exception or a list, and records their arguments and threads."""
+    """A kernel that records the arguments and threads of look-ups.
+
+    Its answer is `found`: a list of addresses, or an exception to raise.
+    """
 
     def __init__(self, found: Any = ()) -> None:
         self.found = found
@@ -75,7 +78,7 @@ class Answers(list):  # type: ignore[type-arg]
 
 
 def outcome(r: Reactor, kernel: Kernel, host: str = 'host.test', family: int = 0) -> tuple[Any, Any]:
-    """Look up a name, check that `on_done` is called exactly once, and return its arguments."""
+    """Look up a name, check that `on_done` is called exactly once, and return what it was called with."""
     answers = Answers()
     look_up(r, kernel, host, 80, family, answers.on_done)
     run_until(r, lambda: answers)
@@ -633,8 +636,8 @@ FAULTS = {'stack': (Deep, 24), 'memory': (Fault, 60)}
 @pytest.mark.parametrize('fault', FAULTS)
 @pytest.mark.parametrize('start', STARTS)
 def test_an_answer_without_stack_or_memory_is_reported_once_there_is_some(start, fault, caplog):
-    # The answer used to be lost, and the callback was never called: the look-up kept `run` running forever, or the
-    # socket stayed CONNECTING.
+    # Regression: the answer used to be lost, and the callback was never called. The look-up kept `run` running forever,
+    # or the socket stayed CONNECTING.
     if fault == 'memory':
         need_faults()
     calls = bytearray(1)

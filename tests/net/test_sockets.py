@@ -287,7 +287,7 @@ def test_a_socket_file_on_which_no_program_listens_is_replaced(r, sockets, path)
 
 
 class Starting(Kernel):
-    """During one call, this kernel runs a second program on the same path until that program sleeps or ends."""
+    """A kernel that, in one of its calls, runs a second program on the same path until that program sleeps or ends."""
 
     def __init__(self, call, path):
         self.call, self.path = call, path
@@ -326,7 +326,7 @@ class Starting(Kernel):
 @needs_unix
 @pytest.mark.parametrize('form', [str, os.fsencode])
 def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
-    # A daemon changes its directory to the root, and then the file at a relative path used to be left behind.
+    # Regression: a daemon changes its directory to the root. The file at a relative path used to be left behind then.
     with Reactor() as r:
         listener = r.listen_unix(form(path))
         monkeypatch.chdir('/')
@@ -337,8 +337,8 @@ def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path,
 @needs_unix
 @pytest.mark.parametrize('call', ['unlink', 'chmod'])
 def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_gets_an_error(path, call):
-    # One program used to remove the file of the other program, if that file was made after the path had been checked,
-    # or if its socket was bound but not listening yet.
+    # Regression: one program used to remove the socket file of the other program, if the file was made after the path
+    # had been checked, or if the other program's socket was bound but not listening yet.
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     kernel = Starting(call, path)
@@ -355,7 +355,7 @@ def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_get
 
 @needs_unix
 def test_a_file_that_was_replaced_after_it_was_checked_is_left_alone(path):
-    """Even if the directory cannot be locked, the file is not removed."""
+    """Even if the directory cannot be locked, the new file is not removed."""
 
     class Unlocked(Kernel):
         looks = 0
@@ -435,7 +435,7 @@ def test_a_path_on_which_another_program_listens_is_left_alone(r, sockets, path)
 
 @needs_unix
 def test_a_path_whose_listener_is_busy_is_left_alone_too(r, path):
-    """With a full backlog, a connect fails with EAGAIN, which does not mean that no program listens there."""
+    """When the backlog is full, a connect fails with EAGAIN. That error does not mean that no listener exists."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
         other.listen(0)
@@ -663,7 +663,7 @@ def test_a_local_address_is_bound_at_once_where_the_port_cannot_be_left_to_the_c
 @pytest.mark.parametrize('reuse', [False, True])
 def test_a_local_port_is_bound_with_reuse_only_where_that_cannot_steal_it(monkeypatch, reuse, given):
     monkeypatch.setattr('reactor.kernel.Kernel.reuse_address', reuse)
-    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # so connect cannot choose the port
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # so that `connect` cannot choose the port
     with socket.socket() as free:
         free.bind((HERE, 0))
         port = free.getsockname()[1]

@@ -136,7 +136,7 @@ def test_pausing_and_resuming_twice_is_the_same_as_once(r, sockets):
 
 
 def test_a_pause_by_another_callback_of_the_batch_holds(r, sockets):
-    """Two connections are ready in one batch. The first pauses the second, which must then not be read."""
+    """Two connections are ready in one batch. The first pauses the second, which must not be read after that."""
     conns, readers = [], []
 
     def on_data(conn, data):
@@ -865,7 +865,7 @@ def test_the_write_timeout_begins_with_the_write_that_has_to_wait(kernel, fake, 
     conn, _ = pair(fake, sockets, on_close=log.on_close, write_timeout=5)
 
     def write():
-        fill(conn.sock)  # so that every byte has to wait
+        fill(conn.sock)  # so that every byte has to be queued
         conn.writelines([b'x']) if kind == 'writelines' else conn.write(kind(1))
         assert conn.buffered == 1
 

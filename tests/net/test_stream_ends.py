@@ -35,7 +35,7 @@ ALL = ('on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
 
 
 def stall(conn):
-    """Write so much data that most of it has to wait."""
+    """Write so much data that most of it has to be queued."""
     conn.write(bytes(16 << 20))
     assert conn.buffered
 
@@ -265,7 +265,7 @@ def test_close_stops_reading(r, sockets):
 
 
 def test_a_large_answer_survives_a_close_after_the_next_request_has_arrived(r, sockets):
-    """Closing a socket with unread input would reset the connection, and lose data that the peer has not read yet."""
+    """Closing a socket with unread input resets the connection, so data that the peer has not read would be lost."""
     answer = os.urandom(4 << 20)
     log = Log()
 
@@ -347,7 +347,7 @@ def test_write_after_an_end_that_was_not_reported_yet_is_dropped(r, sockets):
     answers = []
     conn, theirs = pair(r, sockets, on_close=log.on_close)
     theirs.close()
-    # The call runs after the connection has failed, but before on_close is called.
+    # This call runs after the connection has failed, but before on_close is called.
     r.call_soon(lambda: answers.append(conn.write(b'x', log.on_written)))
     run_until(r, lambda: log)
     assert answers == [False]
@@ -608,7 +608,7 @@ def test_a_send_that_fails_later_also_delivers_received_data(scripted):
 
 
 def test_pausing_during_the_last_deliveries_stops_them(r, sockets):
-    """Pausing when `write` returns False is the usual pattern. Here, the write returns False because it has failed."""
+    """Pausing when `write` returns False is the usual pattern. Here, `write` returns False because it has failed."""
     log = Log()
 
     def on_data(conn, data):
@@ -893,7 +893,7 @@ def test_a_lost_descriptor_number_is_not_closed_when_the_loss_is_reported(r, soc
             assert len(log) == 1
             assert log[0][1].errno == errno.EBADF
             if same:
-                new_socket.getsockname()  # raises OSError if it was closed
+                new_socket.getsockname()  # raises OSError if the new socket was closed
         finally:
             if conn.sock is None and sys.exc_info()[0] is not None:
                 new_socket.detach()
@@ -1068,7 +1068,7 @@ def test_many_connections_leave_no_object_behind(r, sockets):
     assert r.handles() == []
 
 
-# -- ending while bytes wait
+# -- ending while bytes are waiting to be sent
 
 
 ENDED_IN = [
@@ -1170,7 +1170,7 @@ def test_a_close_keeps_its_port_in_use_for_a_while_and_an_abort_does_not(r, sock
 def test_a_foreign_close_is_reported_when_the_write_side_is_ended(r, sockets, end):
     log, (sock, _) = Log(), sockets()
     conn = r.adopt(sock, **log.callbacks('on_eof', 'on_close'))
-    conn.pause_reading()  # so that `close` ends the write side first
+    conn.pause_reading()  # so that `close` first shuts down the sending side
     os.close(sock.fileno())
     end(conn)
     turns(r, 2)
@@ -1181,7 +1181,8 @@ def test_a_foreign_close_is_reported_when_the_write_side_is_ended(r, sockets, en
 
 
 def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped(scripted):
-    # This write used to raise an error, as if the user had closed the connection, and the error was passed to on_close.
+    # Regression: this write used to raise an error, as if the user had closed the connection. The error was passed to
+    # on_close.
     r, make = scripted
     log = Log()
     conn, sock = make(on_close=log.on_close)
@@ -1237,7 +1238,7 @@ def test_a_connection_that_cannot_be_watched_after_its_first_read_keeps_no_frame
 @pytest.mark.parametrize('kind', ['stream', 'datagram'])
 def test_an_on_close_without_stack_for_its_call_is_called_again(kind, sockets):
     if is_traced():
-        pytest.skip('UNTESTED while branches are counted: the tracer itself runs out of stack')
+        pytest.skip('UNTESTED while branch coverage is measured: the tracer itself runs out of stack')
     calls, again = bytearray(1), 0
 
     def on_close(handle, exc):

@@ -86,7 +86,7 @@ def plain_client(server):
 
 
 def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
-    """Run a server and a client on kernels with these faults; return the exceptions with which the clients ended."""
+    """Run a server and a client on simulated kernels with these faults; return the exceptions passed to `on_close`."""
     ends = []
 
     def ended(server, conn, exc):
@@ -105,7 +105,8 @@ def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
 
 
 def test_handshake_data_that_had_to_wait_causes_no_on_drain(certificates):  # noqa: F811
-    # With low marks and a kernel that was slow to accept the certificate, on_drain used to be called before on_connect.
+    # Regression: with low marks and a kernel that was slow to accept the certificate, on_drain used to be called before
+    # on_connect.
     log = Log()
     callbacks = log.callbacks('on_connect', 'on_drain')
     simulated(certificates, ('send.again', 'send.short'), high_water=0, **callbacks)
@@ -113,7 +114,8 @@ def test_handshake_data_that_had_to_wait_causes_no_on_drain(certificates):  # no
 
 
 def test_on_data_is_never_called_without_on_connect(r, certificates, tmp_path):  # noqa: F811
-    # If the session tickets after the handshake could not be sent, data used to be delivered without on_connect.
+    # Regression: if the session tickets after the handshake could not be sent, `on_data` used to be called without
+    # `on_connect`.
     log = Log()
     path = str(tmp_path / 'socket')
     callbacks = log.callbacks('on_connect', 'on_eof', 'on_close')
@@ -188,7 +190,8 @@ def test_data_written_before_the_handshake_is_sent_after_on_connect(r, tls):
 
 
 def test_data_written_earlier_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
-    # A program checks the certificate of its peer in on_connect, but the data used to be sent before that call.
+    # A program checks the certificate of its peer in on_connect. Regression: the data used to be sent before on_connect
+    # was called.
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
@@ -559,7 +562,7 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
 
 @pytest.mark.parametrize('version', VERSIONS)
 def test_a_side_that_ends_with_unread_records_still_reads_them_all(r, tls, version):
-    # OpenSSL also reads when it sends close_notify, and the records that it had read used to be lost.
+    # OpenSSL also reads when it sends close_notify. Regression: the records that it read then used to be lost.
     received, log = [], Log()
 
     def end_at_once(conn, data):
@@ -614,8 +617,8 @@ def test_a_stream_that_is_cut_short_is_an_error_after_its_data(r, tls):
 @pytest.mark.parametrize('paused', [False, True])
 @pytest.mark.parametrize('cut', [False, True])
 def test_a_cut_is_reported_even_by_a_python_that_ignores_it(r, tls, cut, paused):
-    # Python before 3.11.4, for example in Debian 12, sets OP_IGNORE_UNEXPECTED_EOF in every context, so a truncated
-    # answer used to look complete.
+    # Python before 3.11.4, for example in Debian 12, sets OP_IGNORE_UNEXPECTED_EOF in every context.
+    # Regression: a truncated answer used to look complete there.
     log = Log()
     context = tls.certs.server(options=ssl.OP_ALL | ssl.OP_IGNORE_UNEXPECTED_EOF)
     ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, server=context)
@@ -683,7 +686,7 @@ def test_data_that_arrives_after_our_close_notify_is_dropped(r, tls):
 
 
 def test_undecrypted_data_is_dropped_with_the_connection(r, tls):
-    # A closed connection used to keep up to 64 KiB of ciphertext, and its `unread` stayed True.
+    # Regression: a closed connection used to keep up to 64 KiB of ciphertext, and its `unread` stayed True.
     log = Log()
     ours, theirs = tls.pair({'on_data': lambda conn, data: conn.pause_reading(), 'on_close': log.on_close})
     for _ in range(10):
@@ -700,8 +703,8 @@ def test_undecrypted_data_is_dropped_with_the_connection(r, tls):
 
 @pytest.mark.parametrize('failed', ['the connect', 'the handshake'])
 def test_before_the_end_of_the_handshake_the_agreed_parameters_are_none(r, sockets, certificates, failed):  # noqa: F811
-    # Before the connect, these attributes used to raise AttributeError. During the handshake, the certificate used to
-    # raise ValueError.
+    # Regression: before the connect, these attributes used to raise AttributeError. During the handshake, the
+    # certificate used to raise ValueError.
     agreed, log = ['version', 'cipher', 'alpn', 'peer_certificate', 'peer_certificate_der'], []
 
     def look(conn, exc=None):
@@ -886,7 +889,10 @@ def half(certificates, sock, server_side):  # noqa: F811
 
 @pytest.fixture
 def local(r, sockets, certificates):  # noqa: F811
-    """Make two TLS streams on a socket pair: sends to a closed peer fail at once. The first stream gets the options."""
+    """Make two TLS streams, the first of them with the options.
+
+    They use a socket pair, on which a send to a closed peer fails at once.
+    """
 
     def make(**options):
         a, b = sockets()
@@ -1125,9 +1131,10 @@ def test_records_received_before_a_failed_write_are_delivered_when_reading_is_re
 
 @pytest.mark.parametrize('held', [False, True])
 def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
-    # The write used to raise after some of the ciphertext had been lost, so the peer could not decrypt later writes.
+    # Regression: the write used to raise an error after some of the ciphertext had been lost, so the peer could not
+    # decrypt later writes.
     if is_traced():
-        pytest.skip('UNTESTED while branches are counted: the tracer itself runs out of stack')
+        pytest.skip('UNTESTED while branch coverage is measured: the tracer itself runs out of stack')
     pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
 
     def write(conn):
@@ -1384,8 +1391,8 @@ def hostile(r, sockets, certificates):  # noqa: F811
 @pytest.mark.parametrize('act', ['fin', 'say_and_fin', 'flip', 'flip_and_fin', 'cut', 'garbage', 'renegotiate', 'keys'])
 @pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3])
 def test_a_misbehaving_member_of_a_chat_room_does_not_affect_the_others(r, hostile, act, version):
-    # Writing to the misbehaving member used to raise SSLEOFError or SSLWantReadError in the callback of the member that
-    # had sent the message, and that member was aborted.
+    # Regression: writing to the misbehaving member used to raise SSLEOFError or SSLWantReadError in the callback of the
+    # member that had sent the message, and the sender was aborted.
     log, sent, room = Log(), [], []
 
     def send_to_all(conn, data):
@@ -1414,7 +1421,7 @@ def test_a_misbehaving_member_of_a_chat_room_does_not_affect_the_others(r, hosti
 @pytest.mark.scenario(89)
 @pytest.mark.parametrize('act', ['fin', 'flip'])
 def test_a_failure_after_data_that_paused_reading_is_reported_and_writes_are_dropped(r, hostile, act):
-    # Before resume_reading(), all writes used to raise SSLEOFError.
+    # Regression: until resume_reading() was called, all writes used to raise SSLEOFError.
     log = Log()
 
     def on_data(conn, data):
@@ -1562,7 +1569,7 @@ class CannotSend(socket.socket):
 
 
 def end_handshake(sock, parts, conn):
-    """Send the end of the handshake to `conn`. The answer cannot be sent, and data arrives during the attempt."""
+    """Send the end of the handshake to `conn`, which cannot send its answer; data arrives while it tries."""
     peer, incoming, outgoing = parts
 
     def last_words():
@@ -1578,7 +1585,7 @@ def end_handshake(sock, parts, conn):
 
 def test_a_client_whose_handshake_cannot_be_answered_is_not_read_before_on_connect(r, tls, sockets, monkeypatch):
     # A handshake that has to wait for the next turn ends in the completions phase of that turn, and `on_connect` is
-    # called one phase later. Data that was read in between used to reach `on_data` before `on_connect`.
+    # called one phase later. Regression: data that was read in between used to be passed to `on_data` before that.
     monkeypatch.setattr('reactor.net.handshake.HANDSHAKES_PER_TURN', 1)
     log = Log()
     server = tls.listen(on_connect=log.on_connect, on_data=log.on_data, on_close=log.on_close)
@@ -1624,7 +1631,8 @@ def test_a_damaged_record_after_a_failed_send_causes_no_alert_and_keeps_the_reas
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('requested', [False, True])
 def test_a_flood_of_new_keys_is_cut_off(r, hostile, client, requested):
-    # 64 KiB of key updates used to block the loop for 60 ms, or for 140 ms if each of them had to be answered.
+    # Regression: 64 KiB of key updates used to block the loop for 60 ms, or for 140 ms if each update had to be
+    # answered.
     log = Log()
     _, peer = hostile(client=client, on_close=log.on_close)
     for _ in range(33 if not client else 40):
@@ -1661,7 +1669,7 @@ def test_without_a_limit_one_record_without_data_is_handled_in_each_phase(r, hos
     while not received:
         r.run_once(0)
         left.append(len(ours.tls._incoming))
-    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn handles two records, in two phases
+    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn handles one record in each of two phases
     assert received == b'behind' and log == []
     end(r, ours, peer.conn)
 
@@ -1896,7 +1904,7 @@ with reactor.Reactor() as r:
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
 @pytest.mark.slow
 def test_a_connection_keeps_no_memory_of_sent_and_received_data(certificates):  # noqa: F811
-    # A connection used to keep 1,068 KiB after one answer of 1 MiB, and 77 KiB after an upload.
+    # Regression: a connection used to keep 1,068 KiB after one answer of 1 MiB, and 77 KiB after an upload.
     code = MEMORY.format(project=str(Path(__file__).parents[2]), folder=str(certificates.folder))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -2042,7 +2050,8 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
 
 
 def test_handshakes_that_start_when_all_waiting_handshakes_have_ended_are_limited_too(r, tls, monkeypatch):
-    # The next step of these handshakes used to be scheduled twice, so twice as many of them took a step in a turn.
+    # Regression: the next step of these handshakes used to be scheduled twice, so twice as many of them took a step in
+    # a turn.
     in_turn, shake = TLSStream.shake_hands_in_turn, TLSStream._shake_hands
     ended, steps, done = [], [], []
 

@@ -1,7 +1,8 @@
-"""Misbehaving TLS peers on simulated systems: no law is broken, and no other connection is affected.
+"""Misbehaving TLS peers on simulated kernels: no law is broken, and no other connection is affected.
 
-The worlds are in `tests/helpers/tls_worlds.py`. The keys and the lengths of some messages are random, so a seed repeats
-the program, but not every byte. `--tls-worlds N` sets the number of worlds; without `--slow`, only a fifth of them run.
+The simulated worlds and the laws are in `tests/helpers/tls_worlds.py`. The keys and the lengths of some messages are
+random, so a seed repeats the program, but not every byte. `--tls-worlds N` sets the number of worlds; without `--slow`,
+only a fifth of them run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The queue of bytes that wait to be sent. `test_model_writer.py` compares the queue of a stream with a model."""
+"""The queue of bytes that are waiting to be sent.
+
+`test_model_writer.py` compares the queue of a stream with a model.
+"""
 
 from __future__ import annotations
 
