@@ -67,7 +67,7 @@ class Server:
     # -- requests, downloads and tasks
 
     def on_visitor(self, conn):
-        conn.data = self.r.call_later(self.patience, conn.abort)  # only a complete request cancels this
+        conn.data = self.r.call_later(self.patience, conn.abort)  # only a complete request cancels this timer
 
     def on_request(self, conn, request):
         conn.data.cancel()
@@ -96,7 +96,7 @@ class Server:
                 self.r.resolve('localhost', functools.partial(report, conn))
             else:
                 self.r.spawn(['true'], on_exit=functools.partial(report_exit, conn))
-        except OSError as exc:  # no descriptor is left for a child
+        except OSError as exc:  # there is no free descriptor for a child
             report(conn, None, exc)
 
     # -- errors, signals and timers
