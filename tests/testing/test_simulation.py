@@ -480,7 +480,7 @@ def test_a_failing_seed_is_reported_and_gives_status_1(monkeypatch, capsys, tmp_
     assert lines[2].startswith('50 of 50 seeds from 0: 1 failed; ')
     assert ran == list(range(50))
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
-    assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new block
+    assert ran[50:] == list(range(40, 70))  # the block that was incomplete, and the new block
     assert ', 40 of them in an earlier run: 1 failed' in capsys.readouterr().out
 
 
