@@ -40,7 +40,7 @@ class Rolling(Case):
                 for name, worker in behind.workers.items():
                     began = time.monotonic()
                     if not roll(behind.admin, name, worker.restart):
-                        raise RuntimeError(f'HAProxy does not use {name} again')
+                        raise RuntimeError(f'HAProxy did not put {name} back into use')
                     times.append(time.monotonic() - began)
                 run.progress(index, rounds, f'{index + 1} of {rounds} rounds')
             wait(run.seconds(SETTLE), run, 'load')

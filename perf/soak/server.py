@@ -18,7 +18,7 @@ from .common import BLOCK, CommandSocket, LogWatch, Planned, by_words, objects, 
 FILE_BLOCKS = 8
 CHUNK = 65536
 LONGEST_REQUEST = 4096
-CARELESS_LIMIT = 256 << 10  # bytes that the service that ignores back-pressure may queue
+CARELESS_LIMIT = 256 << 10  # limit in bytes for the queue of the service that ignores back-pressure
 TIMER_CHURN = 0.05  # seconds from one burst of timers to the next
 
 

@@ -1,4 +1,4 @@
-"""A test marked `alone` waits for running tests to end, and no other test begins before it has ended."""
+"""A test marked `alone` waits for running tests to end, and no other test begins before the marked test has ended."""
 
 from __future__ import annotations
 

@@ -400,7 +400,7 @@ MIXED_SLOTS = {
 
 
 def declared_slots() -> Iterator[tuple[str, str, list[str]]]:
-    """(class name, public slot, annotations) for each public slot of each class below the facade."""
+    """Generate (class name, public slot, annotations) for each public slot of each class below the facade."""
     for path in below_the_facade:
         for cls in (node for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)):
             names = [
@@ -421,7 +421,7 @@ def declared_slots() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def united(annotation: ast.expr) -> Iterator[str]:
-    """The types in a union, or the one type."""
+    """Generate the types in a union; a type that is not a union is generated alone."""
     if isinstance(annotation, ast.BinOp):
         yield from united(annotation.left)
         yield from united(annotation.right)

@@ -89,7 +89,7 @@ class Asyncio(Driver):
 
 
 class Protocol(asyncio.Protocol):
-    """The connection of one side."""
+    """The protocol of one side of a connection."""
 
     def __init__(self, side: Any) -> None:
         self.side, side.conn = side, self

@@ -912,7 +912,7 @@ def test_when_this_process_is_killed_its_children_get_the_end_of_their_input(tmp
         try:
             assert int(parent.stdout.readline()) > 0
             parent.kill()
-            assert parent.stdout.read() == b'ended\n'  # reads to end of file, so no process has the pipe open now
+            assert parent.stdout.read() == b'ended\n'  # `read` reached end of file: no process has the pipe open now
         finally:
             parent.kill()
 

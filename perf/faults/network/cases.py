@@ -86,7 +86,7 @@ class Transfer(OverNetwork):
 
 
 def lost(share):
-    """Return the goal that random rules dropped this share of the packets, within a tenth and five standard errors."""
+    """Return a goal: random rules dropped this share of the packets, within a tenth and five standard errors."""
 
     def check(m):
         expected = share * m['packets']
@@ -96,7 +96,7 @@ def lost(share):
 
 
 def about(share, what, text):
-    """Return the goal that the count `what` of the relay is about this share of the packets."""
+    """Return a goal: the relay's count `what` is about this share of the packets."""
     return Goal(text, lambda m: 0.8 * share < m[what] / m['packets'] < 1.2 * share)
 
 
@@ -129,7 +129,7 @@ class Interrupted(Transfer):
 
 
 def paused(seconds):
-    """Return the goal that no data arrived for this number of seconds."""
+    """Return a goal: no data arrived for this number of seconds."""
     return Goal(f'no data arrived for {seconds} s', lambda m: m['longest_stall_s'] >= seconds)
 
 
