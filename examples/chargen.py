@@ -21,7 +21,7 @@ LINES = b''.join(f'{CHARACTERS[n : n + 72]}\r\n'.encode() for n in range(95))
 
 
 def generate(conn):
-    conn.write(LINES, generate)  # called again when the kernel has accepted all of LINES
+    conn.write(LINES, generate)  # `generate` is called again when the kernel has accepted all of LINES
 
 
 def main(r, port):

@@ -18,7 +18,7 @@ import reactor
 
 def on_connect(conn):
     conn.write(time.strftime('%A, %B %d, %Y %H:%M:%S-%Z\r\n').encode())
-    conn.close()  # the bytes already written are sent first
+    conn.close()  # close() first sends the bytes already written
 
 
 def main(r, port):

@@ -5,7 +5,7 @@
     0 connections
     0 connections
 
-In another terminal each line comes back, and the line `quit` ends the program:
+In another terminal, each line that you type comes back, and the line `quit` ends the program:
 
     $ nc 127.0.0.1 7007
     hello
@@ -26,7 +26,7 @@ import reactor
 def foreign_loop(r):
     poll = select.poll()
     poll.register(r.fileno(), select.POLLIN)
-    while r.run_once(0):  # runs one turn without waiting; False if the loop was stopped or has nothing left to wait for
+    while r.run_once(0):  # runs one turn, without waiting; False when the loop was stopped or has nothing to wait for
         seconds = r.timeout()
         poll.poll(None if seconds is None else math.ceil(seconds * 1000))
 

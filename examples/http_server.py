@@ -37,7 +37,7 @@ from reactor import serve
 
 LONGEST_HEADERS = 16384  # bytes in a request line and its headers; a longer request is answered with 431
 DRAIN = 30  # seconds allowed for the last responses
-ALL_SENT, ROOM = 'all sent', 'room'  # a response waits for `on_written` of its last part, or for `on_drain`
+ALL_SENT, ROOM = 'all sent', 'room'  # what a response waits for: `on_written` of its last part, or `on_drain`
 
 
 def generate(lines):
@@ -51,7 +51,7 @@ class Session:
     def __init__(self, r, root, conn):
         self.r, self.root, self.conn = r, root, conn
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEADERS)
-        self.waits_for = None  # ALL_SENT or ROOM while the client has to read first
+        self.waits_for = None  # ALL_SENT or ROOM while the response waits for the client to read
         self.bodiless = False  # True for HEAD: send only headers
         self.echoing = False  # True: send back the body of the request
         self.pieces = None  # an iterator that generates the body of the response
@@ -84,7 +84,7 @@ class Session:
                     return self.conn.close()
                 self.http.start_next_cycle()
                 self.conn.busy = False
-                self.conn.busy = bool(self.http.trailing_data[0])  # True if the next request has already begun
+                self.conn.busy = bool(self.http.trailing_data[0])  # True if part of the next request has arrived
             else:
                 try:
                     event = self.http.next_event()
@@ -98,7 +98,7 @@ class Session:
         if type(event) is h11.Request:
             self.begin(event)
         elif self.echoing:
-            self.send(event)  # a part of the body, or its end
+            self.send(event)  # part of the request's body, or the end of the body
             self.echoing = type(event) is h11.Data
 
     def begin(self, request):
@@ -137,7 +137,7 @@ class Session:
             size = os.fstat(file.fileno()).st_size
             self.start(200, mimetypes.guess_type(path)[0] or 'application/octet-stream', str(size))
             if not self.bodiless:
-                self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # h11 needs only the length
+                self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # h11 uses only the length of `data`
                 self.waits_for = ALL_SENT
                 self.conn.send_file(file, 0, size, self.on_written)
         self.send(h11.EndOfMessage())

@@ -4,7 +4,7 @@
     look at http://127.0.0.1:9010/
     listening on 127.0.0.1:7020
 
-In another terminal, each line comes back after half a second:
+In another terminal, each line that you type comes back after half a second:
 
     $ nc 127.0.0.1 7020
     hello
@@ -43,7 +43,7 @@ class Server:
         line = conn.data.until(b'\n')
         if line is not None:
             conn.pause_reading()  # handle one line at a time
-            conn.busy = True  # the page counts this as a request
+            conn.busy = True  # on the page, a busy connection counts as a request
             self.r.call_later(0.5, self.slow if line == b'slow' else self.answer, conn, line)
 
     def slow(self, conn, line):

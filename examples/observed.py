@@ -1,4 +1,4 @@
-"""An echo server on all processors that can be watched from a terminal, in a browser and by Prometheus.
+"""An echo server that runs on all processors and can be watched from a terminal, in a browser and by Prometheus.
 
     $ python examples/observed.py
     page at http://127.0.0.1:9080

@@ -28,7 +28,7 @@ OK, NIL, PONG = b'+OK\r\n', b'$-1\r\n', b'+PONG\r\n'
 MOST_ARGUMENTS = 1 << 16  # the largest number of arguments that a command may have
 LARGEST = 16 << 20  # bytes: limit for all arguments of a command together, and for an answer
 LONGEST_LINE = 1 << 16  # bytes: limit for an inline command, which a person types
-LARGE = 4096  # bytes; the answers collected so far are sent before a longer answer
+LARGE = 4096  # bytes; before an answer that is longer than this, the answers collected so far are sent
 SETTINGS = {b'save': b'', b'appendonly': b'no'}
 LINES = {b'*%d' % count: 2 * count + 1 for count in range(1, 65)}  # maps a command's first line to its number of lines
 SIZES = {b'$%d' % size: size for size in range(LARGE)}
@@ -67,14 +67,14 @@ def on_data(conn, data):
         too_long = b'-ERR Protocol error: too big inline request\r\n'
         client.replies.append(exc.args[0] if isinstance(exc, Goodbye) else too_long)
         client.flush()
-        conn.pause_reading()  # so that `close` expects unread bytes; otherwise they would reset the connection
+        conn.pause_reading()  # close() then drops unread bytes, which would otherwise reset the connection
         conn.close()
 
 
 def on_drain(conn):
     conn.data.full = False
     conn.resume_reading()
-    on_data(conn, b'')  # continue with the pipeline
+    on_data(conn, b'')  # execute the commands of the pipeline that have not been executed yet
 
 
 def on_close(conn, exc):
@@ -146,7 +146,7 @@ def execute(client, command):
         reply = fn(client, *command[1:]) if fn else client.unknown(name)
     except TypeError as exc:
         if exc.__traceback__.tb_next is not None:
-            raise  # raised inside the command, not because it was called with the wrong arguments
+            raise  # a bug inside the command, which was called with the right number of arguments
         reply = b"-ERR wrong number of arguments for '%b' command\r\n" % name.lower()
     except Refused as exc:
         reply = b'-ERR %b\r\n' % exc.args[0]
@@ -327,7 +327,7 @@ class Client:
         return OK
 
     def command(self, *arguments):
-        return b'*0\r\n'  # an empty list; redis-cli would use it to complete names
+        return b'*0\r\n'  # an empty list of commands: redis-cli uses the list only to complete names
 
     def quit(self):
         self.unsubscribe()

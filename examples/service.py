@@ -32,7 +32,7 @@ def listen(r, listeners, proxies=None):
 
     def on_line(conn, line):
         if line:  # empty lines before a request are ignored (RFC 9112, section 2.2)
-            conn.busy = True  # busy from the first line of a request until it is answered
+            conn.busy = True  # the connection is busy from the first line of a request until the answer
             conn.data = conn.data or line
         elif conn.data:
             request, conn.data = conn.data, None

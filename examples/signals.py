@@ -1,7 +1,7 @@
 """Handle signals in callbacks that run in the loop, and exit cleanly.
 
     $ python examples/signals.py
-    pid 12345 waits for signals
+    pid 12345 is waiting for signals
 
 From another terminal, `kill -HUP 12345` makes it print:
 
@@ -30,7 +30,7 @@ def main(r):
     r.add_signal_handler(signal.SIGHUP, reload)
     r.add_signal_handler(signal.SIGINT, finish, 'SIGINT')
     r.add_signal_handler(signal.SIGTERM, finish, 'SIGTERM')
-    print(f'pid {os.getpid()} waits for signals', flush=True)
+    print(f'pid {os.getpid()} is waiting for signals', flush=True)
 
 
 if __name__ == '__main__':

@@ -42,7 +42,7 @@ def command(conn, line, last):
     if line.startswith(b'EHLO'):
         conn.write(b'250 localhost\r\n' if conn.tls else b'250-localhost\r\n250 STARTTLS\r\n')
     elif line == b'STARTTLS' and not conn.tls:
-        if not last or conn.data:  # an attacker may have added plain text, which must not pass as encrypted
+        if not last or conn.data:  # plain text after STARTTLS may be an attacker's; do not treat it as encrypted
             conn.write(b'554 nothing may follow STARTTLS\r\n')
             conn.close()
             return

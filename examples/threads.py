@@ -37,7 +37,7 @@ def main(r):
 
     steps = []  # steps that the worker has finished and that are still to be printed
 
-    def on_progress():  # several triggers can become one call, so take all steps
+    def on_progress():  # several triggers may cause only one call, so print all steps
         while steps:
             print(f'step {steps.pop(0)}', flush=True)
 

@@ -1,4 +1,6 @@
-"""An echo server over TLS. Without --cert, it makes a self-signed certificate for localhost, valid for one day.
+"""An echo server over TLS.
+
+Without --cert, the server makes a self-signed certificate for localhost, valid for one day.
 
     $ python examples/tls_echo.py
     listening on 127.0.0.1:8443

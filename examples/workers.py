@@ -14,7 +14,7 @@ Signals to the parent (12345):
 
     kill -HUP 12345     replace all workers, one after another; no client is refused
     kill -TTIN 12345    add a worker; -TTOU removes one
-    kill -9 12346       kill a worker; a new worker starts and serves the clients that wait in the queue
+    kill -9 12346       kill a worker; a new worker starts and serves the clients waiting in the queue
 
 Ctrl-C and SIGTERM drain the workers: no new clients are accepted, and the program ends when the last client has
 disconnected, or after ten seconds. A second Ctrl-C ends it at once.

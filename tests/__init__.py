@@ -1,1 +1,1 @@
-"""Tests of the reactor, in folders that mirror the package; what concerns all of it has folders of its own."""
+"""Tests of the reactor, in folders that mirror the package; tests of the whole package have their own folders."""

@@ -151,7 +151,7 @@ def load_profile(config: pytest.Config) -> None:
     settings.load_profile('deep' if deep else 'ci')
 
 
-@pytest.hookimpl(tryfirst=True)  # before the hook of pytest-xdist
+@pytest.hookimpl(tryfirst=True)  # run before the hook of pytest-xdist
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in parallel, unless `-n` or `--pdb` says otherwise; named tests run as usual."""
     option = config.option
@@ -279,7 +279,7 @@ def nothing_left():
     until = time.monotonic() + 5  # the thread of an abandoned lookup has a file open for a moment
     while open_descriptors() > before or has_children() > had_children:
         alone = threading.active_count() == 1
-        gc.collect()  # after `alone` is set: a thread that has just ended has released its objects
+        gc.collect()  # after reading `alone`: when the other threads have ended, this frees all their objects
         if alone or time.monotonic() > until:
             break
         time.sleep(0.01)

@@ -69,7 +69,7 @@ def is_up(row):
 def restart_one(admin, name, restart, drain=30, start=30):
     """Restart one worker and return whether it is up again. `restart()` may return before the new process listens."""
     admin.set(name, 'state drain')
-    admin.wait(name, drain, is_idle)  # the worker's own drain handles the connections that are left
+    admin.wait(name, drain, is_idle)  # connections that are left after the timeout end during the worker's own drain
     restart()
     # Discard the health checks of the old process, so that the new process gets no work before it has passed its own.
     admin.set(name, 'health down')

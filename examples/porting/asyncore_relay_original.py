@@ -36,7 +36,7 @@ class Relay(asyncore.dispatcher):
         server.connect(self.to)
 
     def end(self, signum, frame):
-        self.ending = True  # nothing else is safe here, because a signal can interrupt any line
+        self.ending = True  # only set a flag, because the signal may have interrupted any line
 
 
 class Side(asyncore.dispatcher_with_send):
@@ -50,7 +50,7 @@ class Side(asyncore.dispatcher_with_send):
         if self.other is not None:
             self.other.send(data)
 
-    def handle_error(self):  # the connection was refused or reset
+    def handle_error(self):  # called if the connection was refused or reset
         self.handle_close()
 
     def handle_close(self):

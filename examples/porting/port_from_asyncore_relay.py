@@ -19,7 +19,7 @@ import reactor
 
 
 def on_data(conn, data):
-    if not conn.data.write(data):  # conn.data is the other connection, which reads too slowly
+    if not conn.data.write(data):  # conn.data is the other connection; its peer reads too slowly
         conn.pause_reading()
 
 
@@ -32,7 +32,7 @@ def on_close(conn, exc):
     other, conn.data = conn.data, None
     if other is not None:
         other.data = None
-        other.close()  # closes when its buffered bytes have been sent
+        other.close()  # close() first sends the buffered bytes
 
 
 def main(r, port, to, idle):

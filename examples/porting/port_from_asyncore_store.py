@@ -54,7 +54,7 @@ def on_message(conn, session, message):
             session.name, session.size = name, int(size)
         case [b'get', name]:
             value = stored.get(name, b'')
-            conn.writelines([b'%d\r\n' % len(value), value])  # what the kernel does not accept now is queued
+            conn.writelines([b'%d\r\n' % len(value), value])  # bytes that the kernel does not accept now are queued
         case [b'quit']:
             conn.close()
         case _:

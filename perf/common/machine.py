@@ -128,6 +128,6 @@ class OtherWork:
                 ticks = [int(word) for word in file.readline().split()[1:9]]
         except OSError:
             return None
-        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # interrupts belong to no process
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # no process is charged for interrupts
         times = os.times()
         return times.elapsed, (user + nice + system + steal) / os.sysconf('SC_CLK_TCK'), sum(times[:4])

@@ -7,7 +7,7 @@ import sys
 import time
 
 ON_A_TERMINAL = 0.1  # seconds between two updates of the line
-IN_A_LOG = 15.0  # seconds between two lines
+IN_A_LOG = 15.0  # seconds between two lines in a log
 BAR = 20  # width of the bar in characters
 
 

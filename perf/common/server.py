@@ -28,7 +28,7 @@ class Measured:
 
     def cpu(self):
         """Return the CPU time that all its threads have used so far, in seconds."""
-        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
+        return time.clock_gettime((~self.pid << 3) | 2)  # the clock id that clock_getcpuclockid(3) returns on Linux
 
     def memory(self):
         """Wait until the resident memory has settled, and return it in bytes."""

@@ -16,7 +16,7 @@ from perf.loads import closed_loop
 
 CONNECTIONS = 10
 REQUESTS = 1000
-SECONDS = 20  # seconds that a load may run
+SECONDS = 20  # seconds for which a load may run
 LOADS = {
     'keepalive': lambda port: closed_loop.keep_alive(port, CONNECTIONS, SECONDS, 100, REQUESTS),
     'churn': lambda port: closed_loop.reconnect(port, CONNECTIONS, SECONDS, REQUESTS),

@@ -14,7 +14,7 @@ ROUNDS = 100
 RATE = 2000  # requests a second
 CONNECTIONS = 100
 SETTLE = 0.5  # seconds of load before and after the restarts or kills
-KILLING, EVERY = 60.0, 2.0  # seconds of killing, and seconds from one kill to the next
+KILLING, EVERY = 60.0, 2.0  # seconds during which workers are killed, and seconds from one kill to the next
 
 
 class Rolling(Case):
@@ -40,7 +40,7 @@ class Rolling(Case):
                 for name, worker in behind.workers.items():
                     began = time.monotonic()
                     if not roll(behind.admin, name, worker.restart):
-                        raise RuntimeError(f'HAProxy does not use {name} again')
+                        raise RuntimeError(f'HAProxy did not put {name} back into use')
                     times.append(time.monotonic() - began)
                 run.progress(index, rounds, f'{index + 1} of {rounds} rounds')
             wait(run.seconds(SETTLE), run, 'load')
@@ -103,7 +103,7 @@ class Killed(Case):
         for index in range(kills):
             run.progress(index, kills, f'{index} of {kills} killed')
             time.sleep(max(0, began + index * every - time.monotonic()))
-            wait_until('HAProxy uses all workers', behind.haproxy.up)  # including the worker that was killed last
+            wait_until('HAProxy uses all workers', behind.haproxy.up)  # also the worker that was killed last
             worker = behind.workers[names[index % len(names)]]
             killed.append((time.time(), worker.connections()))
             worker.end(signal.SIGKILL)

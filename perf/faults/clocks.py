@@ -20,7 +20,7 @@ from .case import Case, Goal
 from .child import Child
 from .held import wait
 
-LIVE = 1_000_000  # timers that stay set
+LIVE = 1_000_000  # timers that remain set
 ADDED = 10_000_000  # timers that are added and cancelled while the others stay
 STEP = 100_000  # timers added by one command
 HOUR = 3600
@@ -114,7 +114,7 @@ class ManyTimers:
 
 
 def fire():
-    raise AssertionError('a timer was called that is due in an hour')
+    raise AssertionError('a timer that is due in an hour was called')
 
 
 def many_timers(control):
@@ -170,7 +170,7 @@ class Jumps(Case):
                 return {'asked_jumps': len(steps), **child.ask('end'), 'late_while_jumping_ms': jumped['most_late_ms']}
 
     def await_jumps(self, child, count):
-        """Wait until the process has observed `count` jumps. On a busy machine that can take many beats."""
+        """Wait until the process has observed `count` jumps. On a busy machine, this can take many calls of `beat`."""
         for _ in range(200):
             if child.ask('jumped') >= count:
                 return
@@ -208,8 +208,8 @@ class Clocks:
         self.late.append((due, time.monotonic() - due, self.r.counters.loop_count))
 
     def beat(self):
-        # Use the time stamp of the turn. If the process is preempted between that time and this line, two calls that
-        # were on time would otherwise seem to fall into one interval.
+        # Use the time stamp of the turn. The process may be preempted after the turn has begun and before this line.
+        # With the time of this line, two calls that were on time could then seem to fall into one interval.
         self.beats.append(self.r.now)
         wall = time.time() - time.monotonic()
         if abs(wall - self.wall) > HOUR / 2:

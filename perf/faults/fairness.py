@@ -125,7 +125,7 @@ class Hose:
         self.port = port
 
     def pour(self, seconds):
-        """Send for `seconds`; return the bytes that the kernel accepted."""
+        """Send for `seconds`; return how many bytes the kernel accepted."""
         poured, until = 0, time.monotonic() + seconds
         with connect(self.port) as sock:
             while time.monotonic() < until:

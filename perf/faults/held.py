@@ -58,7 +58,10 @@ def wait(seconds, run, text):
 
 
 def wait_until(what, look, seconds=SETTLE):
-    """Wait until `look()` is true; return the seconds it took. Raise `Failed` when it takes longer than `seconds`."""
+    """Wait until `look()` is true; return how many seconds that took.
+
+    Raise `Failed` when it takes longer than `seconds`.
+    """
     began = time.monotonic()
     while not look():
         if time.monotonic() - began > seconds:

@@ -55,7 +55,7 @@ def objects():
 
 
 def freeze():
-    """Exempt all objects that exist from garbage collection."""
+    """Exempt all existing objects from garbage collection."""
     gc.collect()
     gc.freeze()
 

@@ -102,7 +102,7 @@ class Drains(Case):
                 server.workers(2)
                 kept.go(before)
                 server.process.send_signal(signal.SIGTERM)
-                kept.go(DRAIN_TIMEOUT)  # returns earlier if all clients have been refused
+                kept.go(DRAIN_TIMEOUT)  # `go` returns earlier if all clients have been refused
                 statuses.add(server.end()[0])
                 kept_answered, kept_lost = kept_answered + kept.answered, kept_lost + kept.lost
             run.progress(index + 1, drains, 'drained')
@@ -277,6 +277,6 @@ def crash(control, **options):
     """Run workers that fail as soon as they start."""
 
     def main(r, listeners):
-        os._exit(1)  # an exception would be sent to the parent of this process
+        os._exit(1)  # not an exception, which would be sent through the pipe to the parent
 
     start(control, main, **options)

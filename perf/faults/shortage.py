@@ -113,7 +113,7 @@ class Memory(Case):
 
 
 def hoard(control, room):
-    """Run an echo server that keeps data beginning with `hoard`, and at `greedy` allocates until no memory is left."""
+    """Run an echo server that keeps data beginning with `hoard`, and allocates all memory when it gets `greedy`."""
     ends = {'memory_errors': 0, 'opened': 0, 'closed': 0, 'most_kept': 0}
     kept = [0]
     gc.disable()

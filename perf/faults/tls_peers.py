@@ -59,7 +59,7 @@ class MemoryAfterTransfer(Case):
         for kind in 'answer', 'upload':
             with Child('tls_peers:serve_mebibytes') as server, Child('tls_peers:ask_mebibytes') as load:
                 load.ask('connect', port=server.receive(), count=20)
-                load.ask(kind)  # warm-up, for memory that the process needs only once
+                load.ask(kind)  # warm-up: allocate the memory that the process needs only once
                 empty = server.memory()
                 load.ask('connect', port=server.ask('port'), count=count)
                 wait(rest, run, 'idle')
@@ -140,7 +140,8 @@ class Keys(Case):
         return super().missing() or hostile_tls.ENGINE.missing or None
 
     def measure(self, run):
-        rounds, seconds = run.count(ROUNDS), run.seconds(SECONDS, 2)  # on a busy machine, no client is cut off sooner
+        # At least 2 s for each part, because on a busy machine it can take that long to cut off a client.
+        rounds, seconds = run.count(ROUNDS), run.seconds(SECONDS, 2)
         clients = run.count(GOOD_CLIENTS, 10)
         server_core, load_core = cores()
         found = {'calm': [], 'limited': [], 'unlimited': []}

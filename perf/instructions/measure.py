@@ -48,7 +48,7 @@ def measure(peer, workload, folder, scale=1):
 def count(peer, workload, delay, folder, rounds):
     script = callgrind.PEERS / f'{peer}_{workload.server}.py'
     with callgrind.Uncounted(script, workload.workload, delay, folder):
-        pass  # this run compiles all modules
+        pass  # start the server once, so that all modules are compiled
     with callgrind.Counted(script, workload.workload, delay, folder) as server, workload.connected(server) as ask:
 
         def interval(rounds):

@@ -75,7 +75,7 @@ class Secure(Workload):
 
 
 class Connecting(Workload):
-    """Requests on a new connection each; the server closes the connection after its reply."""
+    """Requests that are each sent on a new connection; the server closes the connection after its reply."""
 
     reply = common.LAST_REPLY
 

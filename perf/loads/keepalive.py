@@ -52,7 +52,7 @@ class KeepAliveClients:
         try:
             sock.sendall(self.request)
         except OSError:
-            pass  # reading will raise the same error, and count it
+            pass  # the next read raises the same error, and `read` counts it
 
     def read(self, sock):
         try:

@@ -11,7 +11,7 @@ import struct
 REQUEST = b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'
 TIMEOUT = 10  # seconds after which a load fails
 SOURCES = 4  # number of local addresses to connect from: each has its own range of ports
-IP_BIND_ADDRESS_NO_PORT = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24)  # bind the address now, the port at connect
+IP_BIND_ADDRESS_NO_PORT = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24)  # connect(), not bind(), chooses the port
 SEND_TIMEOUT = struct.pack('ll', TIMEOUT, 0)
 
 

@@ -58,7 +58,10 @@ class Node:
 
 
 def tree(threads: dict[str, list[Stack]]) -> Node:
-    """Merge all samples from the outermost frame inwards. Several threads get a level of their own in the tree."""
+    """Merge all samples from the outermost frame inwards.
+
+    If there are several threads, the tree has a level for the threads.
+    """
     root = Node('all', OUTSIDE)
     for name, stacks in threads.items():
         top = root.child((name, ''), name, OUTSIDE) if len(threads) > 1 else root

@@ -1,8 +1,8 @@
 """The table by phase: how the time of a turn is divided, according to the sampler and to the reactor's own clock.
 
 A sample belongs to the outermost phase in its stack. When the two measurements are compared, samples between two phases
-count as `_poll`: the reactor's `idle_time` runs from the end of a turn's last phase to the end of the next turn's wait,
-so it contains the time between phases.
+count as `_poll`. The reason is the reactor's `idle_time`, which runs from the end of a turn's last phase to the end of
+the next turn's wait, and so contains the time between phases.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from reactor.demo.server import serve
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\r\n'
 REPLY = HEAD + b'.' * (100 - len(HEAD))
 BLOCK = bytes(65536)
-SEED_DELAY = 1.0  # seconds until the reply; less than the original 5, because a profile waits for the last reply
+SEED_DELAY = 1.0  # seconds until the reply: not 5 as in the first program, because a profile waits for the last reply
 TIMERS = 20  # timers set for every chunk
 TIMER_STEP = 0.001  # seconds between two timers
 

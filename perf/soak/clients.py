@@ -265,12 +265,12 @@ class Garbage(Client):
     def on_connect(self, conn):
         garbage = self.random.randbytes(self.random.randint(1, 50_000))
         if self.random.random() < 0.5:
-            garbage = b'\x16\x03\x01' + garbage[:100]  # looks like the beginning of a handshake
-        Stream.write(conn, garbage)  # unencrypted: TLSStream.write is not called
+            garbage = b'\x16\x03\x01' + garbage[:100]  # this looks like the beginning of a handshake
+        Stream.write(conn, garbage)  # unencrypted, because TLSStream.write is not called
 
 
 class Silent(Client):
-    """Sends nothing to a service that waits for data."""
+    """Sends nothing to a service that is waiting for data."""
 
     hostile = True
 
@@ -346,7 +346,7 @@ class Task(Client):
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
     def connect(self):
-        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn, so that few clients use all
+        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn: a few clients send all words
         return self.connect_to(self.service)
 
     def on_connect(self, conn):

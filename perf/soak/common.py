@@ -21,7 +21,7 @@ CONTROL_LINE = 1 << 20  # bytes of the longest command
 STATED = {
     'clean', 'ECONNRESET', 'EPIPE', 'ECONNREFUSED', 'ETIMEDOUT', 'ReadTimeout', 'WriteTimeout', 'IdleTimeout',
     'ConnectTimeout', 'HandshakeTimeout', 'TLSError', 'FrameTooLong', 'WriteBufferFull', 'Planned',
-    'EMFILE',  # a callback of the server needed a descriptor during a flood; `send_file` uses one
+    'EMFILE',  # a callback of the server, such as one that calls `send_file`, needed a descriptor during a flood
     # Outcomes that only the driver uses.
     'success', 'cut short', 'too late', 'not answered', 'refused in words', 'stopped',
 }  # fmt: skip

@@ -1,7 +1,7 @@
-"""The process that drives a soak: it starts clients, drawn at random from a seed, at a given rate, and floods.
+"""The process that drives a soak: it starts clients at a given rate, and causes floods.
 
-Every client must end in success or for a stated reason. An unacceptable outcome is excused if a flood, or a stop of
-this process, disturbed the client; otherwise it is a fault.
+The clients are drawn at random, from a seed. Every client must succeed or end for a stated reason. Any other outcome is
+a fault, unless the client was disturbed by a flood or by a stop of this process.
 """
 
 import collections
@@ -36,7 +36,7 @@ class Driver:
         self.patience = patience
         self.context = ssl.create_default_context(cafile=f'{folder}/server.pem')
         self.ports = ports
-        self.closed_port = socket.socket()  # bound, but not listening
+        self.closed_port = socket.socket()  # a port that is bound, but on which nothing listens
         self.closed_port.bind(('127.0.0.1', 0))
         ports['closed'] = self.closed_port.getsockname()[1]
         self.open = set()

@@ -46,7 +46,10 @@ def slopes(rows, process):
 
 
 def judge(rows):
-    """Return (promise, whether it was kept, details) for each; None instead of a bool means: it cannot be judged."""
+    """Return (promise, whether it was kept, details) for each.
+
+    The second item is None if the promise cannot be judged.
+    """
     base, end, last = first(rows, 'base'), first(rows, 'end'), rows[-1]
     server, driver = last.get('server'), last.get('driver')
     if base is None:

@@ -18,7 +18,7 @@ from .common import BLOCK, CommandSocket, LogWatch, Planned, by_words, objects, 
 FILE_BLOCKS = 8
 CHUNK = 65536
 LONGEST_REQUEST = 4096
-CARELESS_LIMIT = 256 << 10  # bytes that the service that ignores back-pressure may queue
+CARELESS_LIMIT = 256 << 10  # limit in bytes for the queue of the service that ignores back-pressure
 TIMER_CHURN = 0.05  # seconds from one burst of timers to the next
 
 
@@ -67,7 +67,7 @@ class Server:
     # -- requests, downloads and tasks
 
     def on_visitor(self, conn):
-        conn.data = self.r.call_later(self.patience, conn.abort)  # only a complete request cancels this
+        conn.data = self.r.call_later(self.patience, conn.abort)  # only a complete request cancels this timer
 
     def on_request(self, conn, request):
         conn.data.cancel()
@@ -96,7 +96,7 @@ class Server:
                 self.r.resolve('localhost', functools.partial(report, conn))
             else:
                 self.r.spawn(['true'], on_exit=functools.partial(report_exit, conn))
-        except OSError as exc:  # no descriptor is left for a child
+        except OSError as exc:  # there is no free descriptor for a child
             report(conn, None, exc)
 
     # -- errors, signals and timers

@@ -132,7 +132,7 @@ class Browser:
         """Return the number of DOM nodes and the bytes of script objects, after garbage collection."""
         self.devtools('Performance.enable')
         found = []
-        for _ in range(5):  # the script may run between the two commands, and some garbage needs a second collection
+        for _ in range(5):  # the page's script may run in between, and some garbage needs a second collection
             self.devtools('HeapProfiler.collectGarbage')
             metrics = {each['name']: each['value'] for each in self.devtools('Performance.getMetrics')['metrics']}
             found.append((metrics['Nodes'], metrics['JSHeapUsedSize']))

@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / 'README.md').read_text()
 BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
 SYSTEM = 'debootstrap --variant=minbase --include=python3 bookworm {} http://deb.debian.org/debian'
-HOSTS = '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n'  # written by every installer, but not by debootstrap
+HOSTS = '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n'  # debootstrap, unlike an installer, does not write this
 ENTER = 'mount -t proc proc {0}/proc && mount --bind /dev {0}/dev && exec chroot {0} /usr/bin/env -i {1} bash -c "$0"'
 ENVIRONMENT = 'HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8'
 VENV = 'apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv'
@@ -47,7 +47,7 @@ class Debian:
         )  # fmt: skip
 
     def run(self, command: str, seconds: float = 120) -> str:
-        """Run a command and return its output; exit when it fails."""
+        """Run a command and return its output; exit this program if the command fails."""
         print(f'    $ {command.strip()}', flush=True)
         process = self.start(command)
         try:

@@ -320,7 +320,7 @@ def test_at_most_max_addresses_are_remembered(fake, sockets):
     assert repr(limits) == '<Limits: 0 connections, 0 addresses, 10 gone>'
     through_proxy(fake, sockets, listener, '10.0.0.29')
     assert fake.stats().refused_rate == 1
-    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address was forgotten, so it is new again
+    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address was forgotten, so it counts as new
     assert (fake.stats().refused_rate, len(conns)) == (1, 31)
     assert repr(limits) == '<Limits: 1 connections, 1 addresses, 9 gone>'
     listener.close()
@@ -538,7 +538,7 @@ def test_bytes_sent_early_give_a_client_time_later(pace):
     slow.client.send(b'x')
     for _ in range(4):
         slow.second()
-    slow.client.send(b'x' * 200)  # enough bytes for twenty seconds
+    slow.client.send(b'x' * 200)  # at the minimum rate, these bytes last twenty seconds
     count = slow.seconds_until_slow(lambda: slow.client.send(b'x'))
     assert 20 <= count <= 20 + 8 + 6
 
@@ -584,7 +584,7 @@ def test_a_client_that_is_not_read_is_not_slow_even_while_bytes_wait_for_it(pace
     paused.conn.write(b'x' * 16_000_000)
     for _ in range(4):
         paused.second()
-    assert paused.client.recv(1 << 20)  # enough bytes for hours
+    assert paused.client.recv(1 << 20)  # at the minimum rate, these bytes last hours
     paused.second()
     assert paused.conn.buffered
     assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None

@@ -69,7 +69,7 @@ class NumericKernel(Kernel):
 
 
 class World:
-    """A reactor and sockets, all closed at the end."""
+    """A reactor and sockets, which are all closed at the end of the `with` block."""
 
     def __init__(self, folder: Any, debug: bool = False) -> None:
         self.folder = folder
@@ -233,9 +233,9 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
 MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
 # Values that are not tested.
 LEFT_OUT = {
-    ('Reactor.listen_tcp', 'host', 'None'),  # would listen on all addresses of this machine
+    ('Reactor.listen_tcp', 'host', 'None'),  # this would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
-    # The context is for the other side, so the message rightly names the context and not `server_side`.
+    # The context is a client's, so the message rightly names the context and not `server_side`.
     ('Stream.start_tls', 'server_side', '1'),
     ('Stream.start_tls', 'server_side', 'True'),
     # The message asks for `server_hostname`, which this context needs.
@@ -335,7 +335,7 @@ def left(world: World) -> tuple[int, int, int, int]:
 
 
 def judge(exc: BaseException, method: str, name: str, value: Any) -> str:
-    """Describe what is wrong with the exception of a call; '' if it is allowed and its message is clear."""
+    """Describe what is wrong with the exception that a call raised; '' if it is allowed and its message is clear."""
     text = f'{type(exc).__name__}: {exc}'
     if not isinstance(exc, ALLOWED):
         return f'raises {text}'
@@ -350,7 +350,7 @@ def judge(exc: BaseException, method: str, name: str, value: Any) -> str:
 
 
 def trouble(kind: str, method: str, name: str, make: Any, folder: Any) -> str:
-    """Describe what goes wrong with one value of one parameter; '' if nothing does."""
+    """Describe what goes wrong with one value of one parameter; return '' if nothing goes wrong."""
     with World(folder) as world:
         value = make(world)
         call = prepared(world, kind, method, name, value)
@@ -536,7 +536,8 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
     assert not wrong, '\n'.join(wrong)
 
 
-# Methods that any thread may call. Some are made for that; the others only read, so their results may be out of date.
+# Methods that any thread may call. Some are made for other threads; the rest only read, so their results may be out of
+# date.
 FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
 
 

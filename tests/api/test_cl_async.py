@@ -1,8 +1,8 @@
 """Counterparts of the tests of cl-async, the library that this package brings to Python, under the original names.
 
 In cl-async, `stream t` and `async-stream` give Lisp streams over a socket. Here every connection has `on_data` instead,
-so the counterparts of those tests check that all bytes arrive in order in both directions. `mkdtemp` is left to the
-standard library.
+so the counterparts of those tests check that all bytes arrive in order in both directions. `mkdtemp` has no counterpart
+here, because the standard library has this function.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def timed(kind):
 
 
 class Closing:
-    """An `on_close` callback for several connections: after the last of them, it closes their server."""
+    """An `on_close` callback for several connections: when the last of them has closed, it closes their server."""
 
     def __init__(self, server, count):
         self.server = server
@@ -191,7 +191,7 @@ def ask_twice(r, server_context, client_context):
         conn = r.connect_tcp(
             host, server.address[1], on_reply, on_close=closing.on_close, timeout=10, family=AF_INET, ssl=client_context
         )
-        conn.write(b'ha')  # before the stream is connected
+        conn.write(b'ha')  # written before the stream is connected
         conn.write(b'i ')
     run_until(r, lambda: server.closed)
     assert r.run() is True

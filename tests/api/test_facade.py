@@ -791,7 +791,7 @@ def plain_client_context():
 
 @pytest.fixture
 def strange(sockets):
-    """Open sockets that are not connected stream sockets."""
+    """Sockets that are open, but are not connected stream sockets."""
     made = {
         'datagram': sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
         'listening': sockets.track(socket.create_server(('127.0.0.1', 0))),

@@ -44,7 +44,7 @@ def chunks(data: bytes, cuts: list[int]):
 
 
 def collect(pieces, take, args, limit=LIMIT):
-    """Feed each piece and then take all messages; return the messages, and whether one was too long."""
+    """Feed each piece and then take all messages; return the messages, and whether a message was too long."""
     frames, messages = Frames(limit), []
     try:
         for piece in pieces:
@@ -120,7 +120,7 @@ def test_a_search_that_found_nothing_does_not_affect_another(data, cuts):
 def test_a_message_over_the_limit_raises_as_soon_as_the_excess_is_certain(fed, take, args):
     frames = Frames(10)
     frames.feed(fed)
-    for _ in range(2):  # a second call skips nothing
+    for _ in range(2):  # the second call raises too: the first has skipped nothing
         with pytest.raises(FrameTooLong, match='more than 10 bytes') as caught:
             take(frames, *args)
     assert isinstance(caught.value, ReactorError) and isinstance(caught.value, ValueError)
@@ -384,7 +384,7 @@ def test_resume_reading_delivers_the_delayed_messages_before_anything_else(r, so
     turns(r, 3)
     conn.resume_reading()
     conn.resume_reading()
-    assert log == [('line', b'one')] and conn.reading  # nothing is delivered inside the call
+    assert log == [('line', b'one')] and conn.reading  # nothing is delivered inside the calls
     turns(r, 3)
     assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
     conn.resume_reading()
@@ -599,7 +599,7 @@ def test_a_turn_delivers_a_bounded_number_of_messages_and_later_turns_the_rest(r
     conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: received.append(message)))
     theirs.send(message * MANY)
     assert per_turn(r, received, MANY) == [MESSAGES_PER_TURN] * 3 + [5]
-    theirs.send(message)  # the connection then reads as before
+    theirs.send(message)  # after that, the connection reads as before
     run_until(r, lambda: len(received) > MANY)
     assert idle(r)
     end(r, conn)

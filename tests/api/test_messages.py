@@ -220,7 +220,7 @@ def test_equal_exceptions_of_clients_are_logged_once_a_second(kernel, fake, sock
         fail(failing)
     assert len(caplog.records) == 1
     fail(other)
-    assert len(caplog.records) == 2  # another callback, whose exception has not been logged yet
+    assert len(caplog.records) == 2  # `other` is another callback, whose exception has not been logged yet
     kernel.time += 1.5
     fail(failing)
     assert len(caplog.records) == 3

@@ -31,7 +31,7 @@ def demo(*options, **popen):
 
 @contextmanager
 def serving(*options):
-    """A running `serve`; yields the process and its port, and ends the process if it still runs."""
+    """A running `serve`; yields the process and its port, and ends the process if it is still running."""
     process = subprocess.Popen([*DEMO, 'serve', '--port', '0', *options], cwd=CHECKOUT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     try:
@@ -56,7 +56,7 @@ def read_to_end(sock):
 
 
 def test_a_server_that_has_printed_its_address_handles_sigterm(monkeypatch):
-    # Regression: SIGTERM used to kill the server right after it had printed this line.
+    # Regression: SIGTERM used to kill the server if it arrived right after the server had printed its address.
     ready = []
 
     def said(text, **options):
@@ -89,7 +89,7 @@ def test_serve_answers_after_the_delay_and_prints_four_lines_a_second(selector):
 def test_a_signal_closes_idle_connections_and_still_answers_open_requests(signum):
     with serving('--delay', '0.5', '--no-stats') as (process, port), connect(port) as asking, connect(port) as idle:
         asking.sendall(REQUEST)
-        time.sleep(0.2)  # until the server has read the request
+        time.sleep(0.2)  # give the server time to read the request
         process.send_signal(signum)
         assert idle.recv(1) == b''
         with pytest.raises(OSError):

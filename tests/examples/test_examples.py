@@ -124,7 +124,8 @@ def check_end(name, signum, *options, **how):
                 sock.send(b'hello')
                 assert sock.recv(100) == b'hello'
             process.send_signal(signum)
-            if name != 'seed.py' and (signum is signal.SIGINT or 'relay' not in name):  # other servers wait for clients
+            # The other servers exit only after their clients have disconnected.
+            if name != 'seed.py' and (signum is signal.SIGINT or 'relay' not in name):
                 assert process.wait(20) == 0
         assert process.wait(20) == 0
 
@@ -188,7 +189,7 @@ def test_seed_answers_open_requests_after_ctrl_c():
     with example('seed.py', '--port', '0', '--delay', '0.5') as (process, port), client(port) as sock:
         sock.sendall(b'GET / HTTP/1.1\r\n\r\n')
         process.stdout.readline()
-        time.sleep(0.1)  # the server has to read the request first, and nothing signals that it has
+        time.sleep(0.1)  # give the server time to read the request, because nothing signals that it has
         process.send_signal(signal.SIGINT)
         assert read_to_end(sock).endswith(b'omglolwtf')
         assert process.stdout.read().endswith('TCP server exited.\n')
@@ -226,7 +227,7 @@ def test_udp_echo_sends_back_each_datagram_to_its_sender():
 def test_udp_echo_survives_datagrams_of_any_size():
     with example('udp_echo.py', '--port', '0') as (_, port), socket.socket(type=socket.SOCK_DGRAM) as sock:
         for size in range(0, 60_000, 500):
-            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # the answer is sent to a closed socket
+            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # closed before the answer arrives
                 gone.sendto(b'\xff' * size, ('127.0.0.1', port))
         sock.settimeout(1)
         for _ in range(10):  # the flood can cause datagrams to be dropped
@@ -339,13 +340,13 @@ def test_embed_serves_from_a_foreign_loop():
         assert process.stdout.readline() == '1 connections\n'
         sock.sendall(b'quit')
         assert read_to_end(sock) == b'quit'
-        assert process.wait(10) == 0  # there was nothing left to wait for, so the foreign loop ended
+        assert process.wait(10) == 0  # the reactor had nothing left to wait for, so the foreign loop ended
 
 
 @SIGNALS
 def test_signals_are_handled_in_the_loop():
     process = subprocess.Popen([sys.executable, str(EXAMPLES / 'signals.py')], stdout=subprocess.PIPE, text=True)
-    assert f'pid {process.pid} waits' in process.stdout.readline()
+    assert f'pid {process.pid} is waiting' in process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     assert process.stdout.readline().startswith('SIGHUP: ')
     process.send_signal(signal.SIGTERM)
@@ -463,7 +464,7 @@ def test_several_workers_echo_and_are_replaced_on_sighup():
             with client(port) as other:
                 others.add(read_until(other, b'\n'))
         process.send_signal(signal.SIGHUP)
-        assert read_to_end(first) == b''  # the old worker exits once the new workers serve
+        assert read_to_end(first) == b''  # the old worker exits when the new workers are serving
         with client(port) as other:
             assert read_until(other, b'\n') not in others
 
@@ -503,7 +504,7 @@ def test_an_example_handles_a_client_that_is_closed_before_on_connect(name, caps
         main(r, 0)
         (listener,) = (handle for handle in r.handles() if isinstance(handle, Listener))
         with socket.create_connection(listener.address):
-            r.call_soon(lambda: [handle.close() for handle in r.handles()])  # in the turn that accepts the client
+            r.call_soon(lambda: [handle.close() for handle in r.handles()])  # runs in the turn that accepts the client
             turns(r, 3)
         assert r.stats().accepts == 1 and errors == []
 

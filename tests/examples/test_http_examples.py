@@ -167,7 +167,7 @@ def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
 
     connection.connect()
     sock = connection.sock
-    # The client sends everything before it reads, so it would wait forever without this thread.
+    # The client sends everything before it reads anything. Without this thread, which reads, it would wait forever.
     reader = threading.Thread(target=read)
     reader.start()
     length = {} if chunked else {'Content-Length': str(len(data))}
@@ -263,7 +263,7 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         reading.sendall(get('/big'))
         read_until(reading, b'\r\n\r\n')
         idle.sendall(get('/hello.txt'))
-        read_until(idle, b'hello\n')  # by now the server has also read the other requests
+        read_until(idle, b'hello\n')  # the server has now also read the other requests
         process.send_signal(signal.SIGTERM)
         assert read_to_end(idle) == b''
         with pytest.raises(ConnectionRefusedError):
@@ -271,10 +271,10 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         half.sendall(b'\r\n')
         answer = read_to_end(half)
         assert b'connection: close' in answer and answer.endswith(b'hello\n')
-        reading.sendall(get('/hello.txt'))  # the connection is kept open until this answer has been sent
+        reading.sendall(get('/hello.txt'))  # the server keeps the connection open until it has sent this answer
         answer = read_to_end(reading)
         assert len(answer) > BIG - 65536 and answer.endswith(b'hello\n') and b'connection: close' in answer[-300:]
-        reading.close()  # the server waits for this, because otherwise the last bytes that it sent could be lost
+        reading.close()  # the server waits until the client closes, because otherwise its last bytes could be lost
         half.close()
         assert process.wait(10) == 0
 
@@ -286,8 +286,8 @@ def test_healthz_says_whether_the_server_accepts_more_clients(root):
         assert head.startswith(b'HTTP/1.1 200 OK\r\n') and body == b'200 OK\n'
         waiting.sendall(get('/hello.txt')[:-2])
         process.send_signal(signal.SIGTERM)
-        # The server might answer before it handles the signal. Without `Connection: close`, it would then keep the
-        # connection open until it stops accepting.
+        # The server might answer before it handles the signal. Without `Connection: close`, the server would then keep
+        # the connection open until it stops accepting.
         while (answer := raw(server, get('/healthz', 'Connection: close'))).startswith(b'HTTP/1.1 200 OK\r\n'):
             pass
         assert answer.startswith(b'HTTP/1.1 503 Service Unavailable\r\n')
@@ -461,7 +461,7 @@ def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:
             try:
                 answered = requests_answered(process)
-                wrk.send_signal(signal.SIGINT)  # wrk stops, and prints its counts
+                wrk.send_signal(signal.SIGINT)  # SIGINT makes wrk print its counts and exit
                 report = wrk.communicate(timeout=20)[0]
             finally:
                 wrk.kill()

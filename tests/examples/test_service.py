@@ -153,7 +153,7 @@ def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manage
             assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
             process.send_signal(signal.SIGTERM)
             assert next_message(manager, 'WATCHDOG=1') == ['STOPPING=1']
-            assert get(port, '/ready') == (503, True)  # in the lame duck phase
+            assert get(port, '/ready') == (503, True)  # the service is in the lame duck phase
             assert get(port) == (200, True)
             kept.sendall(b'ady HTTP/1.1\r\n\r\n')
             assert b'503' in kept.recv(4096)
@@ -198,7 +198,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @contextmanager
 def workers(manager, tmp_path, listener):
-    """Run app.service on this listening socket; yields (process, port) when it is ready."""
+    """Run app.service on this listening socket; yields (process, port) when the service is ready."""
     command = here(shlex.split(unit('app.service')['ExecStart']))
     command[command.index('--drain-timeout') + 1] = '5'
     number = listener.fileno()

@@ -241,7 +241,7 @@ def test_sendfile_is_used_only_for_real_sockets(real):
 def test_waiting_clients_are_detected_without_accepting_them(monkeypatch, name):
     kernel = Kernel()
     with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # simulates a system without poll
+        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # `nt` simulates a system without poll
         assert not kernel.has_clients(server)
         with socket.create_connection(server.getsockname()):
             assert kernel.has_clients(server)

@@ -152,7 +152,7 @@ def test_a_lost_descriptor_whose_number_now_belongs_to_a_file_is_not_closed(r, s
     conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(exc))
     number = conn.fileno()
     with open(tmp_path / 'precious', 'wb') as file:
-        os.dup2(file.fileno(), number)  # closes the socket, and gives its number to the file
+        os.dup2(file.fileno(), number)  # dup2 closes the socket, and gives its number to the file
     conn.write(b'for the peer')
     run_until(r, lambda: ended)
     os.write(number, b'kept')
@@ -162,7 +162,7 @@ def test_a_lost_descriptor_whose_number_now_belongs_to_a_file_is_not_closed(r, s
 
 
 def test_without_dual_stack_sockets_the_listener_is_for_ipv4():
-    """This is the case on OpenBSD, where IPV6_V6ONLY cannot be cleared."""
+    """OpenBSD has no dual-stack sockets, because IPV6_V6ONLY cannot be cleared there."""
 
     class Parted(socket.socket):
         def setsockopt(self, level, option, value):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 PERF = Path(__file__).parents[2] / 'perf'
-LONGEST_PEER = 80  # lines of the longest program of a peer
+LONGEST_PEER = 80  # the most lines that a peer's program may have
 
 if sys.platform != 'linux':
     pytest.skip('perf.compare reads CPU time and memory from Linux', allow_module_level=True)

@@ -1,4 +1,4 @@
-"""perf/faults/: it resumes, reports missed goals and writes a table; each case runs once, in a tiny size. Untimed."""
+"""perf/faults/: it resumes, reports missed goals and writes a table; each case runs once, at a tiny size. Untimed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ if sys.platform != 'linux':
 
 @pytest.fixture
 def command(monkeypatch):
-    """The module, patched as if valgrind were installed; its measurements come from `figures`."""
+    """`perf.instructions.__main__`, patched as if valgrind were installed; its measurements come from `figures`."""
     from perf.common.server import Failed
     from perf.instructions import __main__ as instructions
     from perf.instructions.measure import Figure
@@ -58,7 +58,7 @@ def command(monkeypatch):
 
 @pytest.fixture
 def budgets_of(tmp_path):
-    """`budgets_of(budgets, build)` writes a file of budgets, by default for this Python, and returns its option."""
+    """`budgets_of(budgets, build)` writes budgets, by default for this Python, and returns the option to read them."""
 
     def write(budgets, build=None):
         from perf.instructions.budgets import build as this_build

@@ -58,7 +58,7 @@ def times(count, **faults):
 
 
 def out(arrivals, until=100.0, **faults):
-    """Put a packet into a line every millisecond; return the packets that came out, in order, and the line."""
+    """Put a packet into a `Line` every millisecond; return the packets that came out, in order, and the `Line`."""
     from perf.faults.network.relay import Faults, Line
 
     line, came_out = Line(Faults(1, **faults)), []

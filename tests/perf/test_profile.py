@@ -79,7 +79,7 @@ OURS = {'STARTED_BY_TESTS_OF': str(os.getpid())}  # in the environment of all pr
 
 
 def run(*options, path=None, timeout=90):
-    """Run the script, by default with the interpreter that runs the tests."""
+    """Run perf/profile.sh, by default with the interpreter that runs the tests."""
     if '--python' not in options and '--help' not in options:
         options = ('--python', sys.executable, *options)
     path = path or f'{BESIDE}:{os.environ["PATH"]}'

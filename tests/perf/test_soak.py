@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow]  # other tests would disturb its memory, CPU and time limits
+pytestmark = [pytest.mark.alone, pytest.mark.slow]  # other tests would affect memory, CPU time and time limits
 PERF = Path(__file__).parents[2] / 'perf'
 SHORT = ('--minutes', 0.02, '--rate', 150, '--seed', 7, '--patience', 0.5, '--descriptors', 200)
 

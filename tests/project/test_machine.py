@@ -1,4 +1,4 @@
-"""A test marked `alone` waits for running tests to end, and no other test begins before it has ended."""
+"""A test marked `alone` waits for running tests to end, and no other test begins before the marked test has ended."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path):
 
 
 def queued(folder):
-    """Return whether a process holds the lock on the queue because it waits for the machine."""
+    """Return whether a process holds the lock on the queue because it is waiting for the machine."""
     with (folder / 'pyproject.toml').open() as queue:
         try:
             fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,7 +23,7 @@ BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
 
 
 def run_shell(code):
-    if 'pytest' in code:  # the tests would run themselves without end, so only compare the command with .ci/run
+    if 'pytest' in code:  # the tests would run themselves again and again, so only compare the command with .ci/run
         assert (
             code.strip().replace('.venv/bin/pip install -e', '.venv/bin/pip install -q -e')
             in (CHECKOUT / '.ci' / 'run').read_text()

@@ -1,4 +1,4 @@
-"""The page of scenarios lists the marked tests, has each number once, and lacks no row."""
+"""The page of scenarios lists the marked tests, has each number once, and misses no row."""
 
 from __future__ import annotations
 

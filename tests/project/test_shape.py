@@ -69,7 +69,7 @@ def below_the_seam(path: Path) -> bool:
     return FLOORS.index(floor(path)) > FLOORS.index('facade')
 
 
-@cache  # because each rule reads each module of the package
+@cache  # because each rule parses each module of the package
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
@@ -167,7 +167,7 @@ def reached(path: Path) -> set[Path]:
 
 
 def test_no_package_has_circular_imports():
-    """This includes imports for type checkers. The exception is `loop/`, whose parts and loop import each other."""
+    """Imports for type checkers count too. The exception is `loop/`, where the loop and its parts import each other."""
     modules = [path for path in MODULES if path.name != '__init__.py' and path.parent != ROOT / 'loop']
     assert len({path.parent for path in modules}) > 8
     circular = {str(path.relative_to(ROOT)) for path in modules if path in reached(path)}
@@ -189,7 +189,8 @@ def test_only_the_kernel_package_makes_system_calls(path):
             assert constants, f'{path}:{node.lineno} imports {module}'
 
 
-# The parts of `perf/` from top to bottom. Each imports only from itself and from below; no tool imports another tool.
+# The parts of `perf/` from top to bottom. Each part imports only from itself and from the parts below it; no tool
+# imports another tool.
 PERF = PROJECT / 'perf'
 TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
 PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
@@ -341,14 +342,14 @@ def test_each_system_call_of_a_transport_has_one_place(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
         if not ast.unparse(node.func).startswith('super()')
     ]
-    # Datagrams have a separate `send`. TLS, and connections that wait for a PROXY header, have a separate `recv`,
-    # because they do not pass the received bytes to the user.
+    # Datagrams have a separate `send`. TLS, and connections that are waiting for a PROXY header, have a separate
+    # `recv`, because they do not pass the received bytes to the user.
     transports = {'send': 2, 'recv': 3}.get(name, 1)
     assert len(set(places)) == len(places) == transports, places
 
 
 def test_failures_lists_the_packages_that_run_between_a_phase_and_a_callback():
-    """A MemoryError in a package that is not listed would be taken for an error of the user's callback."""
+    """A MemoryError in a package that is not listed would be mistaken for an error of the user's callback."""
     packages = {'.'.join(['reactor', *path.relative_to(ROOT).parts[:-1]]) for path in MODULES if below_the_seam(path)}
     assert packages == OWN_PACKAGES
 
@@ -361,7 +362,7 @@ def test_signals_lists_the_modules_of_the_standard_library_that_the_reactor_call
 
 
 def test_signals_lists_the_functions_that_call_user_code():
-    """In a call that one of these functions makes, a second Ctrl-C raises at once."""
+    """While one of these functions is calling user code, a second Ctrl-C raises at once."""
     for name in _PHASES:
         assert inspect.isfunction(getattr(reactor.Reactor, name, None) or getattr(closing, name)), name
 
@@ -410,7 +411,7 @@ MIXED_SLOTS = {
 
 
 def declared_slots() -> Iterator[tuple[str, str, list[str]]]:
-    """(class name, public slot, annotations) for each public slot of each class below the facade."""
+    """Generate (class name, public slot, annotations) for each public slot of each class below the facade."""
     for path in below_the_facade:
         for cls in (node for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)):
             names = [
@@ -431,7 +432,7 @@ def declared_slots() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def united(annotation: ast.expr) -> Iterator[str]:
-    """The types in a union, or the one type."""
+    """Generate the types in a union; a type that is not a union is generated alone."""
     if isinstance(annotation, ast.BinOp):
         yield from united(annotation.left)
         yield from united(annotation.right)
@@ -440,7 +441,7 @@ def united(annotation: ast.expr) -> Iterator[str]:
 
 
 def test_each_slot_has_one_meaning():
-    """A slot holds objects of one type, or None until there is one. mypy checks that nothing else is stored there."""
+    """A slot holds an object of one type, or None. mypy checks that nothing else is stored there."""
     wrong = {}
     for cls, name, declared in declared_slots():
         types = set(united(ast.parse(declared[0], mode='eval').body)) if declared else {'Any'}

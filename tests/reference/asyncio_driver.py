@@ -1,6 +1,7 @@
-"""asyncio as a `Driver` of `tests/helpers/both_loops.py`, in a process of its own, to compare this loop with.
+"""asyncio as a `Driver` of `tests/helpers/both_loops.py`, which compares the reactor's loop with it.
 
-Called with the name of a program and a number of seeds; prints the trace of each seed as a line of JSON.
+Run in a separate process, with the name of a program and a number of seeds; prints the trace of each seed as a line of
+JSON.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Asyncio(Driver):
             (WRITE, self.loop.add_writer, self.loop.remove_writer),
         ):
             if events & event & ~self.watched.get(fd, 0):
-                add(fd, fn, event)  # a second add would drop the call that this turn has for the first
+                add(fd, fn, event)  # adding `fd` again would drop a call that is already due in this turn
             elif not events & event:
                 remove(fd)
         self.watched[fd] = events
@@ -88,7 +89,7 @@ class Asyncio(Driver):
 
 
 class Protocol(asyncio.Protocol):
-    """The connection of one side."""
+    """The protocol of one side of a connection."""
 
     def __init__(self, side: Any) -> None:
         self.side, side.conn = side, self
@@ -124,7 +125,7 @@ class Protocol(asyncio.Protocol):
         self.transport.write(data)
         if self.transport.get_write_buffer_size():
             self.waiting.append(number)
-        elif not self.transport.is_closing():  # otherwise the send has failed
+        elif not self.transport.is_closing():  # a transport that is closing has failed to send
             self.side.driver.loop.call_soon(self.side.on_written, number)
 
     def write_eof(self) -> None:

@@ -1,7 +1,7 @@
 """An asyncio loop among the owners of `tests/helpers/owners.py`.
 
-It learns of its signals from the bytes of the wakeup descriptor. When it ends, it sets its signal to the default and
-removes the wakeup descriptor, whatever is installed then.
+asyncio reads the numbers of signals from the wakeup descriptor. When its loop closes, it restores the default handler
+and removes the wakeup descriptor, even if both have been replaced by other code.
 """
 
 from __future__ import annotations

@@ -370,7 +370,7 @@ def test_the_end_of_a_directory_is_reported_once_whenever_the_loop_takes_the_cha
 
 
 def test_a_change_that_finds_no_memory_to_ring_is_reported_with_the_next_one():
-    # Regression: the library's thread used to end with the error, and the flag stayed set, so no more changes were
+    # Regression: the MemoryError used to end the library's thread and left a flag set, so no more changes were
     # reported.
     changes, rings = Changes('/folder', None, 'given'), []
 
@@ -387,7 +387,7 @@ def test_a_change_that_finds_no_memory_to_ring_is_reported_with_the_next_one():
 
 
 def test_a_path_through_a_link_and_back_is_resolved_as_the_kernel_does(r, tmp_path):
-    # Regression: `..` used to be resolved in the text of the path, so the file next to the link was watched.
+    # Regression: `..` used to be removed from the text of the path, so the file next to the link was watched.
     (tmp_path / 'real' / 'inner').mkdir(parents=True)
     (tmp_path / 'link').symlink_to(tmp_path / 'real' / 'inner')
     reports = Reports()

@@ -624,7 +624,7 @@ def test_a_child_inherits_the_given_descriptors_by_the_same_number_and_no_others
     out, err = listen(process.stdout), listen(process.stderr)
     r.run()
     assert {int(fd) for fd in out.received.split()} == {0, 1, 2, theirs.fileno(), another.fileno()}, err.received
-    assert not os.get_inheritable(theirs.fileno())  # the next child does not inherit our descriptors
+    assert not os.get_inheritable(theirs.fileno())  # the next child does not inherit the descriptor
     ours.send(b'x')
     assert theirs.recv(1) == b'x'
 
@@ -642,7 +642,7 @@ def test_a_closed_descriptor_to_inherit_raises_at_the_call_and_leaves_nothing(r,
 
 @pytest.mark.scenario(108)
 def test_a_child_gets_signals_as_a_shell_would_give_them(r):
-    """Python ignores SIGPIPE. A child would inherit this, so the default is restored in the child."""
+    """Python ignores SIGPIPE. A child would inherit this setting, so the default is restored in the child."""
     exits = Exits()
     shell(r, 'kill -PIPE $$', on_exit=exits)
     r.add_signal_handler(signal.SIGUSR1, print).unref()
@@ -912,7 +912,7 @@ def test_when_this_process_is_killed_its_children_get_the_end_of_their_input(tmp
         try:
             assert int(parent.stdout.readline()) > 0
             parent.kill()
-            assert parent.stdout.read() == b'ended\n'  # reads to end of file, so no process has the pipe open now
+            assert parent.stdout.read() == b'ended\n'  # `read` reached end of file: no process has the pipe open now
         finally:
             parent.kill()
 
@@ -948,7 +948,7 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_may_close_it(r
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_callback_may_fork_and_the_copy_may_use_its_own_reactor(r, sockets):
-    """Each process has its own signal handling, so `close` in the copy must restore that of the copy."""
+    """Each process has its own signal handlers, so `close` in the copy must restore the handlers of the copy."""
     ours, theirs = sockets()
     log = Log()
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)

@@ -43,7 +43,7 @@ class Goal:
 
 
 class RealWorld:
-    """A `World` on the real kernel, without faults. The world keeps failures even if their exceptions are caught."""
+    """A `World` on the real kernel, without faults. It keeps failures even if their exceptions are caught."""
 
     faulty = False
     has_unix = True

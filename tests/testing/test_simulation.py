@@ -1,5 +1,4 @@
-"""The simulated kernel: a seed always gives the same run, its selectors behave like the real ones, and its command
-reports, saves and resumes runs."""
+"""The simulated kernel: a seed always gives the same run, and simulated selectors behave like real ones."""
 
 from __future__ import annotations
 
@@ -83,7 +82,7 @@ def test_seeds_differ():
 
 @pytest.mark.parametrize(('seed', 'system'), [(69460, 'select'), (69460, 'kqueue'), (69588, 'kqueue')])
 def test_a_check_knows_what_happens_between_an_end_and_on_close(seed, system):
-    """Regression: after new time limits, or when a `lifetime` was over, a correct end used to fail the checks."""
+    """Regression: the checks used to reject a correct end after new time limits were set or a `lifetime` was over."""
     run_seed(seed, selector=system)
 
 
@@ -480,7 +479,7 @@ def test_a_failing_seed_is_reported_and_gives_status_1(monkeypatch, capsys, tmp_
     assert lines[2].startswith('50 of 50 seeds from 0: 1 failed; ')
     assert ran == list(range(50))
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
-    assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new block
+    assert ran[50:] == list(range(40, 70))  # the block that was incomplete, and the new block
     assert ', 40 of them in an earlier run: 1 failed' in capsys.readouterr().out
 
 

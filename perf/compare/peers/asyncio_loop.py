@@ -34,7 +34,7 @@ class Loop:
     def connect(self, port, request, on_close):
         connecting = self.loop.create_connection(lambda: Client(request, on_close), '127.0.0.1', port)
         task = self.loop.create_task(connecting)
-        self.tasks.add(task)  # the loop itself has only a weak reference to it
+        self.tasks.add(task)  # the loop itself has only a weak reference to the task
         task.add_done_callback(self.tasks.discard)
 
 

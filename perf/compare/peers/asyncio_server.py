@@ -34,7 +34,7 @@ class Pump(Reply):
         while self.transport.get_write_buffer_size() <= 65536:  # the high-water mark
             self.transport.write(CHUNK)
 
-    resume_writing = data_received  # called at the low-water mark
+    resume_writing = data_received  # asyncio calls this at the low-water mark
 
 
 class ReplyLate(Reply):

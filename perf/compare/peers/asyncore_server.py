@@ -2,7 +2,8 @@
 
 Up to Python 3.11, asyncore is part of the standard library; for later versions there is the package pyasyncore.
 
-This is the echo example of its documentation, with a buffer only where the kernel may not accept the whole reply.
+This is the echo example from asyncore's documentation, with a buffer only where the kernel may not accept the whole
+reply.
 """
 
 import asyncore

@@ -7,7 +7,7 @@ answered. The servers in C and in JavaScript have copies of the replies, and a t
 import argparse
 
 DELAY = 1.0  # seconds until the reply of the seed workload, unless --delay is given
-WAITING = 3600.0  # seconds until the reply of `pending`, longer than any measurement
+WAITING = 3600.0  # seconds until the reply of `pending`; no measurement takes this long
 
 
 def http(body, close=False):
@@ -26,7 +26,7 @@ LATE_REPLY += b'Content-Length: 9\r\n\r\nomglolwtf'
 LARGE_REPLY = http(b'x' * (1 << 20))
 MESSAGE = b'm' * 1024
 CHUNK = b'c' * (256 << 10)
-CHAIN = 1000  # calls of call_soon, each made by the one before it, until the reply of `chain`
+CHAIN = 1000  # calls to call_soon before `chain` replies; each call is made by the previous callback
 
 
 def arguments():

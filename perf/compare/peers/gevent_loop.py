@@ -32,7 +32,7 @@ class Loop:
 
     def run(self):
         self.ended.clear()
-        keepalive = self.call_later(3600, int)  # otherwise gevent would report a deadlock while only a thread runs
+        keepalive = self.call_later(3600, int)  # without a timer, gevent reports a deadlock while only a thread runs
         self.ended.wait()
         keepalive.cancel()
 

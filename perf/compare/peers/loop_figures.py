@@ -11,9 +11,9 @@ import threading
 import time
 
 SPREAD = 100  # number of different deadlines, a millisecond apart
-BATCH = 1000  # soon-calls that wait at the same time
+BATCH = 1000  # soon-calls that are pending at the same time
 CLIENTS = 100  # connections open at once
-IN_FLIGHT = 1000  # calls from a thread that wait at the same time
+IN_FLIGHT = 1000  # calls from a thread that are pending at the same time
 REQUEST = b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'
 
 

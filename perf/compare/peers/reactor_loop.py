@@ -16,7 +16,7 @@ class Loop:
         self.stop = self.r.stop
 
     def run(self):
-        self.keepalive = self.r.call_later(3600, int)  # so that run() returns only after stop()
+        self.keepalive = self.r.call_later(3600, int)  # the timer keeps run() from returning before stop()
         self.r.run()
         self.keepalive.cancel()
 

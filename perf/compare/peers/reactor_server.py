@@ -20,7 +20,7 @@ def reply_large(conn, data):
 
 def pump(conn, data=None):
     while conn.write(CHUNK):
-        pass  # stop at the high-water mark; on_drain calls this function again
+        pass  # stop at the high-water mark; on_drain then calls this function again
 
 
 def reply_late(conn, data):

@@ -1,6 +1,6 @@
-"""Tornado: TCPServer and IOStream, with one coroutine for each connection, like the example in its documentation.
+"""Tornado: TCPServer and IOStream, with one coroutine for each connection, like the example in Tornado's documentation.
 
-Writes are not awaited where it is enough that they are sent in order.
+A write is not awaited where it is enough that the bytes are sent in order.
 """
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening

@@ -1,4 +1,4 @@
-"""The loop workloads on Twisted: timers, calls from threads, connecting. Its call_soon is callLater(0)."""
+"""The loop workloads on Twisted: timers, calls from threads, connecting. callLater(0) serves as call_soon."""
 
 import loop_figures
 from twisted.internet import reactor

@@ -1,6 +1,6 @@
-"""Twisted: protocols on its epoll reactor, with TCP_NODELAY as its documentation advises.
+"""Twisted: protocols on its epoll reactor, with TCP_NODELAY as Twisted's documentation advises.
 
-It uses protocols and a producer, and no Deferred while handling a request.
+The server uses protocols and a producer, and creates no Deferred while it handles a request.
 """
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening

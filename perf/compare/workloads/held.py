@@ -36,7 +36,7 @@ class Idle(Workload):
     def ask(self, socks):
         for sock in socks:
             sock.send(self.request)
-        time.sleep(0.3)  # wait until the last connection is accepted
+        time.sleep(0.3)  # by then the server has accepted the last connection
 
 
 class SecureIdle(Workload):

@@ -13,7 +13,7 @@ from perf.compare.known_peers import peers
 
 from .workload import Metric, Workload
 
-MOST = 120  # seconds that a loop program may run
+MOST = 120  # seconds for which a loop program may run
 
 
 class LoopWorkload(Workload):
@@ -43,7 +43,10 @@ class LoopWorkload(Workload):
 
 
 class ClientWorkload(LoopWorkload):
-    """Measures the client, which therefore runs on the core of the server; a server runs on the other core."""
+    """Measures the peer as a client.
+
+    The client runs on the core of the measured process; the server that it connects to runs on the other core.
+    """
 
     def measure(self, peer, window):
         known = {peer.name: peer for peer in peers()}

@@ -61,7 +61,7 @@ class Broadcast(Workload):
 
     def figures(self, server, window):
         with connections(server.port, window.scaled(MEMBERS)) as socks, Readers(socks) as readers:
-            time.sleep(0.3)  # wait until the last connection is accepted
+            time.sleep(0.3)  # by then the server has accepted the last connection
             readers.broadcast(len(MESSAGE))
             before, sent, until = server.cpu(), 0, time.monotonic() + window.seconds
             while time.monotonic() < until:

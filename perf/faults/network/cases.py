@@ -86,7 +86,7 @@ class Transfer(OverNetwork):
 
 
 def lost(share):
-    """Return the goal that random rules dropped this share of the packets, within a tenth and five standard errors."""
+    """Return a goal: random rules dropped this share of the packets, within a tenth and five standard errors."""
 
     def check(m):
         expected = share * m['packets']
@@ -96,7 +96,7 @@ def lost(share):
 
 
 def about(share, what, text):
-    """Return the goal that the count `what` of the relay is about this share of the packets."""
+    """Return a goal: the relay's count `what` is about this share of the packets."""
     return Goal(text, lambda m: 0.8 * share < m[what] / m['packets'] < 1.2 * share)
 
 
@@ -116,7 +116,7 @@ class Interrupted(Transfer):
         self.lasts = lasts
 
     def measure(self, run):
-        return super().measure(Run(progress=run.progress))  # always at full size: the duration of the fault is fixed
+        return super().measure(Run(progress=run.progress))  # always at full size: the fault lasts a fixed time
 
     def link_of(self, run):
         return {'rate': f'{run.count(self.size) // 2 * 8 // self.pace}bit'}
@@ -129,7 +129,7 @@ class Interrupted(Transfer):
 
 
 def paused(seconds):
-    """Return the goal that no data arrived for this number of seconds."""
+    """Return a goal: no data arrived for this number of seconds."""
     return Goal(f'no data arrived for {seconds} s', lambda m: m['longest_stall_s'] >= seconds)
 
 
@@ -171,7 +171,10 @@ class NoWayIn(OverNetwork):
         ),
         Goal('at once', lambda m: m['refused_after_s'] < LATE),
         Goal('dropped connects fail with ConnectTimeout', lambda m: m['unanswered'] == {'ConnectTimeout': m['asked']}),
-        Goal('they fail at the timeout', lambda m: m['limit_s'] <= m['unanswered_after_s'] < m['limit_s'] + LATE),
+        Goal(
+            'dropped connects fail at their timeout',
+            lambda m: m['limit_s'] <= m['unanswered_after_s'] < m['limit_s'] + LATE,
+        ),
     )
 
     def measure(self, run):
@@ -198,7 +201,8 @@ class NoWayIn(OverNetwork):
 
 ENDLESS = 10**12  # bytes: more than can be sent during the case
 LIMITS = {'write': 'WriteTimeout', 'read': 'ReadTimeout', 'idle': 'IdleTimeout'}
-# A host whose own device is down has no route to the other host.
+# The errors of connections that have no limit of the reactor. A host whose own device is down has no route to the other
+# host, which is a plain OSError.
 GONE = {'TimeoutError', 'OSError'}
 
 

@@ -1,7 +1,8 @@
 """One run of `transfer` on both hosts of a faulty network: start it, turn faults on and off, and judge the result.
 
 Neither side is trusted alone. The data that one side received is compared with what the other side says that it sent
-or, if the connection broke, with what it should have sent. Connection ends that are not reported are counted.
+or, if the connection broke, with what it should have sent. It is also counted how many connections ended without a
+report.
 """
 
 import time
@@ -18,7 +19,7 @@ CONNECTOR, LISTENER = 0, 1  # numbers of the hosts
 
 
 def stream(size, hold=False, **timeouts):
-    """Describe a connection: `size` bytes each way; `hold` leaves it open; `timeouts` are those of `set_timeouts`."""
+    """Describe a connection: `size` bytes each way; `hold`: leave it open; `timeouts`: for `set_timeouts`."""
     return {'bytes': size, 'hold': hold, 'timeouts': timeouts}
 
 
@@ -34,7 +35,7 @@ class Step:
         self.act = act
         self.share = share
         self.after = after
-        self.reached = self.done = None  # readings of the monotonic clock, which all processes share
+        self.reached = self.done = None  # times on the monotonic clock, which is the same in all processes
 
     def look(self, share):
         """Take the action if it is due; return whether it has been taken."""
@@ -139,7 +140,7 @@ class Exchange:
         )
 
     def unexplained(self):
-        """Count the ends that were not reported, and those reported as a success without all bytes."""
+        """Count the sides that never reported the end of their connection, or reported success without all bytes."""
         count = len(self.streams) - len(self.ends[CONNECTOR])
         for port, end in self.ends[CONNECTOR].items():
             other = self.ends[LISTENER].get(port)

@@ -63,7 +63,10 @@ class End:
         self.fill(conn)
 
     def fill(self, conn):
-        """Write until `write` returns False, at most BURST chunks in a turn; at the end send EOF, unless held open."""
+        """Write until `write` returns False, at most BURST chunks in a turn.
+
+        After the last byte send EOF, unless the connection is to stay open.
+        """
         total = self.stream['bytes']
         for _ in range(BURST):
             if conn.closed or self.sent == total:
@@ -111,7 +114,7 @@ class End:
         )
 
     def moves(self):
-        """Record the length of a stall, now that bytes were transferred or the connection ended."""
+        """Record the length of the stall that ends now, because bytes were transferred or the connection ended."""
         now = self.r.now
         self.stall = max(self.stall, now - self.moved)
         self.moved = now
