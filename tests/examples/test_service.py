@@ -8,9 +8,11 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,6 +98,94 @@ def wait_for(predicate):
         assert time.monotonic() < end, 'nothing happened within 20 s'
         time.sleep(0.01)  # nothing signals the progress of another process
     return result
+
+
+# -- addresses
+
+
+def service(*options):
+    return running([sys.executable, '-W', 'error', str(EXAMPLES / 'service.py'), *options])
+
+
+def has_ipv6():
+    try:
+        socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+@pytest.mark.parametrize(
+    'text, shown, where',
+    [
+        ('127.0.0.1:{port}', '127.0.0.1:{port}', '127.0.0.1'),
+        ('localhost:{port}', '127.0.0.1:{port}', '127.0.0.1'),
+        ('[::1]:{port}', '[::1]:{port}', '::1'),
+    ],
+)
+def test_the_service_listens_on_an_address_and_prints_it(workers, text, shown, where):
+    if ':' in where and not has_ipv6():
+        pytest.skip('not tested with IPv6: this machine has no IPv6 loopback address')
+    port = free_port()
+    with service('--listen', text.format(port=port), '--workers', workers) as process:
+        line = process.stdout.readline()
+        if text.startswith('localhost') and '::1' in line:
+            where, shown = '::1', '[::1]:{port}'
+        assert line == f'listening on {shown.format(port=port)}\n', process.stderr.read()
+        with socket.create_connection((where, port), timeout=20) as sock:
+            assert get(port, '/ready', sock) == (200, False)
+        process.terminate()
+        assert process.wait(20) == 0 and not process.stderr.read()
+
+
+@pytest.mark.parametrize('option, mode', [('', None), ('?mode=0660', 0o660)])
+def test_workers_of_the_service_listen_on_a_unix_socket_and_print_its_path(tmp_path, option, mode):
+    path = tmp_path / 'app.sock'
+    with service('--listen', f'unix:{path}{option}', '--workers', '1') as process:
+        assert process.stdout.readline() == f'listening on {path}\n'
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            assert get(0, '/ready', sock) == (200, False)
+        assert mode is None or stat.S_IMODE(path.stat().st_mode) == mode
+        process.terminate()
+        assert process.wait(20) == 0 and not process.stderr.read()
+
+
+@pytest.mark.parametrize('text', ['unix:/run/app.sock', '::1:8080', '8080', 'here:http', '127.0.0.1:70000', ''])
+def test_the_service_says_which_address_it_cannot_use_alone(text):
+    with service('--listen', text) as process:
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode and 'Traceback' not in errors and 'error' in errors
+        assert ('--workers' if 'unix' in text else text) in errors
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_the_service_says_that_its_address_is_in_use(workers):
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        address = f'127.0.0.1:{other.getsockname()[1]}'
+        with service('--listen', address, '--workers', workers) as process:
+            _, errors = process.communicate(timeout=20)
+            assert process.returncode == 1 and 'Traceback' not in errors
+            assert errors.startswith('error: ') and address.rpartition(':')[2] in errors
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_the_service_serves_metrics(workers):
+    pytest.importorskip('prometheus_client', reason='not tested with metrics: no prometheus_client')
+    port, metrics = free_port(), free_port()
+    with service('--listen', f'127.0.0.1:{port}', '--metrics', f'127.0.0.1:{metrics}', '--workers', workers) as process:
+        process.stdout.readline()
+        assert get(port) == (200, False)
+
+        def scrape():
+            with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=20) as answer:
+                return re.findall(r'^reactor_requests_total\{.*\} (\S+)$', answer.read().decode(), re.MULTILINE)
+
+        wait_for(lambda: sum(map(float, scrape())) == 1)
+        assert len(scrape()) == max(1, int(workers))
+        process.terminate()
+        assert process.wait(20) == 0 and not process.stderr.read()
 
 
 # -- systemd
