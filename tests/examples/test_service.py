@@ -226,6 +226,16 @@ def test_a_unit_gives_more_time_than_the_drain_timeout_and_more_descriptors_than
     assert int(settings['LimitNOFILE']) > 1024 and settings['Type'] == 'notify'
 
 
+@pytest.mark.parametrize('name', ['app.service', 'app@.service'])
+def test_systemd_never_stops_restarting_a_service_and_does_not_end_it_for_one_killed_worker(name):
+    """By default, five starts within ten seconds put a unit into the failed state, and its socket unit, too."""
+    sections = dict(re.findall(r'^\[(\w+)\]\n(.*?)(?=^\[|\Z)', (EXAMPLES / 'systemd' / name).read_text(), re.M | re.S))
+    assert '\nStartLimitIntervalSec=0\n' in sections['Unit']
+    settings = unit(name)
+    assert settings['Restart'] == 'always' and float(settings['RestartSec']) >= 1
+    assert settings['OOMPolicy'] == 'continue'
+
+
 def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manager(manager, tmp_path):
     port = free_port()
     command = here(shlex.split(unit('app@.service')['ExecStart'].replace('%i', str(port))))
