@@ -422,18 +422,38 @@ def test_the_times_of_the_manifest_fit_together(manifest):
     assert noticed < lame_duck < timeout < pod['terminationGracePeriodSeconds']
     targets = {port['name'] for port in container_['ports']}
     assert manifest[1]['Service']['spec']['ports'][0]['targetPort'] in targets
-    assert given['--listen'] == f'0.0.0.0:{container_["ports"][0]["containerPort"]}'
+    ports = {port['name']: port['containerPort'] for port in container_['ports']}
+    assert given['--listen'] == f'0.0.0.0:{ports["http"]}' and given['--metrics'] == f'0.0.0.0:{ports["metrics"]}'
+    assert pod['terminationGracePeriodSeconds'] >= timeout + 5  # the process still has to exit
+    probes = container_['startupProbe'], container_['livenessProbe'], ready
+    assert [probe['httpGet']['path'] for probe in probes] == ['/live', '/live', '/ready']
+
+
+def test_the_metrics_of_the_manifest_are_scraped_inside_the_cluster_only(manifest):
+    documents = manifest[1]
+    template = documents['Deployment']['spec']['template']
+    (container_,) = template['spec']['containers']
+    ports = {port['name']: str(port['containerPort']) for port in container_['ports']}
+    assert template['metadata']['annotations'] == {
+        'prometheus.io/scrape': 'true',
+        'prometheus.io/port': ports['metrics'],
+        'prometheus.io/path': '/metrics',
+    }
+    assert [port['targetPort'] for port in documents['Service']['spec']['ports']] == ['http']
 
 
 def test_the_command_of_the_manifest_answers_its_probes(manifest):
     _, container_, given = container(manifest)
-    port = free_port()
-    given.update({'--listen': f'127.0.0.1:{port}', '--lame-duck': '1'})
+    pytest.importorskip('prometheus_client', reason='not tested with metrics: no prometheus_client')
+    port, metrics = free_port(), free_port()
+    given.update({'--listen': f'127.0.0.1:{port}', '--metrics': f'127.0.0.1:{metrics}', '--lame-duck': '1'})
     command = here([*container_['command'], *(word for pair in given.items() for word in pair)])
     paths = [container_[probe]['httpGet']['path'] for probe in ('startupProbe', 'livenessProbe', 'readinessProbe')]
     with running(command) as process:
         process.stdout.readline()
         assert [get(port, path) for path in paths] == [(200, False)] * 3
+        with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=20) as answer:
+            assert b'\nreactor_requests_total{' in answer.read()
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: get(port, '/ready') == (503, True))
         assert [get(port, path) for path in paths] == [(200, True), (200, True), (503, True)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 
 import psutil
@@ -67,8 +68,9 @@ def get(port, method='GET', path='/'):
     """Return (status, body) of a request on a new connection."""
     with socket.create_connection((HERE, port), timeout=20) as sock:
         sock.sendall(f'{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n'.encode())
-        head, _, body = b''.join(iter(lambda: sock.recv(65536), b'')).partition(b'\r\n\r\n')
-    return int(head.split()[1]), body.decode()
+        with HTTPResponse(sock, method=method) as response:
+            response.begin()
+            return response.status, response.read().decode()
 
 
 @contextmanager
