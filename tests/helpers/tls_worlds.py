@@ -1,8 +1,8 @@
 """Simulated chat rooms in which some clients speak correct TLS and others do not.
 
 The room sends each line to all members in one callback, whatever `write` returns: a misbehaving member must not affect
-another. The checks are the laws of the design and do not repeat conditions of the TLS code; records are counted by
-OpenSSL itself, in the message callback of a context.
+another. The checks are the laws of the design and do not repeat conditions of the TLS code. Records are counted in the
+message callback of a context, which OpenSSL itself calls.
 
     law 1  every connection ends once (checked by the ledger of the simulation)
     law 2  no call raises an exception that its docstring does not name, whatever the peer has done
@@ -24,8 +24,8 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # the most records of a connection in a turn: 4 and an empty one, in dispatch and in a completion
-HEADER = 0x100  # the content type of a record header in a message callback
+RECORDS = 2 * (4 + 1)  # the most records of a connection in a turn: 4 and an empty one, twice
+HEADER = 0x100  # the content type with which a message callback reports a record header
 KEPT = 65536 + 16384 + 2048 + 5  # bytes: an incomplete record, and the data of one recv
 LINES = 3  # lines that each good client sends
 MAX_BUFFERED = 100_000
@@ -153,7 +153,7 @@ class Room:
     # -- correct clients
 
     def join_good(self, number: int) -> None:
-        """Add a client that sends its lines when all have joined, and receives the lines of the other clients."""
+        """Add a client that sends its lines when all have joined, and receives the lines of the others."""
         heard = bytearray()
 
         def on_connect(conn: Any) -> None:
