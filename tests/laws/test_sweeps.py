@@ -179,12 +179,12 @@ def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name
     check(failures, len(failures))
 
 
-# These planted bugs break laws only under such faults, so the simulation cannot find them. Each bug comes with the
-# tests that must find it, and the text that must appear in their failure.
+# Most of these planted bugs break laws only when memory or stack runs out, so the simulation cannot find them. Each bug
+# comes with the tests that must find it, and the text that must appear in their failure.
 PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
-            'an ending appends its completion last',
+            'the completion that calls on_close is queued as the last step of an ending',
             'net/ending.py',
             """            loop.completions.append((self, Connection.handle_closed, (exc,)))
 """,
@@ -200,7 +200,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'a resource that an ending could not release is not released later',
+            'a resource that could not be released at the end of a connection is never released',
             'net/ending.py',
             'if self.sock is not None or self.origin is not None:\n            Connection.finish(self, exc)',
             'if self.loop is None:\n            Connection.finish(self, exc)',
@@ -212,7 +212,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'a completion that could not be called is lost',
+            'a completion is lost if there was no memory or stack to call it',
             'loop/loop.py',
             """                completions.appendleft(completion)
                 if called_user(exc):
@@ -231,7 +231,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'a write that has sent bytes raises',
+            'a write raises although it has sent bytes',
             'net/sending.py',
             '            if not sent:\n                self.writer = None\n                raise\n',
             '            if exc:\n                raise\n',
@@ -243,7 +243,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'all time limits of a second are checked in one turn',
+            'all time limits that are due in the same second are checked in one turn',
             'loop/buckets.py',
             'list(islice(bucket, left))',
             'list(bucket)',
