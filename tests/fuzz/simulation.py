@@ -1,7 +1,7 @@
 """Fuzz simulated systems: each decision is a byte of the input, so that code coverage guides the decisions.
 
-A program of `reactor.testing.programs` runs on a simulated system while the oracles watch. It must break no law,
-whatever the network, the scheduler and the faults do.
+A program of `reactor.testing.programs` runs on a simulated system, and the oracles check every law. The reactor must
+break no law, whatever the network, the scheduler and the faults do.
 
 If the input were only a seed, any change would give a completely different run. Here, changing one byte changes only
 one decision and its consequences.

@@ -1,7 +1,7 @@
 """Measure how many changes to the code the tests notice: `python -m tests.mutation draw|cover|run|report`.
 
     draw      draw the list of mutants again; see `drawing.py`
-    cover     run the suite (or only the tests that are named) under coverage, to record which tests reach which line
+    cover     run the suite (or only the named tests) under coverage, to record which lines each test reaches
     run       run the tests on the mutants that have no outcome yet; with --simulator run only the simulator
     report    print how many mutants were killed, and list the others
 
@@ -208,7 +208,7 @@ class Tester:
             finally:
                 end_all(mark)
                 with suppress(ProcessLookupError):
-                    # This includes children that were started with a different environment.
+                    # The process group includes children that were started with a different environment.
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
             output.seek(0)
