@@ -58,7 +58,7 @@ class Decisions(random.Random):
 
 
 def run(data: bytes) -> None:
-    """Run one input: its first bytes choose a program, a system and its faults, and the others are the decisions."""
+    """Run one input: its first bytes choose a program, a system and its faults; the other bytes are the decisions."""
     head = data[:HEAD].ljust(HEAD, b'\0')
     program, manner = CHOICES[head[0] % len(CHOICES)], KINDS[head[1] % len(KINDS)]
     seed, mask = int.from_bytes(head[2:4], 'big'), int.from_bytes(head[4:HEAD], 'big')

@@ -319,7 +319,7 @@ class Run:
     def check_end(self) -> None:
         member, exc = self.member, self.member.exc
         assert member.over, f'{ENDS_WITHIN} s after the peer has ended, on_close was not called'
-        late = self.limited or self.closed_by_us  # the linger may end first, with a WriteTimeout
+        late = self.limited or self.closed_by_us  # the linger time may run out first, with a WriteTimeout
         allowed = exc is None or isinstance(exc, (TLSError, WriteTimeout) if late else TLSError)
         assert allowed or (self.reset and isinstance(exc, OSError)), f'ended with {exc!r}'
         if self.closed_by_us:

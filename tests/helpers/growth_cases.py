@@ -1,7 +1,7 @@
 """Cases for `test_growth.py`: each is a function that does something with n things, such as n timers.
 
 Only the work to be measured happens inside `meter`, a context manager. So the same cases can be used to count bytecodes
-and, in `work_in_c.py`, instructions. This module imports no test module, because callgrind is slow.
+and, in `work_in_c.py`, instructions. This module imports no test module, because imports are slow under callgrind.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tests.helpers.support import SELECTORS, FakeKernel, FakeSelector, options_o
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # a value for SO_LINGER (on, 0 seconds): closing the socket sends an RST
 WINDOW = 200_000  # bytes that the kernel buffers for a peer that does not read
-MOST_TURNS = 30_000  # the most turns in which a law waits for one event
+MOST_TURNS = 30_000  # a law fails if the event that it waits for does not happen in this many turns
 DEEPEST = 8  # frames of the package between the turn and a callback: four for plain bytes, a few more over TLS
 
 
@@ -654,7 +654,7 @@ class Connected(Kind):
 
 
 class Adopted(Kind):
-    """A connection that the reactor adopts; a kind with TLS starts it after the adoption."""
+    """A connection that the reactor adopts; a kind with TLS starts TLS after the adoption."""
 
     call = 'adopt'
 

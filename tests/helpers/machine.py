@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HELD = 'REACTOR_TESTS_MACHINE'  # environment variable of a test's child processes: the folder whose lock the test holds
+HELD = 'REACTOR_TESTS_MACHINE'  # environment variable for child processes of a test: the folder whose lock it holds
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 

@@ -242,7 +242,7 @@ MUTANTS = (
         'loop/watcher.py',
         '                self._parked[handle] = None\n                self.selector.unregister(fd)\n',
         '                self.selector.modify(fd, 0, handle)\n',
-        '7: a hang-up while paused is no reason to spin',
+        '7: the loop does not spin when the peer of a paused connection hangs up',
         8,
     ),
     # -- wakeup, signals, threads
@@ -334,14 +334,14 @@ MUTANTS = (
         'net/sending.py',
         'self.loop.watchers.set_events(self, self.events | WRITE)',
         'self.loop.watchers.set_events(self, 1 | WRITE)',
-        '3: no on_data while reading is paused',
+        '3: on_data is not called while reading is paused',
     ),
     Mutant(
         'a connection that was paused before it opened reads if it has bytes to send',
         'net/stream.py',
         'events = (READ if reading else 0) | (0 if self.writer is None else WRITE)',
         'events = READ if self.writer is None and reading else READ | WRITE',
-        '3: no on_data while reading is paused',
+        '3: on_data is not called while reading is paused',
         38,
     ),
     Mutant(
@@ -905,7 +905,7 @@ MUTANTS = (
         'net/stream.py',
         '        elif self.state.reads:',
         '        elif self.state.receives:',
-        '3: no on_data while reading is paused',
+        '3: on_data is not called while reading is paused',
         73,
         'select',
     ),
@@ -922,7 +922,7 @@ MUTANTS = (
         'net/datagram.py',
         '            if not self.events & READ:\n                return  # the last callback',
         '            if self.sock is None:\n                return  # the last callback',
-        'no on_datagram while reading is paused',
+        'on_datagram is not called while reading is paused',
         164,
     ),
     Mutant(

@@ -36,7 +36,7 @@ PATIENCE = 5.0  # seconds, for events that should happen at once
 
 
 class Wrong(Exception):
-    """Raised when the design is violated."""
+    """Raised when a check of a cell fails."""
 
 
 class Owner:

@@ -1,4 +1,4 @@
-"""Simulated chat rooms in which some clients speak correct TLS and others do not.
+"""Worlds: simulated chat rooms in which some clients speak correct TLS and others do not.
 
 The room sends each line to all members in one callback, whatever `write` returns: a misbehaving member must not affect
 another. The checks are the laws of the design and do not repeat conditions of the TLS code. Records are counted in the
@@ -135,7 +135,7 @@ class Room:
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 
     def ask(self, member: Any) -> None:
-        """Use the attributes and methods of a connection that must work at any time."""
+        """Use those attributes and methods of a connection that must work at any time."""
         repr(member), member.buffered, member.closed, member.state, member.peername, member.sockname, member.reading
         repr(member.tls.version), member.tls.cipher, member.tls.alpn, member.tls.unread
         member.set_write_limits(1000)
@@ -273,7 +273,7 @@ class Room:
 
 
 def run_world(seed: int, contexts: Contexts, **options: Any) -> Simulation:
-    """Run one world; raises `SimulationFailed` when a law is broken. With an even seed only the peers cause faults."""
+    """Run one world; raises `SimulationFailed` if a law is broken. With an even seed only the peers cause faults."""
     options.setdefault('faults', None if seed % 2 else ())
     simulation = Simulation(seed, **options)
     rooms: list[Room] = []

@@ -109,7 +109,7 @@ def bystander(r, sockets):
 
 
 def known_objects():
-    """Return the number of objects, which a leak would increase; the garbage collector is not run."""
+    """Return how many objects exist, without a garbage collection; a leak would increase this number."""
     return len(gc.get_objects())
 
 

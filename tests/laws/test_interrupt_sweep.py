@@ -5,9 +5,9 @@ counts the executed lines of `reactor`, without the simulator, and of `ssl` and 
 program to the end of `close`. Then the installed SIGINT handler is called at the n-th line. In some runs it is called
 again at the same line or a later line, because people press Ctrl-C twice.
 
-No law may be broken at any line. `KeyboardInterrupt` is raised from `run`, `run_once` or `close` at least once, and at
-most once for each SIGINT. Each of these methods can be called again, and every connection ends once. The signal
-handlers and the wakeup descriptor are restored; all other descriptors are closed.
+No law may be broken, whichever line is interrupted. `KeyboardInterrupt` is raised from `run`, `run_once` or `close` at
+least once, and at most once for each SIGINT. Each of these methods can be called again, and every connection ends once.
+The signal handlers and the wakeup descriptor are restored; all other descriptors are closed.
 
 A sample always runs. `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` covers all lines that the programs
 reach, each at one of its executions, in two processes.

@@ -1,6 +1,6 @@
 """Lasting faults: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be lost.
 
-With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here the faults persist.
+After a fault that happens only once, trying again always seems to be right. Here the faults persist.
 For each program of `test_nth_call.py`, each kind of call and each of its errors, a lasting fault begins at the first
 such call or at the middle one. The fault affects all descriptors of that kind, or only one descriptor. Wrong reports
 of a selector are lasting faults, too: an unread error queue, or a readiness that no call can use.

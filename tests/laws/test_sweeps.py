@@ -192,7 +192,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             loop.watchers.remove(self)
             loop.completions.append((self, Connection.handle_closed, (exc,)))
 """,
-            '1: every connection ends in on_close',
+            '1: on_close is called for every connection',
         ),
         'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort or lingers)',
@@ -223,7 +223,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 """,
             """                self.failures.callback_failed(exc, handle)
 """,
-            '1: every connection ends in on_close',
+            '1: on_close is called for every connection',
         ),
         'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort)',

@@ -180,7 +180,7 @@ class Connection(Machine):
         self.marks = deque()
         self.owed_eof = self.owed_drain = False
         self.connected = self.eofs = 0
-        self.why = None  # the error for on_close
+        self.why = None  # the error with which on_close must be called
         self.reported = False
         self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.moved = kernel.time  # the time at which a byte was last sent or received

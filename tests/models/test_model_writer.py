@@ -56,7 +56,7 @@ class StrictSocket(ScriptedSocket):
         super().shutdown(how)
 
     def ready(self):
-        # An error makes a socket writable and readable, like a hang-up.
+        # An error makes a socket writable and readable, as a hang-up does.
         return super().ready() | (1 if self.failed else 0)
 
 

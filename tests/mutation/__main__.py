@@ -8,7 +8,7 @@
 This needs the extra `mutation`. The outcomes are stored in this folder.
 
 - The tests whose coverage reaches the line of a mutant are run in a copy of the project, the cheapest first, until the
-  first failure. In total they may take LONGEST seconds. Slow tests and tests that need the machine alone are left out.
+  first failure. In total they may take LONGEST seconds. Slow tests and tests marked `alone` are left out.
 - A mutant is killed when a test fails, fails again when it is run alone, and passes on the original code.
 - A test that does not end fails at its own time limit, or at HANGS, which is shorter than the suite's limit.
 - When LONGEST seconds are over, the outcome is `uncertain`, which counts as if the mutant had survived.
