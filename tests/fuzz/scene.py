@@ -64,7 +64,7 @@ class Input:
 
 
 class Socket(ScriptedSocket):
-    """A connected socket whose peer is the target, which calls `arrive`, `end` and `reset`.
+    """A connected socket. The target plays the peer: it calls `arrive`, `end` and `reset`.
 
     sent  the bytes sent to the peer
 
@@ -293,7 +293,7 @@ class Scene:
             self.check()
 
     def check(self) -> None:
-        """Raise the first failure in a callback."""
+        """Raise the first failure that a callback has recorded, and check that no error was logged."""
         if self.failures:
             raise self.failures[0]
         assert not self._errors.found, f'law 8: logged as an error: {self._errors.found[0]}'
@@ -341,7 +341,7 @@ class Seen:
         scene.seen.append(self)
 
     def callbacks(self, *names: str) -> dict[str, Any]:
-        """Keyword arguments for the named callbacks."""
+        """Return the named callbacks as keyword arguments."""
         return {name: getattr(self, name) for name in names}
 
     def on_connect(self, conn: Any) -> None:

@@ -29,7 +29,7 @@ def row(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:
-    """Return the page with the declared names of metrics and help texts."""
+    """Return the page, with the names and help texts of the metrics as they are declared now."""
     return re.sub(r'^\| `(\w+)` \|.*\|([^|]*)\|$', row, text, flags=re.MULTILINE)
 
 
