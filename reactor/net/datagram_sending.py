@@ -1,4 +1,4 @@
-"""The write side of a datagram socket: `send`, and the queue of datagrams that wait to be sent.
+"""The write side of a datagram socket: `send`, and the queue of datagrams that are waiting to be sent.
 
 A datagram is sent whole and at once if the kernel accepts it. Otherwise it waits, in order, until there is room. The
 queue holds `max_queued` bytes. When it is full, the newest datagram is dropped and `send` returns False, so the caller
@@ -99,7 +99,7 @@ class DatagramSender(Handle):
         self._retry_delay = RETRY
         self._full_at = -EPISODE  # the time of the last `_report_full`
         self._error: OSError | None = None  # if set, a completion that passes it to `on_send_error` is queued
-        # The sender of the last datagram, in the user's form and in the kernel's: replies to it need no check.
+        # The sender of the last datagram, in the user's form and in the kernel's. A reply to it needs no address check.
         self._sender: Any = None
         self._source: Any = None
 
@@ -140,7 +140,7 @@ class DatagramSender(Handle):
 
     @property
     def queued(self) -> int:
-        """How many datagrams wait to be sent. In `on_close`: how many were never sent."""
+        """How many datagrams are waiting to be sent. In `on_close`: how many were never sent."""
         return self._queued
 
     @property
@@ -164,7 +164,7 @@ class DatagramSender(Handle):
             if done is None:
                 tries -= 1
                 full += 1
-                lines[receiver] = lines.pop(receiver)  # move it to the end: other receivers come first
+                lines[receiver] = lines.pop(receiver)  # moved to the end, so that other receivers come first
                 continue
             sent += 1
             line.popleft()
@@ -227,7 +227,7 @@ class DatagramSender(Handle):
     def _check_length(self, length: int, target: Any) -> None:
         longest, address = self._longest, target or self.peer
         if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
-            longest = LONGEST_IPV4  # a dual-stack socket sends it over IPv4
+            longest = LONGEST_IPV4  # a dual-stack socket sends this datagram over IPv4
         if length > longest:
             raise ValueError(f'a datagram can have at most {longest} bytes here, not {length}')
 
