@@ -80,7 +80,7 @@ class SimSelector:
         if not error and self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
             error = errno.ENOENT if fd in self._kernel.files else errno.EBADF
         if error:
-            self._forget(fd)  # like `selectors`; epoll still watches the file if a copy is open
+            self._forget(fd)  # as in `selectors`; epoll still watches the file if a copy is open
             raise OSError(error, 'simulated: not registered')
         key = self._keys[fd] = key._replace(events=events, data=data)
         return key
@@ -245,7 +245,10 @@ class SimSelector:
 
 
 class Stuck(BaseException):
-    """The loop waits, but no event is left. This is not an `Exception`, so it is not caught like a callback's error."""
+    """The loop is waiting, but no event is left that could wake it.
+
+    This is not an `Exception`, so it is not caught like a callback's error.
+    """
 
 
 def _round_up(seconds: float, kind: str) -> int:

@@ -1,7 +1,7 @@
 """A crowd of handles whose callbacks act on each other; this module has the crowd and its connections.
 
-Each actor has a small model of its handle's promises, written from the documentation. All streams send the same endless
-text, so received bytes show their position in the text.
+Each handle has an actor: an object that acts on the handle at random, and has a small model of the handle's promises,
+written from the documentation. All streams send the same endless text, so received bytes show their position in it.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Side:
 
     def __init__(self, crowd: Crowd, conn: Stream | None, ready: bool) -> None:
         self.crowd = crowd
-        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this
+        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this call
         self.number = crowd.expect('end of connection')
         self.ready = ready  # the program may write to the connection; a proxied client first sends its header
         self.ended = ''  # the method with which the program has ended the connection
