@@ -166,7 +166,7 @@ def show(address: Any) -> str:
     elif type(address) is bytes and address[:1] == b'\0':
         text = '@' + address[1:].decode('utf-8', 'backslashreplace')
     else:
-        text = describe(address)  # addresses of other families too, such as (3, 1024) for AF_VSOCK
+        text = describe(address)  # also formats addresses of other families, such as (3, 1024) for AF_VSOCK
     # A peer may have chosen the text, and a line break in it must not add lines to a log.
     return (text if text.isprintable() else repr(text)) or 'unnamed'
 

@@ -53,7 +53,7 @@ class DatagramSocket(DatagramSender):
     Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
 
     Attributes:
-        on_datagram: Called as `on_datagram(sock, data, address)` for each datagram, empty ones included. None:
+        on_datagram: Called as `on_datagram(sock, data, address)` for each datagram, even if it is empty. None:
             datagrams are read and dropped.
         on_send_error: Called as `on_send_error(sock, exc)` with the OSError when the kernel has refused a datagram, or
             an ICMP message reports that a datagram was not delivered. It is called at most once a turn;
@@ -129,7 +129,7 @@ class DatagramSocket(DatagramSender):
                 return
             address = unmapped(source)
             if self.peer is not None and self._family != AF_UNIX and address[:2] != self.peer[:2]:
-                continue  # from another peer, sent before the socket was connected
+                continue  # this datagram is from another peer, and arrived before the socket was connected
             counters.datagrams_in += 1
             counters.bytes_in += len(data)
             self._sender, self._source = address, source

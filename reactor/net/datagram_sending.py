@@ -40,7 +40,7 @@ DATAGRAMS_PER_TURN = 32
 RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again; doubled while all of them are full
 TRIES_PER_TURN = 256  # at most this many full receivers are tried in a turn
 MAX_QUEUED = 1 << 20  # bytes; the queue is used only while the kernel's buffer is full, and a longer one adds delay
-DATAGRAM_COST = 256  # bytes added to the size of each queued datagram, so that empty ones are limited too
+DATAGRAM_COST = 256  # bytes added to the size of each queued datagram, so that empty datagrams are limited too
 LONGEST_IPV4 = 65507  # bytes: the most that a length of 16 bits allows, minus the headers
 LONGEST_IPV6 = 65527
 
@@ -180,7 +180,7 @@ class DatagramSender(Handle):
             self._await_room(sent)
 
     def handle_retry(self) -> None:
-        """Called by the timer: try again, because full receivers may have room now."""
+        """Called by the timer: try to send again, because full receivers may have room now."""
         self._retry = None
         self.handle_write()
 
@@ -203,7 +203,7 @@ class DatagramSender(Handle):
             self.loop.watchers.evict(self)
             return
         self.loop.counters.datagram_errors += 1
-        if self._error is None:  # otherwise an error is already queued for this turn; a peer could cause many
+        if self._error is None:  # otherwise an error is already queued for this turn; a peer could cause many errors
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 
@@ -313,7 +313,7 @@ class DatagramSender(Handle):
             what = f'{len(self._lines)} receivers are' if self._per_receiver else "the kernel's buffer is"
             log(
                 'warning',
-                '%s: %s full while %d datagrams wait; the next attempts are made every %g s',
+                '%s: %s full while %d datagrams are waiting; the next attempts are made every %g s',
                 self,
                 what,
                 self._queued,

@@ -42,7 +42,7 @@ HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY head
 CHECK_INTERVAL = 0.1  # seconds between two checks
 CHECK_COST = 1.5e-4  # seconds between checks, per handle: 100 times the cost of its check, so checks use 1 % of a CPU
 CLOSES_PER_TURN = 256  # idle connections closed in a turn; busy ones must be served in between
-EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they write again
+EOF_WAIT = 1.0  # seconds for peers to end their side; many peers do so only when they write again
 
 
 class Drain:
@@ -64,7 +64,7 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        # When the drain began to wait only for peers that have not ended their side. None: something else is left.
+        # When the drain began to wait only for peers that have not ended their side. None: it waits for others, too.
         self._silent_since: float | None = None
         for handle in self._served():
             if isinstance(handle, Listener):

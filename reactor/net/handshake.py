@@ -54,7 +54,7 @@ class HandshakeStream(Stream):
         self.limit_handshake(options.handshake_timeout, None)
 
     def opened(self, reading: bool, deadline: float | None = None) -> None:
-        """Begin the handshake on a connected socket (internal). `deadline` is when the handshake must be done."""
+        """Begin the handshake on a connected socket (internal). `deadline` is when it must be done, or None."""
         session, options = self.tls, self.options
         session.begin(options.ssl, False, options.server_hostname)  # type: ignore[arg-type]  # as above
         self.writer = None
@@ -239,7 +239,7 @@ class HandshakeStream(Stream):
             self.loop.completions.append((self, type(self).handle_records, ()))
 
     def send_tls(self, data: bytes) -> None:
-        """Send a record of TLS itself, after the buffered bytes and regardless of the limits."""
+        """Send a record of TLS itself, such as an alert, after the buffered bytes and regardless of the limits."""
         writer = self.writer
         if not data:
             return

@@ -101,7 +101,7 @@ class Listener(Handle):
         # The time when the last TCP handshakes will be over; set once new clients are being dropped.
         self._handshakes_over: float | None = None
         self._inherited = inherited  # whether other processes may accept from the socket, now or later
-        self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit its options
+        self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit those of `sock`
         self._batch = 1  # accepts to try in the next turn: one too many costs an exception, one too few costs a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out

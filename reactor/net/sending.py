@@ -126,8 +126,8 @@ class Sender(Connection):
         to files too: after a long file, close in `on_written`.
 
         Args:
-            file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after
-                this call. Its position is ignored and, except on Windows, not moved.
+            file: A regular file, open for reading. A duplicate of its descriptor is kept, so the file may be closed
+                after this call. Its position is ignored and, except on Windows, not moved.
             offset: The position of the first byte to send.
             count: How many bytes to send; None: up to the present end of the file. If the file becomes shorter before
                 they are sent, the connection is reset and `on_close` gets a `SendFileError`.
@@ -219,7 +219,7 @@ class Sender(Connection):
     # -- methods for other modules
 
     def refuses(self, ended: bool) -> bool:
-        """Return whether a write is dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
+        """Return whether a write must be dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
         if ended:
             raise ConnectionClosed(
                 f'write to {show(self.peername)} after close(), abort() or write_eof(): '

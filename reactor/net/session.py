@@ -1,8 +1,8 @@
 """The TLS side of a connection, without its socket: take handshake steps, decrypt and encrypt.
 
 OpenSSL does not limit the work of one call: a single `SSL_read` processes every record without data that it can see.
-And an `ssl.MemoryBIO` never returns memory. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at
-a time, and its output is taken right after each call. Two rules follow:
+And an `ssl.MemoryBIO` never shrinks. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at a
+time, and its output is taken right after each call. Two rules follow:
 
     Both buffers are empty whenever no call into OpenSSL is running, so all connections of a loop share one pair.
     The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, so every version of

@@ -155,7 +155,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
             except OSError:
                 if not dual:
                     raise
-                close_socket(sock)  # OpenBSD has no dual-stack sockets: IPv4 alone, as on a machine without IPv6
+                close_socket(sock)  # OpenBSD has no dual-stack sockets: use IPv4 alone, as on a machine without IPv6
                 return _bound(kernel, kind, '0.0.0.0', port, reuse_port)
         try:
             sock.bind(address)
@@ -172,7 +172,7 @@ def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: in
     sock.setblocking(False)
     if sock.family in (AF_INET, AF_INET6):
         if kernel.nodelay_inherited:
-            set_stream_options(sock, options)  # once here instead of for each connection
+            set_stream_options(sock, options)  # set once here instead of for each connection
         if defer_accept and TCP_DEFER_ACCEPT >= 0:
             sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, DEFER_SECONDS)
     sock.listen(backlog)
@@ -228,8 +228,8 @@ def listening_unix(
     A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone, and an error
     is raised. `mode` is set before the socket listens.
 
-    Two programs may do this at the same time. A socket that is bound but does not listen yet looks like a stale one. So
-    the directory is locked: the second program waits, and then finds that the first one listens.
+    Two programs may do this at the same time, and a socket that is bound but not listening yet looks like a stale
+    socket. So the directory is locked: the second program waits, and then finds that the first one is listening.
     """
     sock = kernel.socket(AF_UNIX, SOCK_STREAM)
     unlink, lock = None, -1
