@@ -2,8 +2,8 @@
 
 The other checks look at past events, so they cannot see that the loop has forgotten something. Each condition here
 stands for a promise to the user: bytes that can be read are read, waiting bytes are sent when the kernel has room, a
-client in a backlog is accepted, and a time limit ends its connection. Conditions are read from the simulated kernel,
-the ledger and public attributes, never from the internal state of the reactor.
+client in a backlog is accepted, and an expired limit ends its connection. Conditions are read from the simulated
+kernel, the ledger and public attributes, never from the internal state of the reactor.
 
 A condition is late if it exceeds its time limit at POLLS polls in a row. One poll is not enough: a callback that takes
 a minute, or a computer that was asleep, delays everything but breaks no promise. When the kernel refuses a call, the

@@ -217,7 +217,7 @@ class Oracles:
     # -- turns
 
     def check_turn(self, timeout: float | None) -> None:
-        """Check the turn before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
+        """Check the last turn, before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
         self.ledger.turns += 1
         self.ledger.inside = None
         self._check_bounds()

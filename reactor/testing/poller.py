@@ -9,8 +9,8 @@ are wanted.
 kqueue has a filter for each direction (`KqueueSelector` in CPython's Lib/selectors.py): a descriptor that is readable
 and writable is reported in two entries of one batch. Filters vanish with their descriptor, even if copies of it are
 open (kqueue(2)). So a closed number is never reported. A number that is in use again can be modified, and then the new
-file is watched. Registering for both directions takes two calls. If the second fails, the first filter stays, but its
-events reach no handle.
+file is watched. Registering for both directions takes two calls. If the second call fails, the first filter stays, but
+its events reach no handle.
 
 Windows has `select` for at most 512 sockets in each direction. It fails with ENOTSOCK if one of them is closed, and
 with EINVAL if there are none. A failed connect is only in the exception set, which `SelectSelector` reports as

@@ -303,7 +303,7 @@ class SimSocket:
         kernel.call('setsockopt', self._fd)
         file: File = self.file
         if (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY) and isinstance(file, End | Listening):
-            file.nodelay = True  # recorded even if the call fails, because the reactor has tried
+            file.nodelay = True  # recorded even if the call fails, because the reactor has tried to set it
         if isinstance(file, End) and file.dead and kernel.kind == 'kqueue':
             fail(errno.EINVAL)  # macOS accepts no options on a socket that is shut down in both directions
         if level == socket.SOL_SOCKET and option == socket.SO_LINGER and isinstance(file, End):

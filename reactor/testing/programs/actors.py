@@ -191,7 +191,7 @@ class Side:
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
-        """Connect to one of the listeners. It may be closed already."""
+        """Connect to one of the listeners, which may be closed already."""
         rng = crowd.rng
         place, proxied = rng.choice(crowd.places)
         side = cls(crowd, None, not proxied)
@@ -313,7 +313,7 @@ class Side:
             self.close(rng)
 
     def write(self, rng: random.Random) -> None:
-        """Write more of the text. The write must raise if the connection was ended or is over, and only then."""
+        """Write more of the text. The write must raise if the connection has been ended or is over, and only then."""
         if not self.ready:
             return
         size = rng.choice((0, 1, 100, 5000, 70_000))

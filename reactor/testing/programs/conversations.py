@@ -292,7 +292,7 @@ class Hub:
         self.world.trouble(conn)
 
     def welcomed(self) -> None:
-        """Record that a subscriber was welcomed or has ended. After the last one, start the publisher."""
+        """Record that a subscriber was welcomed or has ended. When no other is left, start the publisher."""
         self.unwelcomed -= 1
         if not self.unwelcomed:
             talker = Talker(self.world, self.publisher, b''.join(self.news), b'', 'eof', self.published)

@@ -2,7 +2,7 @@
 
 - A program uses only its world and the public names of `reactor`.
 - Decisions at the start of the program are drawn from the world's generator. Later decisions are drawn from a generator
-  that belongs to one connection. So they do not depend on the order in which independent connections run, nor on how
+  that belongs to one connection. So these do not depend on the order in which independent connections run, nor on how
   their bytes are cut into chunks.
 - `world.trouble` is called first in the callbacks of a connection: an exception there ends the connection, and is
   reported. Where an exception ends nothing (in `on_close`, timers and other calls), `world.trouble` is called last.
