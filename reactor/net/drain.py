@@ -6,10 +6,10 @@ Engineering", chapter 20):
 
     lame duck   `draining` is True and nothing else changes: health checks can fail, and answers can say
                 `Connection: close`.
-    refusing    A listener is closed only when its queue is empty: the kernel has already accepted the clients in the
-                queue. On Linux, new SYNs are dropped once a check has found the queue empty, and the listener is closed
-                at the next check, so that handshakes under way can complete. A paused or full listener stays open until
-                it has accepted the clients in its queue.
+    refusing    A listener is closed only when its accept queue is empty, because the kernel has already accepted the
+                clients in the queue. On Linux, new SYNs are dropped once a check has found the queue empty. The
+                listener is closed at the next check, so that handshakes under way can complete. A paused or full
+                listener stays open until it has accepted the clients in its queue.
     finishing   Idle connections are closed; busy ones may finish. When no connection is left, `stop` is called.
     timeout     The remaining connections are reset.
 
@@ -40,9 +40,9 @@ Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # values: the state of th
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
 CHECK_INTERVAL = 0.1  # seconds between two checks
-CHECK_COST = 1.5e-4  # seconds of interval per open handle: 100 times the cost of its check, so checks use 1 % of a CPU
+CHECK_COST = 1.5e-4  # seconds between checks, per handle: 100 times the cost of its check, so checks use 1 % of a CPU
 CLOSES_PER_TURN = 256  # idle connections closed in a turn; busy ones must be served in between
-EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they write again
+EOF_WAIT = 1.0  # seconds for peers to end their side; many peers do so only when they write again
 
 
 class Drain:
@@ -64,7 +64,7 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        # When the drain began to wait only for peers that have not ended their side. None: something else is left.
+        # When the drain began to wait only for peers that have not ended their side. None: it waits for others, too.
         self._silent_since: float | None = None
         for handle in self._served():
             if isinstance(handle, Listener):
@@ -75,7 +75,7 @@ class Drain:
             self._asking = later(lame_duck, self._ask_listeners)
             self._checking = later(lame_duck, self._check)
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
-            self.over = True  # set first: cancelling the timers may fail too, and then they do nothing
+            self.over = True  # set first: if cancelling fails too, the timers that remain do nothing
             for name in ('_aborting', '_asking'):
                 if hasattr(self, name):
                     getattr(self, name).cancel()
@@ -110,11 +110,11 @@ class Drain:
                 else:
                     taking = taking or handle.events != 0
         if taking and accepts != before:
-            self._asking.reset(0)  # paused and full listeners are asked at the next check
+            self._asking.reset(0)  # paused and full listeners are left for the next check
 
     def _check(self) -> None:
         """Close connections that have been idle for long enough; stop the loop when no connection is left."""
-        self._checking.reset(CHECK_INTERVAL)  # first: this may raise
+        self._checking.reset(CHECK_INTERVAL)  # done first, because `reset` may raise
         if self._asking.deadline is None:
             self._ask_listeners()
         handles, now = self._served(), self._loop.timers.clock()

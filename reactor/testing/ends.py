@@ -1,6 +1,7 @@
-"""Checks for how connections end: once, for the right reason, and without losing a promised byte.
+"""Check how connections end: once, for the right reason, and without losing bytes that must arrive.
 
-They run when `on_eof` or `on_close` is called. A reason is right only if the simulated kernel or the user caused it.
+The checks run when `on_eof` or `on_close` is called. A reason is right only if the simulated kernel or the user caused
+it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ REASONS = (
 
 
 class Ends:
-    """Checks for how the connections of one reactor end."""
+    """Checks how the connections of one reactor end."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -65,7 +66,7 @@ class Ends:
             self.ledger.wrong(stream, f'it received an end of file with {len(end.inbox)} bytes still unread')
         if peer is None or peer.dropped or peer.end is None or peer.end.reported or end.dead:
             return
-        discarded = peer.end.gone and peer.end.sent < len(peer.offered)  # the peer's own checks cover this
+        discarded = peer.end.gone and peer.end.sent < len(peer.offered)  # checked when the peer itself ends
         if end.ended_in and len(peer.offered) != end.received and not discarded:
             self.ledger.wrong(stream, f'the peer wrote {len(peer.offered)} bytes and ended, but {end.received} arrived')
 
@@ -174,6 +175,6 @@ class Ends:
         aborted = record.closed_by == 'abort' and not record.gone_before
         aborted = aborted or isinstance(exc, errors.WriteTimeout | errors.WriteBufferFull) or exc in record.raised
         if aborted and end.lingers and not end.dead:
-            self.ledger.wrong(stream, f'it ended with {exc!r}, but its peer is not reset')
+            self.ledger.wrong(stream, f'it ended with {exc!r}, but its peer gets no reset')
         if record.closed_by != 'abort' and exc is None and not end.lingers and not self.ledger.closing:
-            self.ledger.wrong(stream, 'it ended cleanly, but its peer is reset')
+            self.ledger.wrong(stream, 'it ended cleanly, but its peer gets a reset')

@@ -613,8 +613,8 @@ MUTANTS = (
     Mutant(
         'the attempts to connect go on after close()',
         'net/connector.py',
-        '        self._end()  # first',
-        '        # first',
+        '        self._end()  # done first',
+        '        # done first',
         '9: no descriptor leaks',
     ),
     Mutant(
@@ -912,8 +912,8 @@ MUTANTS = (
     Mutant(
         'a write is accepted after close() of a failed connection',
         'net/ending.py',
-        'bytes received before are no longer wanted\n        self.refuse_writes()\n',
-        'bytes received before are no longer wanted\n            return\n        self.refuse_writes()\n',
+        'bytes received before that are no longer wanted\n        self.refuse_writes()\n',
+        'bytes received before that are no longer wanted\n            return\n        self.refuse_writes()\n',
         'a write after close() raises',
         36,
     ),

@@ -18,7 +18,7 @@ SOON = 1.5  # seconds: a server that waits for nothing stops within this time
 
 
 def drain(world: AnyWorld) -> None:
-    """Shut down a server, idle or busy. This program must run alone, because `drain` ends other programs, too."""
+    """Shut down a server that is idle or busy. This program must run alone, because `drain` ends other programs."""
     Service(world)
 
 
@@ -152,7 +152,7 @@ class Client:
         if service.patient:
             began = service.began
             if self.waits or (exc is not None and (self.connected or began is None)):
-                waits = 'waited for an answer' if self.waits else 'did not wait for an answer'
+                waits = 'was waiting for an answer' if self.waits else 'was not waiting for an answer'
                 self.world.fail(f'a client ended with {exc!r} while it {waits}')
             if self.connected and not self.left and (began is None or now < began + service.lame_duck):
                 until = f'{began} + {service.lame_duck}'
