@@ -314,7 +314,7 @@ class Loop(LoopAPI):
             if self.watchers.selector is not old:
                 self._blind_polls = 0
                 self.spins.selector_replaced(self.now)
-            else:  # it cannot be replaced now: sleep a little, and try again at the next such poll
+            else:  # the selector cannot be replaced now: sleep a little, and try again at the next such poll
                 self.kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
@@ -420,7 +420,7 @@ class Loop(LoopAPI):
         vars(self).update(slow.phases())
 
     def _enter(self, sleeps: bool = True) -> None:
-        thread = self.guard.check_idle()  # first: after `enter` nothing may fail before the `try` with `_leave`
+        thread = self.guard.check_idle()  # before `enter`, after which nothing may fail until the `try` with `_leave`
         self._signals.enter(sleeps)  # before any state changes: from here on Ctrl-C is raised only between callbacks
         self.guard.thread = thread
 
@@ -438,7 +438,7 @@ class Loop(LoopAPI):
             self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
-        """Return whether a callback has forked and closed this loop in the child. That empties the queues."""
+        """Return whether `exc` arose because a callback has forked and closed the child's loop, emptying its queues."""
         return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:

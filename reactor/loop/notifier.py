@@ -51,7 +51,7 @@ class Notifier(Handle):
             try:
                 self.loop.call_soon_threadsafe(self.handle_trigger)
             except BaseException:
-                self._triggered = False  # also after Ctrl-C: while the flag is set, no trigger queues a call
+                self._triggered = False  # after Ctrl-C, too: while the flag is set, no trigger queues a call
                 raise
 
     def handle_trigger(self) -> None:
