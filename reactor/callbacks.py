@@ -137,8 +137,8 @@ class ListenOptions(AdoptOptions, total=False):
     Attributes:
         on_connect: `on_connect(conn)`: a connection was accepted. If the listener uses PROXY headers or TLS, this is
             called after the header and the handshake.
-        on_accept_error: `on_accept_error(listener, exc)`: the listener could not accept a client, for example because
-            no descriptor is left, and pauses; or other code has closed the listener's socket. Called once per episode.
+        on_accept_error: `on_accept_error(listener, exc)`: a client could not be accepted (for example, no descriptor is
+            left) and the listener pauses, or other code has closed the listener's socket. Called once per episode.
             Without this callback, a warning is logged.
         backlog: How many established connections may wait in the kernel to be accepted. Default: SOMAXCONN.
         max_connections: How many accepted connections may be open at once. Further clients wait in the backlog. None

@@ -367,7 +367,7 @@ class Reactor(Loop):
         For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
         clients in its queue and closes; a paused or full listener waits for room first. Accepted connections are
         closed once they are idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
-        10,000 connections). `stop` is called once all are closed and no other stream is busy or has bytes to send.
+        10,000 connections). `stop` is called once they are closed and no other stream is busy or has bytes to send.
 
         You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads or
         timers. Listeners and connections whose `unref` was called stay open: health checks and live views keep working.

@@ -1,6 +1,6 @@
 """End connections that send or read too slowly, or that have lasted too long.
 
-The kernel counts the bytes of each connection, so this costs nothing when bytes are received or sent. A connection is
+The kernel counts the bytes of each connection, so no work is done here when bytes are received or sent. A connection is
 checked each time a quarter of the grace has passed (`loop/buckets.py`). A time window begins with the check that finds
 its first byte, so no connection is ended too early.
 

@@ -65,8 +65,8 @@ FD_SETSIZE = 1024 if os.name == 'posix' else 512
 def step_of_waits(system: str, resolution: float) -> float:
     """Return by how many seconds a wait may seem too short, given `os.name` and the resolution of the clock.
 
-    Selectors count milliseconds. Windows ends a wait at a tick of its timer, up to 15.6 ms early. There Python's clock
-    has the same steps up to version 3.12. Later versions have an exact clock, whose resolution says nothing about
-    waits.
+    Selectors count milliseconds. Windows ends a wait at a tick of its timer, up to 15.6 ms early. Up to Python 3.12,
+    Python's clock on Windows has the same steps. Later versions have an exact clock, whose resolution says nothing
+    about waits.
     """
     return max(0.001 if system == 'posix' else 0.016, resolution)

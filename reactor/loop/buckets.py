@@ -114,7 +114,7 @@ class Buckets:
                 if member in bucket:  # otherwise the check of another member has discarded this one
                     left -= 1
                     member.handle_look(now)
-                    bucket.pop(member, None)  # only after the check, because the check is repeated if memory runs out
+                    bucket.pop(member, None)  # only after the check: if memory runs out in it, the check is repeated
             if bucket:
                 break
             if self._buckets.get(second) is bucket:

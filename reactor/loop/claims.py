@@ -161,7 +161,7 @@ class WakeupClaim:
         """Write the bytes of signals to the descriptor that was installed before ours."""
         below = self._below
         if isinstance(below, WakeupClaim):
-            below.pass_on(data)  # not to the other reactor: its own signal handlers wake it
+            below.pass_on(data)  # this skips the other reactor, which its own signal handlers wake
         elif below is not None and self._number_of(below) >= 0:
             try:
                 self._kernel.write(below[0], data)

@@ -31,7 +31,7 @@ class Idler(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
-        # Whether this idler is in the soon queue. It may be left there by a turn that ended with an exception.
+        # Whether this idler is in the soon queue. An earlier turn has left it there if an exception ended that turn.
         self.queued: bool = False
         self._idlers = idlers
         loop.watchers.park(self)

@@ -129,7 +129,7 @@ class Loop(LoopAPI):
             ReactorError: The reactor is running already.
             HandleClosed: The reactor is closed.
             OSError: The selector itself failed, for example because other code has closed its descriptor.
-            KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, and nothing that waits is lost.
+            KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, so no waiting call is lost.
         """
         if main is not None:
             callback('main', main)
@@ -237,7 +237,7 @@ class Loop(LoopAPI):
         self.close()
 
     def timeout(self) -> float | None:
-        """Return how long the next turn may wait, in seconds: 0 when calls wait, None for no limit."""
+        """Return how long the next turn may wait, in seconds: 0 when calls are waiting, None for no limit."""
         starved = self._starved
         if self._wakeup.calls or starved.count(None) < len(starved):
             return 0
@@ -428,7 +428,7 @@ class Loop(LoopAPI):
         # If another exception has ended this call in the same turn, the exception of `main` is raised by the next call.
         self._stopping = self._main_error is not None
         self.guard.thread = None
-        self._signals.leave()  # last: from here on Ctrl-C may be raised anywhere
+        self._signals.leave()  # this comes last: from here on Ctrl-C may be raised anywhere
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:

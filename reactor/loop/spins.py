@@ -21,7 +21,7 @@ STALLED_AGAIN = 10  # the same limit for a handle that was parked before, and ha
 # The first and the longest pause of a stalled handle, in seconds. The pause is doubled each time, so a stalled handle
 # costs less than 1 % of a core.
 MOMENT, LONGEST_MOMENT = 0.01, 0.25
-MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished ones are forgotten
+MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished stalls are forgotten
 BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced
 BLIND_PAUSE = 0.02  # seconds to sleep after such a poll while the selector cannot be replaced
 

@@ -154,7 +154,7 @@ class ThreadPool:
                         return
                     result = error = None
                     # `close` may run at the same time, and clears the function before the arguments. So the arguments
-                    # are read first: if the function is still set then, they belong to it.
+                    # are read first: if the function is still set afterwards, they are its arguments.
                     args, fn = call.args, call.fn
                     if fn is None:
                         call = None

@@ -313,7 +313,7 @@ class Watchers:
         return handle.fileno() != fd or not self._kernel.is_open(fd)
 
     def evict_closed(self) -> bool:
-        """Evict all handles whose descriptor is closed. Return whether there was one."""
+        """Evict all handles whose descriptor is closed. Return whether there were any."""
         lost = OSError(errno.EBADF, 'closed by other code')
         dead = [(key.data, lost) for key in self._map.values() if self.is_lost(key.data, key.fd)]
         self._fail_all(dead)
