@@ -1,4 +1,4 @@
-"""The methods of a loop that a program calls, except those that run and close it.
+"""The methods of a loop that a program calls, except those that run and close the loop.
 
 Each method checks its arguments and passes them to the part of the loop that does the work.
 """
@@ -61,7 +61,7 @@ class LoopAPI:
     watchers: Watchers
 
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next.
+        """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next turn.
 
         An exception that the function raises is handled as `catch_errors` says.
 
@@ -80,7 +80,7 @@ class LoopAPI:
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function in the loop, like `call_soon`. May be called in any thread.
 
-        Wakes the loop if it sleeps. Functions passed by the same thread are called in order.
+        Wakes the loop if it is sleeping. Functions passed by the same thread are called in order.
 
         Args:
             fn: Called as `fn(*args)` in the loop's thread.
@@ -100,7 +100,7 @@ class LoopAPI:
 
         Args:
             delay: Seconds from now, where now is a fresh reading of the clock. Any finite number is allowed; a negative
-                one counts as 0.
+                number counts as 0.
             fn: Called as `fn(*args)` in the timers phase.
             *args: Arguments for `fn`.
 
@@ -226,15 +226,15 @@ class LoopAPI:
     ) -> ThreadCall:
         """Call a function in a daemon thread, and pass its result to the loop.
 
-        Up to four calls run at once, and up to 1,000 more wait. Closing the returned handle cancels the call: a call
-        that has begun runs to its end, but `on_done` is not called.
+        Up to four calls run at once, and up to 1,000 more may wait for a thread. Closing the returned handle cancels
+        the call: a call that has begun runs to its end, but `on_done` is not called.
 
         Args:
             fn: Called as `fn(*args)` in the thread.
             *args: Arguments for `fn`.
             on_done: `on_done(result, error)`, called in the loop's thread. `error` is None when `fn` returned.
                 Otherwise `result` is None, and `error` is the exception that `fn` raised, or a `ReactorError` because
-                too many calls wait or no thread can be started.
+                too many calls are waiting or no thread can be started.
 
         Returns:
             A handle; it keeps `run` running until the call is done.
@@ -338,7 +338,8 @@ class LoopAPI:
     def fileno(self) -> int:
         """Return the descriptor of the selector, for another event loop to watch.
 
-        It is readable when a descriptor of this reactor is ready. Timers do not make it readable: see `timeout`.
+        The selector's descriptor is readable when a descriptor of this reactor is ready. Timers do not make it
+        readable: see `timeout`.
 
         Raises:
             ReactorError: The selector has no descriptor (`poll` and `select` have none).
@@ -365,9 +366,9 @@ class LoopAPI:
         return self._alive.handles()
 
     def why_alive(self, limit: int | None = None) -> list[str]:
-        """Return one line for each reason why `run` goes on: what waits, since when, and for what.
+        """Return one line for each reason why `run` goes on: what is waiting, since when, and for what.
 
-        40,000 lines take a fifth of a second.
+        Making 40,000 lines takes a fifth of a second.
 
         Args:
             limit: Maximum number of lines. None: all.

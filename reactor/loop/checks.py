@@ -94,7 +94,7 @@ def check_parts(selector: Any, kernel: Any) -> None:
 
 
 def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
-    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` other values."""
+    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` further values."""
     if not callable(fn):
         hint = '; was it called instead of passed?' if fn is None else ''
         raise TypeError(f'{name} must be callable, not {shown(fn)}{hint}')

@@ -120,12 +120,12 @@ class Counters(metaclass=Declared):
     soon_time: float = seconds('Seconds spent in call_soon callbacks, signal handlers and calls from threads.')
     completions_time: float = seconds('Seconds spent in on_connect, on_written, on_drain, on_close and the like.')
 
-    # A list in the loop, a tuple in a snapshot.
+    # `timer_lag` is a list in the loop, and a tuple in a snapshot.
     timer_lag: Any = other(
         'Timers fired, by how late they were; the bounds are in Stats.lag_bounds.', 'timer_lag_seconds'
     )
     timer_lag_sum: float = other('Total seconds by which fired timers were late.', 'timer_lag_seconds')
-    # In the loop, a dict that maps each place to [count, longest].
+    # In the loop, `slow` is a dict that maps each place to [count, longest seconds].
     slow: Any = other('Slow callbacks as [place, count, longest seconds], at most 20.', 'slow_callback_places')
 
     def __init__(self) -> None:
@@ -138,7 +138,10 @@ class Counters(metaclass=Declared):
         self.slow = {}
 
     def count_slow(self, place: str, seconds: float) -> None:
-        """Count a slow callback that is defined at `place`. Beyond SLOW_PLACES places, the rarest is forgotten."""
+        """Count a slow callback that is defined at `place`.
+
+        If SLOW_PLACES other places are known already, the one with the lowest count is forgotten.
+        """
         known = self.slow.get(place)
         if known is not None:
             known[0] += 1

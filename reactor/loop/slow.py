@@ -85,7 +85,7 @@ class SlowWatch:
         """Run the completions phase, one completion at a time."""
         for _ in range(count):
             if not self._completions:
-                break  # a callback has forked, as in `run_soon`
+                break  # a callback has forked and closed the loop in the child, as in `run_soon`
             handle, fn, _args = self._completions[0]
             if type(fn) is FunctionType:
                 fn = callback_of(handle, fn)

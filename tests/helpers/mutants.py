@@ -263,7 +263,7 @@ MUTANTS = (
     Mutant(
         'one of two simultaneous signals is lost',
         'loop/signals.py',
-        '# first, because memory may run out\n                raised[signum] = 0',
+        '# before the flag is cleared: memory may run out here\n                raised[signum] = 0',
         '# first: it may find no memory\n                raised[:] = bytes(NSIG)',
         'every signal that arrives is handled',
         16,
