@@ -14,6 +14,7 @@ from .kills import Kills
 from .loris import SlowLoris
 from .network.cases import NETWORK
 from .serving import Crashes, Drains, Orphans, Reloads
+from .shared_port import SharedHaproxy, SharedNginx
 from .shortage import Memory, SelectLimit
 from .spins import Spins
 from .tls_peers import Chat, Keys, MemoryAfterTransfer
@@ -39,6 +40,8 @@ CASES = [
     Collector(),
     Rolling(),
     Killed(),
+    SharedHaproxy(),
+    SharedNginx(),
     Drains(),
     Orphans(),
     Crashes(),
