@@ -560,8 +560,8 @@ MUTANTS = (
     Mutant(
         'a full listener does not resume when there is room again',
         'net/listener.py',
-        'if not self.events:  # first',
-        'if not self.events and self._retry is not None:  # first',
+        'if not self.events:\n            self.loop.completions',
+        'if not self.events and self._retry is not None:\n            self.loop.completions',
         '1: clients in the backlog are accepted',
         29,
     ),
@@ -589,7 +589,7 @@ MUTANTS = (
         '9: no descriptor leaks',
     ),
     Mutant(
-        'the connect timeout goes on after the connect has ended',
+        'the connect timeout keeps running after the connect has ended',
         'net/connector.py',
         'for timer in (self._timer, self._next):',
         'for timer in (self._next,):',
@@ -611,7 +611,7 @@ MUTANTS = (
         69,
     ),
     Mutant(
-        'the attempts to connect go on after close()',
+        'the attempts to connect continue after close()',
         'net/connector.py',
         '        self._end()  # done first',
         '        # done first',
@@ -649,7 +649,7 @@ MUTANTS = (
         'net/datagram.py',
         'for count in range(DATAGRAMS_PER_TURN):',
         'for count in iter(int, 1):',
-        '5: datagrams in a turn are bounded',
+        '5: the number of datagrams read per turn is bounded',
         276,
         'epoll',
     ),
@@ -665,7 +665,7 @@ MUTANTS = (
         'net/datagram_sending.py',
         'if self._error is None:  # otherwise an',
         'if what:  # otherwise an',
-        'on_send_error is called at most once in a turn',
+        'on_send_error is called at most once per turn',
         177,
     ),
     # -- options and limits
@@ -734,7 +734,7 @@ MUTANTS = (
         122,
     ),
     Mutant(
-        'the time limit for a PROXY header goes on after the header has arrived',
+        'the time limit for a PROXY header keeps running after the header has arrived',
         'admission/proxied.py',
         '            buffer.timer.cancel()',
         '            pass',
@@ -864,7 +864,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'an ICMP message ends a UDP server socket',
+        'an ICMP message closes a UDP server socket',
         'net/datagram_sending.py',
         'if exc.errno in LOST_ERRORS:',
         'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
@@ -974,7 +974,7 @@ MUTANTS = (
         212,
         'epoll',
     ),
-    # -- bugs that no oracle would see if it repeated a condition of the code
+    # -- bugs that an oracle would miss if it used the same condition as the code
     Mutant(
         'on_drain is called although no write has returned False',
         'net/sending.py',
