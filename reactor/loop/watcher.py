@@ -345,7 +345,7 @@ class Watchers:
             # handle was closed unnoticed. A handle without a socket watches a user's descriptor, and must not replace
             # another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt: the handle is in the map, but perhaps not polled
+            if holder is handle:  # memory ran out in the last attempt: the handle is in the map, but may not be polled
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return

@@ -203,7 +203,7 @@ class TLSStream(HandshakeStream):
         if state is OPEN or state is HALF:
             self.send_close_notify()
             if self.ending is None:
-                # The peer may be sending, because TLS itself sends tickets, new keys and a close_notify.
+                # The peer may be sending, because TLS itself sends tickets, key updates and a close_notify.
                 self.ending = WAITED
         Stream.close(self)
 
