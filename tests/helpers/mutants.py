@@ -76,7 +76,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'a timer cancelled in its own batch fires',
+        'a timer fires although another timer of the same turn has cancelled it',
         'loop/loop.py',
         'if deadline is None:\n                    continue',
         'if deadline is None:\n                    deadline = now',
@@ -124,7 +124,7 @@ MUTANTS = (
         'poll',
     ),
     Mutant(
-        'calls made by the calls of a turn run in the same turn',
+        'calls queued during the calls of a turn run in the same turn',
         'loop/loop.py',
         '        for _ in range(count):\n'
         '            if signals.interrupted:\n'
@@ -152,7 +152,7 @@ MUTANTS = (
         'a timer is never early',
     ),
     Mutant(
-        'a timer that is moved while its batch is running stays in the batch',
+        'a timer that is moved in the turn in which it is due fires in that turn, too',
         'loop/timers.py',
         'if timer.deadline == new or not self.leave(timer):\n'
         '            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
@@ -414,7 +414,7 @@ MUTANTS = (
         '1: every connection ends',
     ),
     Mutant(
-        'write_eof is lost when bytes wait',
+        'write_eof is lost when bytes are waiting to be sent',
         'net/sending.py',
         'if self.state.ends_when_sent:',
         'if self.state.closed:',
@@ -550,7 +550,7 @@ MUTANTS = (
         'select',
     ),
     Mutant(
-        'a listener accepts the rest of its batch although max_connections is reached',
+        'a listener that has reached max_connections accepts more clients in the same turn',
         'net/listener.py',
         '            if not self.events:\n                return\n        if self._batch',
         '        if self._batch',
@@ -984,7 +984,7 @@ MUTANTS = (
         3,
     ),
     Mutant(
-        'buffered is wrong in on_close',
+        '`buffered` is wrong in on_close',
         'net/ending.py',
         'return 0 if self.writer is None else self.writer.buffered',
         'return 0 if self.writer is None or self.state is CLOSED else self.writer.buffered',
@@ -1052,7 +1052,7 @@ MUTANTS = (
         '        if ready or timeout == 0:\n'
         '            self.now = self._clock()\n'
         '        if not ready and timeout != 0:\n',
-        'now is the time at which the poll returned',
+        '`now` is the time at which the poll returned',
     ),
     Mutant(
         'calls run before the timers of their turn',
@@ -1186,7 +1186,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             'self.empty += 1 + length // EMPTY_WEIGHT',
             'pass',
-            '5: a peer that sends nothing but new keys is cut off',
+            '5: a peer that sends nothing but key updates is cut off',
         ),
         'net/test_tls.py::test_a_flood_of_new_keys_is_cut_off',
     ),
