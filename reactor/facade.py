@@ -315,7 +315,7 @@ class Reactor(Loop):
         """Start a program as a child process.
 
         Returns once the program is running. The child gets only its three standard descriptors and those in `pass_fds`.
-        Its signals are handled as if a shell had started it. Closing the process handle or the reactor kills the child.
+        SIGPIPE, which Python ignores, is not ignored in the child. Closing the process handle or the reactor kills it.
 
         Args:
             args: The words of the command, the program first. No shell is involved.

@@ -17,7 +17,7 @@ for each connection, feeds it with bytes, and takes messages from it:
             ...
 
 Such a loop handles all messages of a chunk in one turn, and a chunk can contain as many messages as bytes. `Framing`
-passes on a limited number of messages in each turn. It also accepts a function of your own that takes the next message.
+passes on a limited number of messages per turn. It also accepts a function of your own that takes the next message.
 
 The messages do not depend on how the bytes were cut into chunks. `FrameTooLong` is raised as soon as a message exceeds
 its limit. The cost of a message is proportional to its size: no byte is searched twice or moved more than a few times.
@@ -392,7 +392,7 @@ def _handle_rest(conn: Stream, framed: Framed) -> None:
 
 
 def check_size(name: str, size: int) -> int:
-    """Return a number of bytes. Raise TypeError for another type, ValueError for a negative number."""
+    """Return `size`. Raise TypeError if it is not an int, ValueError if it is negative."""
     if not isinstance(size, int):
         raise TypeError(f'{name} must be a number of bytes, not {size!r}')
     if size < 0:

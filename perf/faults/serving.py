@@ -158,7 +158,7 @@ class Crashes(Case):
 
 
 class HTTPServer:
-    """A context manager: examples/http_server.py with a number of workers."""
+    """A context manager that runs examples/http_server.py with `workers` worker processes."""
 
     def __init__(self, workers, lame_duck):
         options = {'--port': 0, '--root': '.', '--workers': workers, '--lame-duck': lame_duck}

@@ -169,7 +169,7 @@ class ProxiedStream(Stream):
 
     def finish(self, exc: BaseException | None) -> None:
         origin = self.origin
-        Stream.finish(self, exc)  # first, because it appends the completion that calls `on_close`
+        Stream.finish(self, exc)  # done first, so that `on_close` is called even if a later step fails
         if origin is not None:
             self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # the origin is a `GuardedListener`
 

@@ -107,7 +107,7 @@ class Kernel(Processes):
         return ONLY_ERROR if found[0][1] & ~select.POLLPRI == select.POLLERR else events
 
     def received_memory(self, fd: int) -> int:
-        """Return how many bytes of memory hold received data of a socket, error queue included; 0 if unknown."""
+        """Return how many bytes of memory a socket uses for received data, error queue included; 0 if unknown."""
         try:
             sock = socket.socket(fileno=fd)
             try:
@@ -206,7 +206,7 @@ class Kernel(Processes):
         return True
 
     def has_bytes(self, sock: Any) -> bool:
-        """Return whether received bytes of a connected socket are unread."""
+        """Return whether a connected socket has received bytes that have not been read yet."""
         try:
             if fcntl is None:
                 return bool(sock.recv(1, socket.MSG_PEEK))

@@ -38,7 +38,7 @@ def _in_main_interpreter() -> bool:
 
 @cache
 def _watch_forks() -> None:
-    # Runs only once in a process, because the hooks cannot be removed.
+    # Runs only once per process, because the hooks cannot be removed.
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 

@@ -254,9 +254,9 @@ class LoopAPI:
     ) -> Descriptor:
         """Call a function in each turn in which a descriptor is ready.
 
-        The descriptor stays yours: the reactor never reads, writes or closes it. It has to be non-blocking if `fn`
-        reads more than once. Close the returned handle first, and the descriptor afterwards. If the descriptor is
-        closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
+        The descriptor stays yours: the reactor never reads, writes or closes it. It must be non-blocking if `fn`
+        reads more than once per call. Close the returned handle first, and the descriptor afterwards. If the descriptor
+        is closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
 
         Args:
             fd: A number, or an object with `fileno()`: a pipe, a socket of another library, inotify, an eventfd.
@@ -281,7 +281,7 @@ class LoopAPI:
         return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # `self` is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
-        """Call a function once in each turn, before all other calls in the soon phase.
+        """Call a function once per turn, before all other calls in the soon phase.
 
         While there is an idler, the loop never sleeps, and occupies a whole processor core. Use idlers for work in
         small pieces.

@@ -1,4 +1,4 @@
-"""Idlers: callbacks that are called once in every turn.
+"""Idlers: callbacks that are called once per turn.
 
 A loop without idlers spends nothing on them, not even a test. With an idler, a timer that is always due keeps the loop
 from sleeping. It fires in the timers phase and puts the idlers at the head of the queue for the soon phase.
@@ -48,7 +48,7 @@ class Idler(Handle):
             self.fn, self.args = None, ()
 
     def handle_turn(self) -> None:
-        """Called by the loop, once in a turn."""
+        """Called by the loop, once per turn."""
         self.queued = False
         if self.fn is not None:
             self.fn(*self.args)

@@ -322,7 +322,7 @@ class Loop(LoopAPI):
         signals = self._signals
         for key, mask in ready:
             if signals.interrupted:
-                signals.raise_interrupt()  # the rest of the batch is reported again by the next poll
+                signals.raise_interrupt()  # the next poll reports the remaining events again
             watcher = key.data
             try:
                 if mask & watcher.events & READ:

@@ -258,7 +258,7 @@ def _in_callback(frame: FrameType | None) -> bool:
     if called is None or frame is None or _module(called) in _CALLED or frame.f_code.co_name == '_poll':
         return False
     if _module(frame) == _PACKAGE + 'loop.watcher':
-        return False  # the user's code is a selector class, which the reactor has called
+        return False  # the user's code is a custom selector, and the reactor is calling one of its methods
     while frame is not None and _is_ours(frame):
         if frame.f_code.co_name in _PHASES:
             return True

@@ -1,8 +1,8 @@
 """`loop.spins`: finds and stops busy loops, in which a handle or selector is ready in every turn but makes no progress.
 
 A handle that was dispatched and could do nothing reports that here. A handle that does so in STALLED turns in a row is
-parked (not watched) for a moment. This is counted, and logged once in EPISODE seconds. A handle that makes progress
-reports nothing, so progress costs nothing.
+parked (not watched) for a moment. This is counted, and logged at most once every EPISODE seconds. A handle that makes
+progress reports nothing, so progress costs nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Spins:
         return stall.row >= STALLED
 
     def resume_row(self, handle: Handle) -> None:
-        """Called when a parked handle is watched again: its row goes on if it makes no progress in the next turn."""
+        """Called when a parked handle is watched again: its row continues if it makes no progress in the next turn."""
         stall = self.stalls.get(handle)
         if stall is not None:
             stall.turn = self._counters.loop_count

@@ -97,7 +97,7 @@ class ThreadPool:
         """Queue a call. `on_done` gets a `ReactorError` if too many calls wait or no thread can be started."""
         call = ThreadCall(self._loop, fn, args, on_done)
         turn = self._loop.counters.loop_count
-        # Search the queue for cancelled calls at most once in a turn, because peers can cause any number of look-ups.
+        # Search the queue for cancelled calls at most once per turn, because peers can cause any number of look-ups.
         if len(self._queue) >= QUEUE_LIMIT and turn != self._swept:
             self._swept = turn
             self._drop_cancelled()

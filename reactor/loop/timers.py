@@ -46,7 +46,7 @@ class Timer:
         if deadline is not None:
             timers = self.timers
             at = timers.at
-            pending = timers.pending - 1  # first the steps in which memory or stack may run out, then the changes
+            pending = timers.pending - 1  # steps that may run out of memory or stack come before all changes
             if timers.unreferenced:
                 timers.unreferenced.discard(self)
             if at.get(deadline) is self:  # nearly always true, because timers rarely share a deadline

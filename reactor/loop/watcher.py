@@ -94,7 +94,7 @@ class Handle:
         """Called when a callback of the handle raised an exception that no `on_error` has handled."""
 
     def may_log(self) -> bool:
-        """Return whether an exception of a callback of the handle may be logged now."""
+        """Return whether an exception from a callback of the handle may be logged now."""
         return True
 
     def has_log_limit(self) -> bool:
@@ -226,7 +226,7 @@ class Watchers:
             loop.streams.suspended.pop(handle, None)
         if self._half_parked:
             self._finish_parking()
-        referenced = self.referenced - 1  # first the steps in which memory or stack may run out, then the changes
+        referenced = self.referenced - 1  # steps that may run out of memory or stack come before all changes
         if handle in self._parked:
             del self._parked[handle]
         else:
@@ -345,7 +345,7 @@ class Watchers:
             # handle was closed unnoticed. A handle without a socket watches a user's descriptor, and must not replace
             # another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt: the handle is in the map, but perhaps not polled
+            if holder is handle:  # memory ran out in the last attempt: the handle is in the map, but may not be polled
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
-ATTEMPTS_PER_TURN = 64  # the most attempts made in a turn: each may fail at once (no route), and takes 20 µs
+ATTEMPTS_PER_TURN = 64  # the most attempts per turn: each may fail at once (no route), and takes 20 µs
 # A Unix socket with a full backlog refuses at once, and the selector does not report when the backlog has room.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 
@@ -140,7 +140,7 @@ class Connector:
 
     def handle_closed(self, stream: Stream) -> None:
         """Called when the stream has ended before it was connected."""
-        self._end()  # done first: if memory or stack runs out in it, `handle_closed` can be called again
+        self._end()  # done first: if it runs out of memory, this method is called again, and counts only once
         self._loop.counters.outgoing -= 1
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:

@@ -9,7 +9,7 @@ socket without a peer is always reported as writable, even while the queue of a 
 receiver has its own line in the queue: a full receiver delays only its own datagrams, and a timer makes the next
 attempt.
 
-A failed send costs one datagram, never the socket. Errors are reported by a completion, at most one in a turn.
+A failed send costs one datagram, never the socket. Errors are reported by a completion, at most one per turn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOST = State('CLOSED')  # the socket has failed, and `on_close` has not been cal
 # The limit applies to each socket and direction, as in libuv: a flood of datagrams must not delay other handles.
 DATAGRAMS_PER_TURN = 32
 RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again; doubled while all of them are full
-TRIES_PER_TURN = 256  # at most this many full receivers are tried in a turn
+TRIES_PER_TURN = 256  # at most this many full receivers are tried per turn
 MAX_QUEUED = 1 << 20  # bytes; the queue is used only while the kernel's buffer is full, and a longer one adds delay
 DATAGRAM_COST = 256  # bytes added to the size of each queued datagram, so that empty datagrams are limited too
 LONGEST_IPV4 = 65507  # bytes: the most that a length of 16 bits allows, minus the headers

@@ -184,7 +184,7 @@ class Connection(Handle):
         """Called as a completion after a failed send: deliver the bytes received before it, then end the connection."""
         if self.state is not FAILED:
             return
-        if self.loop.streams.suspended.get(self):  # first, a layer above delivers the messages that it holds
+        if self.loop.streams.suspended.get(self):  # first, a framing passes on the messages that it holds
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -309,7 +309,7 @@ class Connection(Handle):
         self.ending = ending
         self.state = CLOSING
         self.on_data = None  # further input is read and dropped
-        timeouts, self.timeouts = self.timeouts, None  # None first: a check that cannot be cancelled then does nothing
+        timeouts, self.timeouts = self.timeouts, None  # None first: if the check cannot be cancelled, it does nothing
         if timeouts is not None:
             self.loop.timers.buckets.discard(self, timeouts.second)  # type: ignore[arg-type]  # a `Stream`
         if self.buffered:

@@ -15,7 +15,7 @@ from ..kernel import Kernel
 from ..kernel.sockets import send_first
 from ..loop.checks import shown
 
-# The most bytes that one call sends, and therefore that one connection sends in a turn. This takes about as long as a
+# The most bytes that one call sends, and therefore that one connection sends per turn. This takes about as long as a
 # few recvs, so other connections do not starve.
 FILE_BYTES_PER_TURN = 262144
 READ_FILE_SIZE = 65536  # bytes read at once where sendfile cannot be used; they are in memory for one call only

@@ -26,9 +26,9 @@ from .writer import MARK_COST, SHUT
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# The limit on handshake steps in a turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
-# of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept
-# reconnecting doubled the 99th percentile of the latency of the other clients; with 2 steps it grew by a fifth.
+# The most handshake steps per turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
+# of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps per turn, ten clients that kept
+# reconnecting doubled the 99th percentile of the latency of the other clients; with 2 steps, it grew by a fifth.
 HANDSHAKES_PER_TURN = 2
 
 
@@ -108,9 +108,9 @@ class HandshakeStream(Stream):
     # -- methods for the loop
 
     def handle_waiting(self) -> None:
-        """Called as a completion once a turn while handshakes are waiting: the first few take a step in the next turn.
+        """Called as a completion, once per turn while handshakes are waiting: queue the next step of the first few.
 
-        So the cost of a turn does not depend on the number of waiting clients.
+        The steps are taken in the next turn. So the cost of a turn does not depend on the number of waiting clients.
         """
         shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
         waiting, count, stream = shared.waiting, 0, self

@@ -190,7 +190,9 @@ class Listener(Handle):
     def handle_closed(self, stream: Stream) -> None:
         """Called when an accepted connection has been closed, so there is room for another."""
         counters = self.loop.counters
-        if not self.events:  # first: the steps after this cannot fail, so the listener never stays paused
+        # This comes first: if memory runs out here, the method is called again. The later steps cannot fail, so a
+        # listener that is paused because it is full always resumes.
+        if not self.events:
             self.loop.completions.append((self, Listener.handle_room, ()))
         incoming = counters.incoming - 1
         self.open_connections -= 1

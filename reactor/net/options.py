@@ -26,8 +26,8 @@ HIGH_WATER = 65536  # buffered bytes; this and LOW_WATER are asyncio's defaults
 LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # buffered bytes, the same limit as in waitress
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
-# TLS records without data in a row; the same limit as in BoringSSL. A server sends only two tickets in a row, and new
-# keys are followed by data.
+# TLS records without data in a row; the same limit as in BoringSSL. Honest peers stay far below it: a server sends only
+# two session tickets in a row, and a KeyUpdate is followed by data.
 MAX_EMPTY_RECORDS = 32
 LINGER = 30.0  # seconds that `close` may take; asyncio allows the same for a TLS shutdown
 MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and each call allocates this much memory
@@ -63,7 +63,7 @@ class Shared:
         self.refusal_logged_at: float = -LOG_INTERVAL  # when a refused client was last logged
 
     def may_log(self, now: float) -> bool:
-        """Return whether an exception in a callback may be logged now: at most once in LOG_INTERVAL."""
+        """Return whether an exception in a callback may be logged now: at most once per LOG_INTERVAL."""
         if now - self.logged_at < LOG_INTERVAL:
             return False
         self.logged_at = now

@@ -62,7 +62,7 @@ class Sender(Connection):
         except OSError as exc:
             self.write_failed(exc, data)
             return False
-        except MemoryError as exc:  # perhaps there was no memory for the result, after the bytes were sent
+        except MemoryError as exc:  # the bytes may have been sent, if there was no memory for the result only
             return self.lose(exc)
         try:
             loop = self.loop

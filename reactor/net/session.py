@@ -247,7 +247,7 @@ class TLSSession:
     # -- output for the peer
 
     def pending_output(self) -> bytes:
-        """Take the bytes for the peer that OpenSSL's last call has made: handshake messages, alerts, new keys."""
+        """Take the bytes for the peer that OpenSSL's last call has made: handshake messages, alerts, key updates."""
         outgoing = self.buffers.outgoing
         return outgoing.read() if outgoing.pending else b''
 

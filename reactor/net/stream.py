@@ -156,7 +156,7 @@ class Stream(Sender):
             if hasattr(layer, 'handle_resumed'):
                 layer.handle_resumed(self)
             else:
-                continue_reading(self)  # another callback has replaced the layer
+                continue_reading(self)  # another callback has replaced `on_data`: no messages are held
 
     def may_log(self) -> bool:
         return self.options.shared.may_log(self.loop.timers.clock())

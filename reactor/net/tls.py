@@ -88,7 +88,7 @@ class TLSStream(HandshakeStream):
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
-            # The buffered records come first, a few in each turn.
+            # The buffered records come first, a few per turn.
             self.loop.completions.append((self, TLSStream.handle_last_reads, (left,)))
         else:
             Stream.handle_last_reads(self, left)
@@ -203,7 +203,7 @@ class TLSStream(HandshakeStream):
         if state is OPEN or state is HALF:
             self.send_close_notify()
             if self.ending is None:
-                # The peer may be sending, because TLS itself sends tickets, new keys and a close_notify.
+                # The peer may be sending, because TLS itself sends tickets, key updates and a close_notify.
                 self.ending = WAITED
         Stream.close(self)
 
@@ -231,7 +231,7 @@ class TLSStream(HandshakeStream):
             self.decrypt_later()  # the selector does not report records that are buffered here
 
     def finish(self, exc: BaseException | None) -> None:
-        Stream.finish(self, exc)  # first, because it appends the completion that calls `on_close`
+        Stream.finish(self, exc)  # done first, so that `on_close` is called even if a later step fails
         session = self.tls
         session.held = None  # `held_bytes` stays, because `buffered` counts bytes that were never sent
         session.on_secured = (None, ())

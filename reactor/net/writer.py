@@ -197,7 +197,7 @@ def check_buffers(buffers: object) -> None:
 
 
 def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
-    """Return the bytes that a user writes as `bytes`, or as a view of single bytes; raise TypeError for other types."""
+    """Return bytes or a view of single bytes. Raise TypeError if `data` is not bytes, bytearray or memoryview."""
     if type(data) is bytes:
         return data
     if not isinstance(data, (bytes, bytearray, memoryview)):

@@ -193,7 +193,7 @@ def loop_seconds(counters: Snapshot) -> float:
 
 
 def lateness(lags: list[list[int]]) -> list[int | None]:
-    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices; None if no timer fired."""
+    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices; all None if no timer fired."""
     counts = [sum(column) for column in zip(*filter(None, lags), strict=True)]
     total, seen = sum(counts), 0
     found: list[int | None] = []

@@ -37,9 +37,9 @@ def inherited_sockets() -> list[tuple[str, socket.socket]]:
     environment variables that announced them are removed from `os.environ`, so a second call finds nothing.
 
     Returns:
-        A list of (name, socket), in the order of the unit; empty if no sockets were passed. The name is the value of
-        `FileDescriptorName=` in the .socket unit, by default the name of the unit. It is 'unknown' if the
-        service manager passed no names.
+        A list of (name, socket), in the order in which the .socket unit lists them; empty if no sockets were passed.
+        The name is the value of `FileDescriptorName=` in that unit, by default the name of the unit. It is 'unknown'
+        if the service manager passed no names.
 
     Raises:
         ReactorError: A descriptor is not such a socket, but a connection (`Accept=yes`), for example. None of the

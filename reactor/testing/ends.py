@@ -11,7 +11,7 @@ from .files import End
 from .ledger import Ledger
 from .watched import WatchedStream
 
-# The errors that a connection may end with, besides errors of the kernel and exceptions raised by its callbacks.
+# The errors that a connection may end with, besides errors from the kernel and exceptions raised by its callbacks.
 REASONS = (
     errors.ReadTimeout, errors.WriteTimeout, errors.IdleTimeout, errors.ConnectTimeout, errors.WriteBufferFull,
     errors.TLSError, errors.DrainTimeout, errors.ResolveError, errors.SendFileError, errors.TooSlow,
@@ -45,7 +45,7 @@ class Ends:
         self._check_reset(stream, exc)
 
     def check_whole(self, stream: WatchedStream) -> None:
-        """Check that all bytes of the peer arrived before its end of file."""
+        """Check that all bytes from the peer arrived before its end of file."""
         record = stream.record
         end, peer = self.ledger.end_of(stream), self.ledger.peer_of(record)
         if end is None or end.peer is None:

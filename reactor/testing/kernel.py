@@ -287,7 +287,7 @@ class SimKernel(Descriptors):
     def chmod(self, path: str | bytes, mode: int) -> None:
         self.call('chmod', -1)
 
-    # -- used in this file
+    # -- private methods
 
     def _run_thread(self, target: Callable[[], None]) -> None:
         self.running_thread = 1000 + self.next_number()

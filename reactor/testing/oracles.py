@@ -50,7 +50,7 @@ MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time pa
 MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
 MOST_TURNS = 200_000
 MOST_TURNS_AT_ONCE = 20_000  # the most turns in a row during which no time passes
-READ_PER_TURN = 65536  # the most bytes to read from one connection in a turn: one recv
+READ_PER_TURN = 65536  # the most bytes to read from one connection per turn: one recv
 
 
 @cache

@@ -86,7 +86,7 @@ class SimSelector:
         return key
 
     def unregister(self, fd: int) -> SelectorKey:
-        """Stop watching a descriptor. Like `selectors`, this ignores errors of the system."""
+        """Stop watching a descriptor. Like `selectors`, this ignores errors from the system."""
         if fd not in self._keys:
             raise KeyError(f'{fd} is not registered')
         self._kernel.note('unregister', fd)

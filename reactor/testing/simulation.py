@@ -200,7 +200,8 @@ class Simulation:
             except OSError as exc:
                 if not kernel.fails:
                     raise
-                # The call that failed was made by the selector, or by a program, which then could not start.
+                # Either the selector made the call that failed, or a program made it while the program was starting. In
+                # the second case the program has not started, so nothing can be expected of it.
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()

@@ -152,7 +152,7 @@ class WatchedTLSStream(WatchedStream, TLSStream):
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):
-    """A `WatchedStream` that waits for a PROXY header. The header is received data, like all bytes of the peer."""
+    """A `WatchedStream` that waits for a PROXY header. The header is received data, like all bytes from the peer."""
 
     __slots__ = ()
 

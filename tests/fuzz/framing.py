@@ -30,7 +30,7 @@ def run(data: bytes) -> None:
         run_connection(data[1:], data[0] & 127)
 
 
-# -- the naive split
+# -- the naive parser, which splits the whole input at once
 
 
 def message_until(data: bytes, delimiter: bytes, limit: int) -> Any:

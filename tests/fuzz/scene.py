@@ -257,10 +257,10 @@ class Scene:
             if self._collecting:
                 gc.enable()
 
-    # -- for targets
+    # -- methods that targets call
 
     def caught(self, exc: Exception, handle: Any) -> None:
-        """Handle an exception of a callback, which would otherwise be logged."""
+        """Handle an exception from a callback, which would otherwise be logged."""
         if not isinstance(exc, Expected):
             self.failures.append(exc)
 
@@ -298,7 +298,7 @@ class Scene:
             raise self.failures[0]
         assert not self._errors.found, f'law 8: logged as an error: {self._errors.found[0]}'
 
-    # -- the end
+    # -- closing everything at the end
 
     def _close(self) -> None:
         """Close everything, and check that it is closed."""
@@ -356,7 +356,7 @@ class Seen:
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
         self._call('on_close', conn, self._close, exc)
 
-    # -- for targets
+    # -- methods that targets override
 
     def message(self, data: bytes) -> None:
         """Called with received bytes, or with a message."""
@@ -373,7 +373,7 @@ class Seen:
             assert self.over == 1, f'law 1: on_close was called {self.over} times'
         self.conn = None
 
-    # -- internal
+    # -- private methods
 
     def _call(self, name: str, conn: Any, fn: Any, *args: Any) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Fuzz a `TLSStream` with random bytes, and with records of a peer that are flipped, cut, doubled, dropped or swapped.
+"""Fuzz a `TLSStream` with random bytes, and with a peer's records flipped, cut, doubled, dropped or swapped.
 
 The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` must get a prefix
 of the bytes that the peer wrote, and nothing else. A stream that was changed or cut on the way must never end with

@@ -59,10 +59,10 @@ DIFFERENCES = {
     ),
     'an event that is unwanted and wanted again in one turn': (
         'This loop still reports the event in that turn; asyncio reports it in the next one. '
-        'A program changes the wanted events of a descriptor at most once a turn.'
+        'A program changes the wanted events of a descriptor at most once per turn.'
     ),
     'exceptions in callbacks of a watched descriptor': (
-        'In this loop an exception ends the watch; in asyncio the watch goes on. The callbacks of a program do not '
+        'In this loop an exception ends the watch; in asyncio the watch continues. The callbacks of a program do not '
         'raise there.'
     ),
     'a signal raised many times at once': (

@@ -180,7 +180,7 @@ class World:
         self.promises: list[Callable[[], str | None]] = []
         self.escaped: list[BaseException] = []
 
-    # -- for programs
+    # -- methods that programs call
 
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
         """Record the end of a connection without allocating memory."""
@@ -234,7 +234,7 @@ class World:
         else:
             self.r.call_soon(attempt, fn)
 
-    # -- the run
+    # -- running a program
 
     def run(self, fault: Any) -> str | None:
         """Run the program's turns with `fault`, then end it without the fault; returns the broken law, or None."""

@@ -556,7 +556,7 @@ def calls_beyond_the_queue_limit_of_threads(n, meter):
         for _ in range(QUEUE_LIMIT):
             r.run_in_thread(nothing)
         r.run_once(0)
-        r.run_in_thread(nothing)  # this call searches the queue for cancelled calls, which happens once a turn
+        r.run_in_thread(nothing)  # this call searches the queue for cancelled calls, as happens once per turn
         with meter:
             for _ in range(n):
                 r.run_in_thread(nothing)

@@ -188,7 +188,7 @@ class Peer:
             self._end_connection()
 
     def _politely(self) -> None:
-        """Behave unusually but correctly: send small records or new keys, and then data."""
+        """Behave unusually but correctly: send small records or key updates, and then data."""
         if self.rng.random() < 0.5:
             for _ in range(20):
                 self.tls.write(b'~')

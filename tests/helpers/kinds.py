@@ -53,7 +53,7 @@ def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
     return pieces
 
 
-# -- the other end
+# -- the peers: raw sockets at the other end
 
 
 class Peer:
@@ -279,7 +279,7 @@ class VsockSocket(socket.socket):
         return VsockSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock.detach()), self.theirs
 
 
-# -- one run
+# -- the parts of one run of a law
 
 
 class ClockKernel(FakeKernel):
@@ -504,7 +504,7 @@ def descriptors() -> int:
     return len(os.listdir('/proc/self/fd'))
 
 
-# -- the kinds
+# -- the kinds of streams
 
 
 class Kind:

@@ -76,7 +76,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'a timer cancelled in its own batch fires',
+        'a timer fires although another timer of the same turn has cancelled it',
         'loop/loop.py',
         'if deadline is None:\n                    continue',
         'if deadline is None:\n                    deadline = now',
@@ -124,7 +124,7 @@ MUTANTS = (
         'poll',
     ),
     Mutant(
-        'calls made by the calls of a turn run in the same turn',
+        'calls queued during the calls of a turn run in the same turn',
         'loop/loop.py',
         '        for _ in range(count):\n'
         '            if signals.interrupted:\n'
@@ -152,7 +152,7 @@ MUTANTS = (
         'a timer is never early',
     ),
     Mutant(
-        'a timer that is moved while its batch is running stays in the batch',
+        'a timer that is moved in the turn in which it is due fires in that turn, too',
         'loop/timers.py',
         'if timer.deadline == new or not self.leave(timer):\n'
         '            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
@@ -414,7 +414,7 @@ MUTANTS = (
         '1: every connection ends',
     ),
     Mutant(
-        'write_eof is lost when bytes wait',
+        'write_eof is lost when bytes are waiting to be sent',
         'net/sending.py',
         'if self.state.ends_when_sent:',
         'if self.state.closed:',
@@ -550,7 +550,7 @@ MUTANTS = (
         'select',
     ),
     Mutant(
-        'a listener accepts the rest of its batch although max_connections is reached',
+        'a listener that has reached max_connections accepts more clients in the same turn',
         'net/listener.py',
         '            if not self.events:\n                return\n        if self._batch',
         '        if self._batch',
@@ -560,8 +560,8 @@ MUTANTS = (
     Mutant(
         'a full listener does not resume when there is room again',
         'net/listener.py',
-        'if not self.events:  # first',
-        'if not self.events and self._retry is not None:  # first',
+        'if not self.events:\n            self.loop.completions',
+        'if not self.events and self._retry is not None:\n            self.loop.completions',
         '1: clients in the backlog are accepted',
         29,
     ),
@@ -589,7 +589,7 @@ MUTANTS = (
         '9: no descriptor leaks',
     ),
     Mutant(
-        'the connect timeout goes on after the connect has ended',
+        'the connect timeout keeps running after the connect has ended',
         'net/connector.py',
         'for timer in (self._timer, self._next):',
         'for timer in (self._next,):',
@@ -611,7 +611,7 @@ MUTANTS = (
         69,
     ),
     Mutant(
-        'the attempts to connect go on after close()',
+        'the attempts to connect continue after close()',
         'net/connector.py',
         '        self._end()  # done first',
         '        # done first',
@@ -649,7 +649,7 @@ MUTANTS = (
         'net/datagram.py',
         'for count in range(DATAGRAMS_PER_TURN):',
         'for count in iter(int, 1):',
-        '5: datagrams in a turn are bounded',
+        '5: the number of datagrams read per turn is bounded',
         276,
         'epoll',
     ),
@@ -665,7 +665,7 @@ MUTANTS = (
         'net/datagram_sending.py',
         'if self._error is None:  # otherwise an',
         'if what:  # otherwise an',
-        'on_send_error is called at most once in a turn',
+        'on_send_error is called at most once per turn',
         177,
     ),
     # -- options and limits
@@ -734,7 +734,7 @@ MUTANTS = (
         122,
     ),
     Mutant(
-        'the time limit for a PROXY header goes on after the header has arrived',
+        'the time limit for a PROXY header keeps running after the header has arrived',
         'admission/proxied.py',
         '            buffer.timer.cancel()',
         '            pass',
@@ -864,7 +864,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'an ICMP message ends a UDP server socket',
+        'an ICMP message closes a UDP server socket',
         'net/datagram_sending.py',
         'if exc.errno in LOST_ERRORS:',
         'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
@@ -974,7 +974,7 @@ MUTANTS = (
         212,
         'epoll',
     ),
-    # -- bugs that no oracle would see if it repeated a condition of the code
+    # -- bugs that an oracle would miss if it used the same condition as the code
     Mutant(
         'on_drain is called although no write has returned False',
         'net/sending.py',
@@ -984,7 +984,7 @@ MUTANTS = (
         3,
     ),
     Mutant(
-        'buffered is wrong in on_close',
+        '`buffered` is wrong in on_close',
         'net/ending.py',
         'return 0 if self.writer is None else self.writer.buffered',
         'return 0 if self.writer is None or self.state is CLOSED else self.writer.buffered',
@@ -1052,7 +1052,7 @@ MUTANTS = (
         '        if ready or timeout == 0:\n'
         '            self.now = self._clock()\n'
         '        if not ready and timeout != 0:\n',
-        'now is the time at which the poll returned',
+        '`now` is the time at which the poll returned',
     ),
     Mutant(
         'calls run before the timers of their turn',
@@ -1186,7 +1186,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             'self.empty += 1 + length // EMPTY_WEIGHT',
             'pass',
-            '5: a peer that sends nothing but new keys is cut off',
+            '5: a peer that sends nothing but key updates is cut off',
         ),
         'net/test_tls.py::test_a_flood_of_new_keys_is_cut_off',
     ),

@@ -488,7 +488,7 @@ def run_short(
     kind: type[BaseException] = MemoryError,
     after: bool = False,
 ) -> None:
-    """Let the next `times` calls of a function of the package raise; later calls work again.
+    """Make the next `times` calls of a function of the package raise; later calls work again.
 
     `owner` is the class or module that has the function. With `after`, the call raises after it has done its work.
 

@@ -24,7 +24,7 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # the most records of a connection in a turn: 4 and an empty one, twice
+RECORDS = 2 * (4 + 1)  # the most records of a connection per turn: 4 and an empty one, twice
 HEADER = 0x100  # the content type with which a message callback reports a record header
 KEPT = 65536 + 16384 + 2048 + 5  # bytes: an incomplete record, and the data of one recv
 LINES = 3  # lines that each good client sends
@@ -80,7 +80,7 @@ class Room:
         context._msg_callback = on_message  # type: ignore[attr-defined]
         return context
 
-    # -- the room
+    # -- the chat room
 
     def callbacks(self) -> dict[str, Any]:
         """Return the room's callbacks and options for a member."""

@@ -134,7 +134,7 @@ class Run:
         return waiting
 
 
-# -- the peer ends
+# -- the peer closes, resets or ends its side
 
 
 @law('read')
@@ -231,7 +231,7 @@ def an_end_without_close_notify_is_an_error_after_the_data(run):
     assert run.rec.received == b'cut sho'
 
 
-# -- our own end
+# -- the program closes or aborts the stream
 
 
 @law()
@@ -1224,7 +1224,7 @@ def the_next_owner_of_the_number_of_a_lost_datagram_socket_is_not_hurt(run):
     os.close(fd)
 
 
-# -- every law, on every kind
+# -- the tests: every law on every kind
 
 
 def runs(fn, kind):
@@ -1424,7 +1424,7 @@ def test_the_output_of_a_child_on_a_tty_arrives_at_the_other_end(r, tmp_path):
     watched.end()
 
 
-# -- whole children
+# -- child processes with all their pipes
 
 
 def test_a_child_on_a_socket_pair_echoes_both_ways_at_once(r):
@@ -1608,7 +1608,7 @@ def test_a_client_of_af_vsock_is_admitted_without_an_address(r, proxied):
     listener.close()
 
 
-# -- the tables
+# -- the tables of kinds and options are complete
 
 
 def test_every_option_has_values_at_its_limits():

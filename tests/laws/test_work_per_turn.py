@@ -292,7 +292,7 @@ LISTENERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize('kind', LISTENERS)
 def test_clients_that_connect(r, sockets, kind, caplog):
     server = r.listen_tcp('127.0.0.1', 0, nothing, on_connect=nothing, on_close=nothing, **LISTENERS[kind])
-    server._batch = ACCEPTS_PER_TURN  # the batch size that the listener would reach after several turns
+    server._batch = ACCEPTS_PER_TURN  # the accepts per turn that the listener would reach after many turns
     for _ in range(2 * ACCEPTS_PER_TURN):
         sockets.connect(server.address).send(b'x' if kind == 'deferred' else b'')
     within('clients that connect', most_of(r, 3))

@@ -1,6 +1,6 @@
 """Test a connection against an automaton of ten states, based on the documentation of `Stream` and not on its code.
 
-Only calls of the user and results of the scripted socket change the state of the automaton. All actions of the stream
+Only calls by the user and results from the scripted socket change the state of the automaton. All actions of the stream
 (callbacks, the events that it wants from the selector, shutdown and close of the socket) must be legal in that state.
 No state is a dead end: when all timers have fired, each connection has ended.
 """

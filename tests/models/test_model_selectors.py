@@ -1,4 +1,4 @@
-"""The same descriptors watched on every selector: real socket pairs, one model, and loops that must agree with it.
+"""Test watched descriptors on every selector against one model, with real socket pairs.
 
 Descriptor numbers are reused all the time here, copies outlive their descriptors, and some descriptors are closed
 without the loop's knowledge. An open handle must always get exactly the wanted events for which its own socket is
@@ -99,7 +99,7 @@ class World:
 
 
 class Selectors(Machine):
-    """Each event of the model is reported once a turn, and none belongs to an earlier owner of a number."""
+    """Each event of the model is reported once per turn, and never for an earlier owner of a descriptor number."""
 
     @initialize()
     def begin(self):
@@ -239,7 +239,7 @@ class Selectors(Machine):
             if end.does is not None and not end.closed and not end.lost and end.wants & end.true
             if not (ends[end.does[1]].closed or ends[end.does[1]].lost)
         ]
-        acting = acting[:1]  # only one handle acts, so that the result does not depend on the order of the batch
+        acting = acting[:1]  # only one handle acts, so that the result does not depend on the order of the events
         self.done, self.acting = set(), acting
         self.now = {
             (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}

@@ -1,4 +1,4 @@
-"""Test signals and calls from threads against a model: real signals, real threads, and a full doorbell."""
+"""Test signals and calls from threads against a model: real signals, real threads, and a full wakeup socket."""
 
 from __future__ import annotations
 

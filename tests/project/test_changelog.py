@@ -1,4 +1,4 @@
-"""The documents keep their promises: the changelog is sorted, and public names and counters are explained."""
+"""Tests of the documents: the changelog is sorted, and public names and counters are explained."""
 
 from __future__ import annotations
 

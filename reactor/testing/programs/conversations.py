@@ -235,7 +235,7 @@ class RequestClient:
 
 
 def publish(world: AnyWorld) -> None:
-    """Run a hub that passes the lines of a publisher to all subscribers, some of which pause reading."""
+    """Run a hub that passes the lines from a publisher to all subscribers, some of which pause reading."""
     Hub(world, dying=False)
 
 

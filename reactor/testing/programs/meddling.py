@@ -252,7 +252,7 @@ class Bell(Awaited):
 
 
 class Idle(Actor):
-    """An idler, called once a turn while it is open."""
+    """An idler, called once per turn while it is open."""
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)

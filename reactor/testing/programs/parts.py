@@ -163,7 +163,8 @@ class WaitGroup:
 class Talker:
     """One side of a conversation, kept in `data` of its connection: it sends `words` and expects to receive `expected`.
 
-    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': let the peer end
+    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': wait for the
+            peer to close the connection
     leave   called without arguments when the connection ends
 
     It writes in random pieces, with all write methods, before or after it is connected. It waits for `on_drain` when a
