@@ -90,9 +90,10 @@ class Drain:
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
         """Have `fn(seconds, *args)` called in the timers phase, with the seconds that are left until the timeout."""
-        return self._loop.timers.later(0, self._run_callback, fn, args)
+        return self._loop.timers.later(0, self.run_callback, fn, args)
 
-    def _run_callback(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def run_callback(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Called by the timer of a callback."""
         if not self.over:
             fn(max(0.0, self._deadline - self._loop.timers.clock()), *args)
 

@@ -86,3 +86,8 @@ class DrainAPI(Loop):
     def draining(self) -> bool:
         """Whether `drain` was called. If so, fail readiness checks, and close connections after their next response."""
         return self._drain is not None
+
+    def _watch_slow(self, limit: float) -> None:
+        super()._watch_slow(limit)
+        if self._slow is not None:
+            self._slow.callers.add(Drain.run_callback)
