@@ -47,6 +47,9 @@ def run(
     this pause doubles with each further failure, up to 10 s. The parent never stops trying. A worker that drains by
     itself (`r.drain`, or SIGTERM sent to it alone) is replaced while it drains.
 
+    To take part in the drain of a worker, call `r.add_drain_callback` in `main`. The parent does not drain workers by a
+    signal, so a SIGTERM handler of your own changes only what SIGTERM to the worker alone does; a warning is logged.
+
     Signals to the parent:
 
     - SIGTERM, SIGINT: all workers drain (`Reactor.drain`) and exit. A second SIGINT kills them. `r.stop` and `r.drain`
@@ -127,7 +130,7 @@ def run(
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             listen_addresses.append(ListenAddress(address, backlog))
         with Reactor() as r:
-            team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout)
+            team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout, lame_duck)
             r.run(lambda r: team.begin(workers or processors(), on_start))
             # If workers are left, `r.stop` or `r.drain` was called in the parent, for example through a control socket.
             # Closing this reactor would kill the workers, so let them drain first.

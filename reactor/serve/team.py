@@ -14,7 +14,7 @@ class Team:
     r: Reactor
     argv: list[str]
     listen_addresses: list[ListenAddress]
-    patience: float  # seconds that a leaving worker has until it is killed
+    times: tuple[float, float]  # drain timeout and lame-duck period of a leaving worker, in seconds
     start_timeout: float  # seconds
     hang_timeout: float | None  # seconds
     status: int  # the exit status of the program

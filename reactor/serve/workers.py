@@ -17,12 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import Reactor
+from ..net.drain import check_times
 from . import systemd
 from .addresses import ListenAddress
 from .messages import REPORTS_EVERY
 from .slot import Slot
 from .team import Team, WorkerSlot
-from .worker_process import GRACE, WorkerProcess
+from .worker_process import WorkerProcess
 
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
 
@@ -44,11 +45,12 @@ class Workers(Team):
         drain_timeout: float,
         start_timeout: float,
         hang_timeout: float | None,
+        lame_duck: float = 0.0,
     ) -> None:
         self.r = r
         self.argv = argv
         self.listen_addresses = listen_addresses
-        self.patience: float = drain_timeout + GRACE
+        self.times: tuple[float, float] = drain_timeout, lame_duck
         self.start_timeout = start_timeout
         self.hang_timeout = hang_timeout
         self.addresses: list[Any] = []
@@ -92,8 +94,20 @@ class Workers(Team):
         if on_start is not None:
             on_start(self.r, self)
 
-    def drain(self) -> None:
-        """Have all workers drain and exit."""
+    def drain(self, timeout: float | None = None, lame_duck: float = 0) -> None:
+        """Have all workers drain and exit. A second call can only make the time shorter.
+
+        Args:
+            timeout: Seconds until the remaining connections are reset. None: the times that `run` was given.
+            lame_duck: Seconds of `timeout` in which clients are still accepted.
+
+        Raises:
+            TypeError, ValueError: A time is not a number of seconds, or `lame_duck` is longer than `timeout`.
+        """
+        if timeout is not None:
+            self.times = check_times(timeout, lame_duck)
+            for child in self.leaving:
+                child.drain(*self.times)
         while self.slots:
             self.slots.pop().remove()
         for address in self.listen_addresses:
