@@ -130,7 +130,7 @@ def run(
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             listen_addresses.append(ListenAddress(address, backlog))
         with Reactor() as r:
-            team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout, lame_duck)
+            team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
             # If workers are left, `r.stop` or `r.drain` was called in the parent, for example through a control socket.
             # Closing this reactor would kill the workers, so let them drain first.

@@ -48,7 +48,7 @@ class Worker:
         self.control.pause_reading()  # until `main` has returned
         for number in (*settings['listeners'], settings['control']):
             os.set_inheritable(number, False)  # children of this worker must not inherit them
-        self.on_sigterm: SignalHandler | None = r.add_signal_handler(signal.SIGTERM, self.drain, *times)
+        self.on_sigterm: SignalHandler | None = r.add_signal_handler(signal.SIGTERM, self.drain)
         self.on_sigterm.unref()
         for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
             r.add_signal_handler(signum, int).unref()
@@ -81,7 +81,8 @@ class Worker:
             )
             self.on_sigterm = None
 
-    def drain(self, timeout: float, lame_duck: float) -> None:
+    def drain(self, *times: float) -> None:
+        timeout, lame_duck = times or self.times
         self.r.drain(timeout, lame_duck)
         self.report()
 
@@ -104,7 +105,7 @@ class Worker:
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.listeners:
                 handle.close()  # this closes only our copy of the socket; the successor serves the queue from now on
-        self.drain(*self.times)
+        self.drain()
 
     def be_last(self) -> None:
         """Inform the listeners of our own sockets that no other process serves their queues."""

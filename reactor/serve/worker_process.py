@@ -96,9 +96,13 @@ class WorkerProcess:
         if not replaced and not self.ready and self.slot.serving:
             self.process.terminate()
 
-    def drain(self, timeout: float, lame_duck: float) -> None:
-        """Have a leaving worker drain, or end its drain earlier. Kill it GRACE seconds after the timeout."""
-        patience = timeout + GRACE
+    def drain(self, *times: float) -> None:
+        """Have a leaving worker drain, or end its drain earlier. Kill it GRACE seconds after the timeout.
+
+        Args:
+            *times: The timeout and the lame-duck period, in seconds. Without them, the worker uses its own.
+        """
+        patience = times[0] + GRACE if times else self.team.patience
         deadline = self._timer.deadline
         if deadline is None or self.team.r.timers.clock() + patience < deadline:
             self._timer.cancel()
@@ -106,7 +110,7 @@ class WorkerProcess:
         if self.control.closed:
             self.process.terminate()
         else:
-            self.control.write(json.dumps(['drain', timeout, lame_duck]).encode() + b'\n')
+            self.control.write(json.dumps(['drain', *times]).encode() + b'\n')
 
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s: killing it', self, what, seconds)

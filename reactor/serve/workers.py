@@ -23,7 +23,7 @@ from .addresses import ListenAddress
 from .messages import REPORTS_EVERY
 from .slot import Slot
 from .team import Team, WorkerSlot
-from .worker_process import WorkerProcess
+from .worker_process import GRACE, WorkerProcess
 
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
 
@@ -45,18 +45,18 @@ class Workers(Team):
         drain_timeout: float,
         start_timeout: float,
         hang_timeout: float | None,
-        lame_duck: float = 0.0,
     ) -> None:
         self.r = r
         self.argv = argv
         self.listen_addresses = listen_addresses
-        self.times: tuple[float, float] = drain_timeout, lame_duck
+        self.patience: float = drain_timeout + GRACE
         self.start_timeout = start_timeout
         self.hang_timeout = hang_timeout
         self.addresses: list[Any] = []
         self.status: int = 0
         self.slots: list[Slot] = []  # empty during shutdown
         self.leaving: set[WorkerProcess] = set()
+        self.times: tuple[float, ...] = ()
         self._round: deque[tuple[Slot, WorkerProcess | None]] = deque()  # (slot, worker to replace)
         self._another_round = False
         self._notified: Callable[[], bool] | None = None  # the last function that notified systemd

@@ -504,8 +504,8 @@ class FakeProcess:
         self.ready, self.since = True, self.slot.team.r.now
         self.slot.on_ready(self)
 
-    def drain(self, timeout: float, lame_duck: float) -> None:
-        self.messages.append(f'drain {timeout} {lame_duck}')
+    def drain(self, *times: float) -> None:
+        self.messages.append(f'drain {times}')
 
     def leave(self, replaced: bool = False) -> None:
         self.messages.append('replaced' if replaced else 'last')
@@ -604,14 +604,14 @@ def test_the_last_worker_is_not_removed(team):
 # -- messages to a worker process
 
 
-# A worker that reports once, and exits when it was asked to drain within 5 s. Its exit status is the number of the
+# A worker that reports once, and exits when it was asked to drain. Its exit status is the number of the
 # message that the parent has sent before that.
 CHILD = """
 import json, os
 settings = json.loads(os.environ['REACTOR_WORKER'])
 os.write(settings['control'], b'[{"slot": %d}, false]\\n' % settings['slot'])
 received = b''
-while not received.endswith(b'["drain", 5, 1]\\n'):
+while not received.endswith(b'["drain"]\\n'):
     received += os.read(settings['control'], 100)
 os._exit({b'"replaced"': 3, b'"last"': 4}[received.split(b'\\n')[0]])
 """
@@ -630,7 +630,7 @@ class Observed(WorkerProcess):
 def served_by(r: Reactor, code: str) -> tuple[Workers, Any]:
     """Return a parent with one slot, whose worker runs this code and serves."""
     argv = [sys.executable, '-S', '-E', '-c', code]
-    team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None, lame_duck=1)
+    team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None)
     team.slots = [Slot(team, 7)]
     team.slots[0].start()
     child = team.slots[0].starting
@@ -663,7 +663,7 @@ def test_a_second_drain_with_less_time_is_passed_on_to_the_workers_that_drain(mo
     monkeypatch.setattr('reactor.serve.slot.WorkerProcess', Observed)
     monkeypatch.setattr('reactor.serve.worker_process.GRACE', 0.1)
     with Reactor() as r:
-        team, child = served_by(r, CHILD.replace('5, 1]', '0.2, 0.1]'))
+        team, child = served_by(r, CHILD.replace('"drain"', '"drain", 0.2, 0.1'))
         team.drain()
         team.drain(60, 2)  # this cannot make the time longer
         team.drain(0.2, 0.1)
