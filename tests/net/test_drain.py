@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import weakref
+from pathlib import Path
 from socket import AF_INET
 from typing import Any
 
@@ -20,7 +21,7 @@ from reactor import READ, DrainTimeout, HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
 from reactor.kernel.platforms import AF_UNIX, TCP_DEFER_ACCEPT
 from reactor.loop.timers import Timer, TimerHeap
-from reactor.net.drain import CHECK_INTERVAL, GRACE, HANDSHAKE
+from reactor.net.drain import CHECK_COST, CHECK_INTERVAL, GRACE, HANDSHAKE
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.testing.programs.service import drain as drain_program
 from tests.conftest import check_empty
@@ -1216,6 +1217,21 @@ class Here(RealWorld):
 @pytest.mark.parametrize('seed', range(10))
 def test_a_service_that_is_shut_down_answers_every_client_it_accepted(r, seed, tmp_path_factory):
     Here(r, seed, tmp_path_factory.mktemp('s')).play(drain_program, seconds=1000)
+
+
+# -- the page about drains
+
+
+def test_the_page_about_drains_states_the_times_of_the_code():
+    page = (Path(__file__).parents[2] / 'examples' / 'DRAIN.md').read_text()
+    with_ten_thousand = GRACE + 10_000 * CHECK_COST
+    assert f'| {GRACE:g} s later | idle connections are closed' in page
+    assert f'{with_ten_thousand:.0f} s later with 10,000 connections' in page
+    assert f'no TLS handshake has {HANDSHAKE:g} s' in page
+    if os.name == 'posix':
+        from reactor.serve.worker_process import GRACE as UNTIL_KILLED
+
+        assert f'| `timeout` + {UNTIL_KILLED:g} s |' in page
 
 
 # -- busy connections
