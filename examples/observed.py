@@ -37,7 +37,7 @@ def main(r, listeners):
 
 def on_start(r, workers):
     """Serve the page, the socket and the metrics; called in the parent."""
-    observe.serve_control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
+    observe.serve_control(r, args.control, source=workers.stats, drain=workers.drain)
     page = observe.serve_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
     print(f'page at http://127.0.0.1:{page.address[1]}')
     if args.metrics is not None:

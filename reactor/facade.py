@@ -27,9 +27,8 @@ from .hints import AnyPath, BaseSelector, HasFileno, StrPath, Ts, socket
 from .kernel import Kernel
 from .kinds import CHECKED_KINDS, KINDS
 from .loop.checks import check_parts
-from .loop.loop import Loop
 from .net.datagram import DatagramSocket
-from .net.drain import begin_drain
+from .net.drain_api import DrainAPI
 from .net.endpoints import Endpoints
 from .net.listener import Listener
 from .net.options import check_names
@@ -39,7 +38,7 @@ from .system.paths import WatchedPath, watch
 from .system.process import Process, spawn
 
 
-class Reactor(Loop):
+class Reactor(DrainAPI):
     """A single-threaded network reactor on the selectors of the standard library; a context manager that calls `close`.
 
     `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once in each turn, after the
@@ -359,29 +358,6 @@ class Reactor(Loop):
         """
         self._check(fn)
         return watch(self, self.kernel, path, fn, args)
-
-    def drain(self, timeout: float, lame_duck: float = 0) -> None:
-        """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
-
-        For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
-        clients in its queue and closes; a paused or full listener waits for room first. Accepted connections are
-        closed once they are idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
-        10,000 connections). `stop` is called once they are closed and no other stream is busy or has bytes to send.
-
-        You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads or
-        timers. Listeners and connections whose `unref` was called stay open: health checks and live views keep working.
-
-        Args:
-            timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call of
-                `drain` can only make this time shorter.
-            lame_duck: Seconds of `timeout` in which clients are accepted, so load balancers notice the drain first.
-        """
-        self.streams.drain = begin_drain(self, self.streams.drain, timeout, lame_duck)
-
-    @property
-    def draining(self) -> bool:
-        """Whether `drain` was called. If so, fail readiness checks, and close connections after their next response."""
-        return self.streams.drain is not None
 
 
 def run(main: Callable[[Reactor], object], **options: Unpack[ReactorOptions]) -> bool:

@@ -5,8 +5,10 @@ It is kept in sets and dicts of handles, because a slot in each connection would
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from .timers import Timer
 from .watcher import Handle
 
 
@@ -16,6 +18,8 @@ class DrainUnderWay(Protocol):
     def left(self) -> tuple[int, float]: ...
 
     def hasten(self, timeout: float, lame_duck: float) -> None: ...
+
+    def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer: ...
 
 
 class Streams:

@@ -4,6 +4,7 @@ A check runs about every CHECK_INTERVAL seconds and goes through the open handle
 The phases are those of load balancers (the drain of HAProxy and Envoy). "Lame duck" is Google's term ("Site Reliability
 Engineering", chapter 20):
 
+    callbacks   The functions of `add_drain_callback` are called. They may write, and set `busy`.
     lame duck   `draining` is True and nothing else changes: health checks can fail, and answers can say
                 `Connection: close`.
     refusing    A listener is closed only when its accept queue is empty, because the kernel has already accepted the
@@ -21,12 +22,14 @@ for that long, if its client was accepted or answered at the last moment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..errors import DrainTimeout
 from ..loop.checks import seconds
 from ..loop.streams import DrainUnderWay
+from ..loop.timers import Timer
 from ..loop.watcher import Handle
 from .addresses import show
 from .listener import Listener
@@ -36,6 +39,7 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
+DrainCallback = tuple[Callable[..., object], tuple[Any, ...]]
 Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # values: the state of the stream, and when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
@@ -58,7 +62,7 @@ class Drain:
         '_accepts', '_idle', '_left', '_silent_since',
     )  # fmt: skip
 
-    def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
+    def __init__(self, loop: Loop, timeout: float, lame_duck: float, callbacks: list[DrainCallback]) -> None:
         self._loop = loop
         self.over: bool = False
         self._began = loop.timers.clock()
@@ -72,16 +76,28 @@ class Drain:
             if isinstance(handle, Listener):
                 handle.handle_drain()
         later = loop.timers.later
+        timers: list[Timer] = []
         try:
-            self._aborting = later(timeout, self._abort)
-            self._asking = later(lame_duck, self._ask_listeners)
-            self._checking = later(lame_duck, self._check)
+            for fn, args in callbacks:  # first, because these timers and those of the steps may be due in the same turn
+                timers.append(self.call(fn, args))
+            timers.append(later(timeout, self._abort))
+            timers.append(later(lame_duck, self._ask_listeners))
+            timers.append(later(lame_duck, self._check))
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
             self.over = True  # set first: if cancelling fails too, the timers that remain do nothing
-            for name in ('_aborting', '_asking'):
-                if hasattr(self, name):
-                    getattr(self, name).cancel()
+            for timer in timers:
+                timer.cancel()
             raise
+        self._aborting, self._asking, self._checking = timers[-3:]
+
+    def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
+        """Have `fn(seconds, *args)` called in the timers phase, with the seconds that are left until the timeout."""
+        return self._loop.timers.later(0, self.run_callback, fn, args)
+
+    def run_callback(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Called by the timer of a callback."""
+        if not self.over:
+            fn(max(0.0, self._deadline - self._loop.timers.clock()), *args)
 
     def left(self) -> tuple[int, float]:
         """Return for how many connections the drain waits, and the seconds until they are reset.
@@ -203,12 +219,14 @@ class Drain:
         self._loop.stop()
 
 
-def begin_drain(loop: Loop, drain: DrainUnderWay | None, timeout: float, lame_duck: float) -> DrainUnderWay:
+def begin_drain(
+    loop: Loop, drain: DrainUnderWay | None, timeout: float, lame_duck: float, callbacks: list[DrainCallback]
+) -> DrainUnderWay:
     """Begin the drain of a loop, or make a drain under way end earlier; see `Reactor.drain`."""
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()
     if drain is None:
-        return Drain(loop, timeout, lame_duck)
+        return Drain(loop, timeout, lame_duck, callbacks)
     drain.hasten(timeout, lame_duck)
     return drain
 

@@ -47,6 +47,9 @@ def run(
     this pause doubles with each further failure, up to 10 s. The parent never stops trying. A worker that drains by
     itself (`r.drain`, or SIGTERM sent to it alone) is replaced while it drains.
 
+    To take part in the drain of a worker, call `r.add_drain_callback` in `main`. The parent does not drain workers by a
+    signal, so a SIGTERM handler of your own changes only what SIGTERM to the worker alone does; a warning is logged.
+
     Signals to the parent:
 
     - SIGTERM, SIGINT: all workers drain (`Reactor.drain`) and exit. A second SIGINT kills them. `r.stop` and `r.drain`

@@ -15,6 +15,7 @@ class Team:
     argv: list[str]
     listen_addresses: list[ListenAddress]
     patience: float  # seconds that a leaving worker has until it is killed
+    times: tuple[float, ...]  # arguments of `drain` for leaving workers; empty: the times that `run` was given
     start_timeout: float  # seconds
     hang_timeout: float | None  # seconds
     status: int  # the exit status of the program

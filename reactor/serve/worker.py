@@ -1,11 +1,11 @@
 """The worker's side of `run`.
 
-A worker drains and exits when the parent asks it to, on SIGTERM, or when the parent has died. It ignores the other
-signals that a terminal sends to the whole process group, because the parent handles them.
+A worker drains and exits when the parent asks it to, on SIGTERM, or when the parent has died. The parent asks on the
+control connection and not by a signal, because the program may have a SIGTERM handler of its own. A worker ignores the
+other signals that a terminal sends to the whole process group, because the parent handles them.
 
-Messages on the control connection are lines of JSON. Once a second, and when a drain begins, the worker sends its
-counters and whether it is draining; the first line means that the worker is ready. The parent sends 'replaced' when a
-successor is ready on the same sockets, or 'last' when no other process will serve them.
+Messages on the control connection are lines of JSON, see `messages.py`. A worker reads them only when `main` has
+returned, because they concern the listeners that `main` makes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import os
 import signal
 from typing import Any
 
-from .. import Listener, Reactor, Stream, framing
+from .. import Listener, Reactor, SignalHandler, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
+from ..loop.log import log, name_of
 from .control import control_stream, report_regularly
 from .messages import REPORTS_EVERY
 
@@ -41,9 +42,11 @@ class Worker:
         self.listeners: list[Any] = [LeanSocket(fileno=number) for number in settings['listeners']]
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
         self.control: Stream = control_stream(r, settings['control'], framing.lines(self.on_line), self.on_orphaned)
+        self.control.pause_reading()  # until `main` has returned
         for number in (*settings['listeners'], settings['control']):
             os.set_inheritable(number, False)  # children of this worker must not inherit them
-        r.add_signal_handler(signal.SIGTERM, self.drain).unref()
+        self.on_sigterm: SignalHandler | None = r.add_signal_handler(signal.SIGTERM, self.drain)
+        self.on_sigterm.unref()
         for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
             r.add_signal_handler(signum, int).unref()
         report_regularly(r, REPORTS_EVERY, self.report)
@@ -51,28 +54,55 @@ class Worker:
     def begin(self, main: Any) -> None:
         main(self.r, self.listeners)
         self.report()
+        self.control.resume_reading()
 
     def report(self) -> None:
+        self.check_sigterm()
         if not self.control.closed and not self.control.buffered:  # send nothing more to a parent that does not read
             counters = self.r.stats().as_dict() | {'pid': os.getpid()}
             self.control.write(json.dumps([counters, self.r.draining]).encode() + b'\n')
 
-    def drain(self) -> None:
-        self.r.drain(*self.times)
+    def check_sigterm(self) -> None:
+        """Log a warning, once, if the program has replaced the SIGTERM handler with one that does not drain."""
+        handler = self.on_sigterm
+        if handler is None:
+            return
+        installed = signal.getsignal(signal.SIGTERM)
+        if installed is not handler.claim or handler.fn not in (self.drain, self.r.drain):
+            log(
+                'warning',
+                'this program has replaced the SIGTERM handler of its worker with %s: the parent still drains the '
+                'worker, but SIGTERM that is sent to the worker alone does not; for work at the start of a drain, use '
+                'r.add_drain_callback',
+                name_of(handler.fn if installed is handler.claim else installed),
+            )
+            self.on_sigterm = None
+
+    def drain(self, *times: float) -> None:
+        timeout, lame_duck = times or self.times
+        self.r.drain(timeout, lame_duck)
         self.report()
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        if json.loads(line) == 'last':  # SIGTERM follows and starts the drain
+        message = json.loads(line)
+        if isinstance(message, list):
+            name, *arguments = message
+            {'drain': self.drain}[name](*arguments)
+        elif message == 'last':
             self.be_last()
-            return
-        for handle in self.r.handles():
-            if isinstance(handle, Listener) and handle.sock in self.listeners:
-                handle.close()  # this closes only our copy of the socket; the successor serves the queue from now on
-        self.r.drain(*self.times)
+        else:
+            self.be_replaced()
 
     def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
         self.be_last()
         self.r.drain(*self.times)
+
+    def be_replaced(self) -> None:
+        """Leave the queues to the successor at once, and drain."""
+        for handle in self.r.handles():
+            if isinstance(handle, Listener) and handle.sock in self.listeners:
+                handle.close()  # this closes only our copy of the socket; the successor serves the queue from now on
+        self.drain()
 
     def be_last(self) -> None:
         """Inform the listeners of our own sockets that no other process serves their queues."""

@@ -62,9 +62,7 @@ class WorkerProcess:
         slot = self.slot
         if not self.ready:
             self.ready, self.since = True, self.team.r.now
-            if self in self.team.leaving:
-                self.process.terminate()
-            else:
+            if self not in self.team.leaving:
                 self._timer.cancel()
                 slot.on_ready(self)
         if self is slot.serving and self.draining and slot.starting is None:
@@ -105,17 +103,32 @@ class WorkerProcess:
 
     def leave(self, replaced: bool = False) -> None:
         """Have the worker drain and exit. `replaced` is true if a successor serves the same sockets."""
-        team = self.team
-        team.leaving.add(self)
+        self.team.leaving.add(self)
         self.replaced = replaced
         self._timer.cancel()
-        self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
         if not self.control.closed:
             self.control.write(b'"replaced"\n' if replaced else b'"last"\n')
-        # If this worker is still starting and no other worker serves, terminate it only when it is ready: no other
-        # worker can serve the connections that wait in the queue.
-        if not replaced and (self.ready or self.slot.serving):
+        self.drain(*self.team.times)
+        # The control connection of a worker that is still starting is read only when it is ready. Do not wait for that,
+        # unless no other worker can serve the connections that wait in the queue.
+        if not replaced and not self.ready and self.slot.serving:
             self.process.terminate()
+
+    def drain(self, *times: float) -> None:
+        """Have a leaving worker drain, or end its drain earlier. Kill it GRACE seconds after the timeout.
+
+        Args:
+            *times: The timeout and the lame-duck period, in seconds. Without them, the worker uses its own.
+        """
+        patience = times[0] + GRACE if times else self.team.patience
+        deadline = self._timer.deadline
+        if deadline is None or self.team.r.timers.clock() + patience < deadline:
+            self._timer.cancel()
+            self._timer = self.team.r.call_later(patience, self.on_late, 'has not ended', patience)
+        if self.control.closed:
+            self.process.terminate()
+        else:
+            self.control.write(json.dumps(['drain', *times]).encode() + b'\n')
 
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s: killing it', self, what, seconds)

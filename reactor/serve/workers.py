@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import Reactor
+from ..net.drain import check_times
 from . import systemd
 from .addresses import ListenAddress
 from .health import Health, Snapshots, WorkerState
@@ -57,6 +58,7 @@ class Workers(Team):
         self.slots: list[Slot] = []  # empty during shutdown
         self.leaving: set[WorkerProcess] = set()
         self.restarts: dict[str, int] = {}
+        self.times: tuple[float, ...] = ()
         self._round: deque[tuple[Slot, WorkerProcess | None]] = deque()  # (slot, worker to replace)
         self._another_round = False
         self._notified: Callable[[], bool] | None = None  # the last function that notified systemd
@@ -118,8 +120,20 @@ class Workers(Team):
         if on_start is not None:
             on_start(self.r, self)
 
-    def drain(self) -> None:
-        """Have all workers drain and exit."""
+    def drain(self, timeout: float | None = None, lame_duck: float = 0) -> None:
+        """Have all workers drain and exit. A second call can only make the time shorter.
+
+        Args:
+            timeout: Seconds until the remaining connections are reset. None: the times that `run` was given.
+            lame_duck: Seconds of `timeout` in which clients are still accepted.
+
+        Raises:
+            TypeError, ValueError: A time is not a number of seconds, or `lame_duck` is longer than `timeout`.
+        """
+        if timeout is not None:
+            self.times = check_times(timeout, lame_duck)
+            for child in self.leaving:
+                child.drain(*self.times)
         while self.slots:
             self.slots.pop().remove()
         for address in self.listen_addresses:

@@ -271,6 +271,7 @@ def handles_when_the_reactor_is_closed(n, meter):
         r.call_later(1, nothing)
         r.notifier(nothing)
         r.add_exit_callback(nothing)
+        r.add_drain_callback(nothing)
         r.call_soon(nothing)
     with meter:
         r.close()
@@ -309,6 +310,16 @@ def connections_that_end_while_the_loop_runs(n, meter):
         for conn in conns:
             conn.sock.incoming.append(b'')
         with meter:
+            r.run()
+
+
+@case(32)
+def drain_callbacks(n, meter):
+    with Reactor(kernel=ScriptedKernel()) as r:
+        for _ in range(n):
+            r.add_drain_callback(nothing)
+        with meter:
+            r.drain(10)
             r.run()
 
 

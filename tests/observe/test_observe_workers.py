@@ -83,3 +83,18 @@ def test_workers_can_be_monitored_separately_and_together_and_be_drained(program
         assert client.ask('drain')['ok']
     assert process.wait(timeout=20) == 0
     assert not os.path.exists(path)
+
+
+def test_a_drain_over_the_control_socket_takes_the_times_of_the_command(program):
+    process, path, _, _, port = program
+    with ControlClient(path) as client:
+        until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)
+        began = time.monotonic()
+        assert client.ask('drain', drain_timeout=9, lame_duck=2)['ok']
+    while time.monotonic() < began + 1.5:  # the workers still accept clients
+        with socket.create_connection(('127.0.0.1', port), timeout=10) as conn:
+            conn.sendall(b'12345')
+            assert conn.recv(5) == b'12345'
+        time.sleep(0.1)
+    assert process.wait(timeout=20) == 0
+    assert time.monotonic() - began >= 2

@@ -20,6 +20,8 @@ def main(r: Reactor, listeners: list[Any]) -> None:
 
 def on_start(r: Reactor, workers: Workers) -> None:
     r.call_later(3600, workers.replace)
+    observe.serve_control(r, '/run/parent.sock', drain=workers.drain)
+    r.call_later(7200, workers.drain)
     assert_type(observe.source(r)(), dict[str, dict[str, Any]])
 
 
