@@ -60,6 +60,9 @@ def run(
     all workers share one socket. While a worker fails to start and another one serves, the socket of the failing worker
     is closed, so that clients reach the other workers; connections in its queue are reset.
 
+    While a program serves an address, a second start of it on the same address raises OSError, even if both are started
+    at the same moment. Another process of the same user can still join the port by setting SO_REUSEPORT on its socket.
+
     systemd is notified when all workers are ready, when they are replaced, and at shutdown. The parent's loop sends the
     keep-alive messages to its watchdog.
 
