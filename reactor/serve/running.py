@@ -43,6 +43,10 @@ def run(
     or a module (`-m`), and has to reach this call again. In a worker, the call does not return; it raises SystemExit
     when the worker has finished.
 
+    A release can be deployed by switching a symbolic link and sending SIGHUP, if the program was started through the
+    link: with an absolute path, or in the link's directory with the environment variable PWD naming the link, as shells
+    do. The old release can then be removed.
+
     A worker that dies is replaced at once. If it has served for less than a second, it is replaced after 0.1 s instead;
     this pause doubles with each further failure, up to 10 s. The parent never stops trying. A worker that drains by
     itself (`r.drain`, or SIGTERM sent to it alone) is replaced while it drains.

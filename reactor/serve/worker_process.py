@@ -10,7 +10,7 @@ from .. import DEVNULL, Process, Stream, framing
 from ..loop.log import log
 from . import systemd
 from .messages import REPORTS_EVERY
-from .program import BEGAN_IN, folder
+from .program import directory
 from .team import Team, WorkerSlot
 
 VARIABLE = 'REACTOR_WORKER'  # environment variable of a worker, with its slot and its descriptors
@@ -38,9 +38,8 @@ class WorkerProcess:
         env[VARIABLE] = json.dumps(settings)
         try:
             self.process: Process = team.r.spawn(
-                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit,
-                cwd=None if folder() == BEGAN_IN else BEGAN_IN,
-            )  # fmt: skip
+                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit, cwd=directory()
+            )
         except BaseException:
             self.control.abort()
             raise
