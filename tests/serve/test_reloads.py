@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.test_serve import HERE, PROJECT, is_gone, wait_until
+from tests.serve.test_serve import HERE, PROJECT, wait_until
 
 # A program whose workers answer each line with the name of their release and their process id.
 APP = """
@@ -41,7 +41,8 @@ def on_start(r, workers):
     print(workers.addresses[0][1], flush=True)
 
 if __name__ == '__main__':
-    sys.exit(serve.run(main, on_start=on_start, **dict(workers=1, listen=['127.0.0.1:0'], drain_timeout=5, lame_duck=0)))
+    arguments = dict(workers=1, listen=['127.0.0.1:0'], drain_timeout=5, lame_duck=0)
+    sys.exit(serve.run(main, on_start=on_start, **arguments))
 """
 
 
