@@ -1,5 +1,28 @@
-"""The messages between the parent and its workers: lines of JSON on a pair of sockets."""
+"""The messages between the parent and its workers: lines of JSON on a pair of sockets.
+
+The first message of a worker is `["hello", VERSION, terms]`. It has what the program that the worker runs has passed to
+`run`, see `Terms`; after a reload, that may differ from what the parent's program passed.
+"""
 
 from __future__ import annotations
 
-REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two checks for silent workers
+from typing import TypedDict
+
+VERSION = 1  # of these messages; a worker and a parent with different versions do not work together
+REPORTS_EVERY = 1.0  # seconds between two reports of a worker
+GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
+HURRY = 5.0  # seconds that a draining worker has left when a reload waits for it
+RESTART = 'restart the program; a reload is not enough'
+
+
+class Terms(TypedDict):
+    """What a program has passed to `run`.
+
+    drain_timeout, start_timeout, hang_timeout  in seconds: the parent applies those of each worker's program
+    fixed  maps what only a restart can change to a description
+    """
+
+    drain_timeout: float
+    start_timeout: float
+    hang_timeout: float | None
+    fixed: dict[str, str]

@@ -1,11 +1,13 @@
 """The worker's side of `run`.
 
 A worker drains and exits when the parent asks it to, on SIGTERM, or when the parent has died. It ignores the other
-signals that a terminal sends to the whole process group, because the parent handles them.
+signals that a terminal sends to the whole process group, because the parent handles them. On SIGQUIT, it writes its
+stacks to standard error and continues.
 
-Messages on the control connection are lines of JSON. Once a second, and when a drain begins, the worker sends its
-counters and whether it is draining; the first line means that the worker is ready. The parent sends 'replaced' when a
-successor is ready on the same sockets, or 'last' when no other process will serve them.
+Messages on the control connection are lines of JSON. The worker begins with a 'hello'. Once a second, and when a drain
+begins, it sends its counters and whether it is draining; the first of these lines means that the worker is ready. The
+parent sends 'replaced' when a successor is ready on the same sockets, or 'last' when no other process will serve them.
+It sends 'hurry' when a reload waits for the end of this worker's drain.
 """
 
 from __future__ import annotations
@@ -16,16 +18,31 @@ import signal
 from socket import socket
 from typing import Any
 
-from .. import Listener, Reactor, Stream, framing
+from .. import Listener, Reactor, ReactorError, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
-from .messages import REPORTS_EVERY
+from .messages import GRACE, HURRY, REPORTS_EVERY, RESTART, VERSION, Terms
+from .orphans import end_after_parent, write_stacks_on_sigquit
 
 
-def work(settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:
-    """Run this process as the worker that `settings` describes, until it has drained."""
+def work(
+    settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions, terms: Terms
+) -> None:
+    """Run this process as the worker that `settings` describes, until it has drained.
+
+    Raises ReactorError if the parent runs a version of this package whose messages are different.
+    """
+    if settings['version'] != VERSION:
+        raise ReactorError(
+            f'the parent of this worker uses version {settings["version"]} of the messages between them, and this '
+            f'program version {VERSION}: {RESTART}'
+        )
+    write_stacks_on_sigquit()
     with Reactor(**options) as r:
         worker = Worker(r, settings, times)
+        name = f'worker {settings["slot"]} (pid {os.getpid()})'
+        end_after_parent(settings['control'], name, times[0] + GRACE)
+        worker.greet(terms)
         try:
             r.run(lambda r: worker.begin(main))
         finally:
@@ -51,6 +68,9 @@ class Worker:
             r.add_signal_handler(signum, int).unref()
         r.call_every(REPORTS_EVERY, self.report).unref()
 
+    def greet(self, terms: Terms) -> None:
+        self.control.write(json.dumps(['hello', VERSION, terms]).encode() + b'\n')
+
     def begin(self, main: Any) -> None:
         main(self.r, self.listeners)
         self.report()
@@ -65,7 +85,11 @@ class Worker:
         self.report()
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        if json.loads(line) == 'last':  # SIGTERM follows and starts the drain
+        message = json.loads(line)
+        if message == ['hurry']:
+            self.r.drain(min(HURRY, self.times[0]))
+            return
+        if message == 'last':  # SIGTERM follows and starts the drain
             self.be_last()
             return
         for handle in self.r.handles():
