@@ -6,12 +6,15 @@ The first message of a worker is `["hello", VERSION, terms]`. It has what the pr
 
 from __future__ import annotations
 
+import signal
 from typing import TypedDict
 
 VERSION = 1  # of these messages; a worker and a parent with different versions do not work together
 REPORTS_EVERY = 1.0  # seconds between two reports of a worker
 GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
 HURRY = 5.0  # seconds that a draining worker has left when a reload waits for it
+# Signals that mean nothing here. Tools send them to all processes of a service, and by default they would end it.
+STRAY = (signal.SIGUSR1, signal.SIGUSR2) if hasattr(signal, 'SIGUSR1') else ()
 RESTART = 'restart the program; a reload is not enough'
 
 

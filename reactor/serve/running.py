@@ -17,11 +17,15 @@ from ..net.options import check_names
 from ..net.sockets import check_backlog
 from . import systemd
 from .addresses import ListenAddress
+from .first_process import end_on_sigterm, open_standard_descriptors
 from .messages import Terms
 from .program import command
+from .terminal import ParentSelector, job_control_blocked
 from .worker import work
 from .worker_process import VARIABLE
 from .workers import Workers
+
+end_on_sigterm()  # here, because the rest of the program may take long to import
 
 SHORTEST_HANG = 2.0  # seconds: the smallest `hang_timeout`; a worker reports twice in this time
 
@@ -64,6 +68,13 @@ def run(
       fails to start, the workers that have not been replaced yet are kept. A worker that still drains since an earlier
       SIGHUP has 5 s left when the reload comes to its slot.
     - SIGTTIN adds a worker, SIGTTOU removes one.
+    - SIGQUIT kills the workers and ends the parent at once. Sent to a worker, it writes the stacks of its threads to
+      standard error, and the worker continues.
+    - SIGUSR1 and SIGUSR2 are ignored, with a warning. Handlers that the program has installed for these signals or for
+      SIGQUIT, before this call or in `on_start` or `main`, are used instead.
+
+    As process 1 of a container, the parent reaps orphans, and SIGTERM ends the program from the import of this module
+    on. If `on_start` starts a child with `subprocess`, wait for it within 5 s of its end, or use `r.spawn`.
 
     After SIGHUP, the times and the reactor options of the new program apply. A warning is logged if only a restart can
     apply a change: of `workers`, `listen`, `backlog`, or the version of Python or of this package.
@@ -107,11 +118,12 @@ def run(
         backlog: Length of the queue of each listening socket.
         on_start: Called once as `on_start(r, workers)` in the parent, after the first workers have been started; see
             `Workers`.
-        **options: Options of the `Reactor` in each worker.
+        **options: Options of the `Reactor` in each worker. Like these, limits count for each worker separately: with
+            four workers, `Limits(max_connections=5)` allows 20 connections.
 
     Returns:
         An exit status: normally 0; 1 if a worker had to be killed during the shutdown because it had not exited two
-        seconds after its drain timeout; 130 after a second SIGINT.
+        seconds after its drain timeout; 130 after a second SIGINT; 131 after SIGQUIT.
 
     Raises:
         OSError: An address is in use, or permission is denied.
@@ -145,12 +157,13 @@ def run(
     if settings is not None:
         work(json.loads(settings), main, (drain_timeout, lame_duck), options, terms)
         raise SystemExit(0)
+    open_standard_descriptors()
     Reactor(**options).close()  # raise for invalid options here, because with them every worker would fail to start
     argv, listen_addresses = command(), list[ListenAddress]()
     try:
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             listen_addresses.append(ListenAddress(address, backlog))
-        with Reactor() as r:
+        with job_control_blocked(), Reactor(ParentSelector()) as r:
             team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout)
             team.fixed = terms['fixed']
             r.run(lambda r: team.begin(workers or processors(), on_start))

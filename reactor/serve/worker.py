@@ -21,8 +21,9 @@ from typing import Any
 from .. import Listener, Reactor, ReactorError, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
-from .messages import GRACE, HURRY, REPORTS_EVERY, RESTART, VERSION, Terms
+from .messages import GRACE, HURRY, REPORTS_EVERY, RESTART, STRAY, VERSION, Terms
 from .orphans import end_after_parent, write_stacks_on_sigquit
+from .terminal import ignore_job_control
 
 
 def work(
@@ -38,6 +39,7 @@ def work(
             f'program version {VERSION}: {RESTART}'
         )
     write_stacks_on_sigquit()
+    ignore_job_control()
     with Reactor(**options) as r:
         worker = Worker(r, settings, times)
         name = f'worker {settings["slot"]} (pid {os.getpid()})'
@@ -64,8 +66,11 @@ class Worker:
         for number in (*settings['listeners'], settings['control']):
             os.set_inheritable(number, False)  # children of this worker must not inherit them
         r.add_signal_handler(signal.SIGTERM, self.drain).unref()
-        for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
+        for signum in signal.SIGINT, signal.SIGHUP:
             r.add_signal_handler(signum, int).unref()
+        for signum in STRAY:
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                r.add_signal_handler(signum, int).unref()
         r.call_every(REPORTS_EVERY, self.report).unref()
 
     def greet(self, terms: Terms) -> None:

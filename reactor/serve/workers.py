@@ -20,12 +20,13 @@ from .. import Reactor
 from ..loop.log import log
 from . import systemd
 from .addresses import ListenAddress
-from .messages import GRACE, RESTART
+from .first_process import reap_orphans
+from .messages import GRACE, RESTART, STRAY
 from .slot import Slot
 from .team import Team, WorkerSlot
 from .worker_process import CHECKS_EVERY, WorkerProcess
 
-INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
+INTERRUPTED, QUIT = 130, 131  # the exit statuses that a shell reports for a program ended by Ctrl-C or by SIGQUIT
 
 
 class Workers(Team):
@@ -88,6 +89,12 @@ class Workers(Team):
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        if signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL:
+            self.r.add_signal_handler(signal.SIGQUIT, self.quit)
+        for signum in STRAY:
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                self.r.add_signal_handler(signum, self.ignore, signum)
+        reap_orphans(self.r)
         for slot in self.slots:
             slot.start()
         self.r.call_every(CHECKS_EVERY, self.check_silence).unref()
@@ -110,6 +117,17 @@ class Workers(Team):
         self.status = INTERRUPTED
         for child in self.leaving:
             child.process.kill()
+
+    def quit(self) -> None:
+        """Kill all workers at once, and end."""
+        self.drain()
+        self.status = QUIT
+        for child in self.leaving:
+            child.process.kill()
+
+    def ignore(self, signum: signal.Signals) -> None:
+        """Called for a signal that would end the process by default, and means nothing here."""
+        log('warning', '%s is ignored: it has no meaning for this program', signum.name)
 
     def grow(self) -> None:
         """Add a worker. Its socket listens only when the worker is ready, so that no client waits for its start."""

@@ -6,7 +6,7 @@ worker for N seconds, and `?` is answered with the state of the process.
 SETTINGS is a JSON object. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists,
 `main` does not return. `slots`, numbers: only the workers of these slots fail or hang. `deaf`: SIGTERM is ignored.
 `go`, a path: the program changes to this directory first. `watch`, a path: the parent answers each client of this Unix
-socket with the state of the workers. SIGUSR1 stops the parent's reactor, and SIGUSR2 shuts it down.
+socket with the state of the workers. SIGUSR1 stops the parent's reactor, and SIGUSR2 shuts it down, unless `stray`.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def on_start(r, workers):
         conn.close()
 
     r.listen_unix(SETTINGS['watch'], on_connect=on_connect)
-    r.add_signal_handler(signal.SIGUSR1, r.stop)
-    r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
+    if not SETTINGS.get('stray'):
+        r.add_signal_handler(signal.SIGUSR1, r.stop)
+        r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
     print(json.dumps(workers.addresses), flush=True)
 
 
