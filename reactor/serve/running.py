@@ -56,7 +56,8 @@ def run(
     A worker that dies is replaced at once. If it has served for less than a second, it is replaced after 0.1 s instead;
     this pause doubles with each further failure, up to 10 s. The parent never stops trying. A worker that drains by
     itself (`r.drain`, or SIGTERM sent to it alone) is replaced while it drains. If the parent dies, the workers drain
-    and exit; a worker whose loop is blocked then ends two seconds after its drain timeout.
+    and exit; a worker whose loop is blocked then ends two seconds after its drain timeout. (A thread in each worker
+    waits for that.)
 
     The logger `reactor` reports at INFO that a worker is ready, drains or has drained, and at WARNING what is wrong.
 
@@ -111,10 +112,10 @@ def run(
         lame_duck: Seconds at the start of the drain in which the worker still accepts connections.
         start_timeout: Seconds that a worker has to become ready; otherwise it is killed.
         hang_timeout: Seconds without a report after which a worker is considered hung, at least 2. A worker reports
-            once a second from its loop, so it stops reporting when a callback blocks. A warning is logged, and the
-            worker writes the stacks of its threads to standard error. Two seconds later (or half of `hang_timeout`, if
-            that is less) the worker is killed and replaced. Raise the value if your callbacks can block that long; None
-            switches the check off.
+            once a second from its loop, so it stops reporting when a callback blocks or SIGSTOP stops it. A warning is
+            logged, and the worker writes the stacks of its threads to standard error. Two seconds later (or half of
+            `hang_timeout`, if that is less) the worker is killed and replaced. Raise the value if your callbacks can
+            block that long; None switches the check off.
         backlog: Length of the queue of each listening socket.
         on_start: Called once as `on_start(r, workers)` in the parent, after the first workers have been started; see
             `Workers`.

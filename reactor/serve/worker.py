@@ -33,9 +33,9 @@ def work(
 
     Raises ReactorError if the parent runs a version of this package whose messages are different.
     """
-    if settings['version'] != VERSION:
+    if (version := settings.get('version')) != VERSION:
         raise ReactorError(
-            f'the parent of this worker uses version {settings["version"]} of the messages between them, and this '
+            f'the parent of this worker uses version {version} of the messages between them, and this '
             f'program version {VERSION}: {RESTART}'
         )
     write_stacks_on_sigquit()

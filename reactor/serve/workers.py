@@ -132,8 +132,13 @@ class Workers(Team):
     def grow(self) -> None:
         """Add a worker. Its socket listens only when the worker is ready, so that no client waits for its start."""
         if self.slots:
-            self.slots.append(Slot(self, len(self.slots), listening=False))
-            self.slots[-1].start()
+            try:
+                slot = Slot(self, len(self.slots), listening=False)
+            except OSError as exc:
+                log('warning', 'cannot add worker %s: %s', len(self.slots), exc)
+                return
+            self.slots.append(slot)
+            slot.start()
 
     def shrink(self) -> None:
         """Remove a worker, except the last one."""

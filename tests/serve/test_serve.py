@@ -599,6 +599,28 @@ def test_a_reload_starts_each_worker_when_the_previous_one_serves(team):
     assert [child.messages for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
 
 
+@LINUX
+def test_a_worker_whose_socket_cannot_be_opened_is_not_added_and_the_log_says_why(team, monkeypatch, caplog):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    second = ListenAddress((HERE, 0), 10)
+    second.close(second.socket_for_worker())  # the one that claimed the port
+    team.listen_addresses.append(second)  # its sockets come after those of the first address, which stay possible
+    opened = []
+    with monkeypatch.context() as patched:
+        patched.setattr(second, 'socket_for_worker', exhausted)
+        patched.setattr(team.listen_addresses[0], 'close', opened.append)
+        team.grow()
+    for sock in opened:
+        sock.close()
+    team.listen_addresses.remove(second)
+    assert len(opened) == 1  # no socket is left of a worker that was not added
+    assert len(team.slots) == 2 and 'cannot add worker 2: no more descriptors' in caplog.text
+    team.grow()
+    assert len(team.slots) == 3 and team.started[-1].slot is team.slots[2]
+
+
 def test_the_last_worker_is_not_removed(team):
     team.shrink()
     team.shrink()
