@@ -303,8 +303,21 @@ def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
         return
     probe = kernel.socket(AF_UNIX, SOCK_STREAM)
     try:
-        refused = probe.connect_ex(path) == errno.ECONNREFUSED
+        answer = probe.connect_ex(path)
     finally:
         close_socket(probe)
-    if refused and kernel.socket_file(path) == found:
-        kernel.unlink(path)  # otherwise another program is listening there, and `bind` raises
+    if answer == errno.EACCES:
+        raise _foreign(path, 'this user may not check whether a program listens there')
+    if answer == errno.ECONNREFUSED and kernel.socket_file(path) == found:
+        try:
+            kernel.unlink(path)  # otherwise another program is listening there, and `bind` raises
+        except PermissionError:
+            raise _foreign(path, 'this user may not remove it, although no program listens there') from None
+
+
+def _foreign(path: str | bytes, why: str) -> OSError:
+    return OSError(
+        errno.EACCES,
+        f'cannot listen on {show(path)}: the socket file there belongs to another user, and {why}; '
+        'remove the file, or choose another path',
+    )

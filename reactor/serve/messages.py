@@ -7,10 +7,35 @@ From the parent to a worker:
     ["drain", timeout, lame_duck]   begin a drain, or end it earlier. The times are in seconds; without them, the worker
                                     uses those that its program has passed to `run`
 
-From a worker to the parent, once a second and when a drain begins: [counters, draining]. The first such line means that
-the worker is ready.
+From a worker to the parent:
+
+    ["hello", VERSION, terms]       the first message, with what the program of the worker has passed to `run`, see
+                                    `Terms`. After a reload, that may differ from what the parent's program has passed
+    [counters, draining]            once a second and when a drain begins. The first one means that the worker is ready
 """
 
 from __future__ import annotations
 
-REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two checks for silent workers
+import signal
+from typing import TypedDict
+
+VERSION = 1  # of these messages; a worker and a parent with different versions do not work together
+REPORTS_EVERY = 1.0  # seconds between two reports of a worker
+GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
+HURRY = 5.0  # seconds that a draining worker has left when a reload waits for it
+# Signals that mean nothing here. Tools send them to all processes of a service, and by default they would end it.
+STRAY = (signal.SIGUSR1, signal.SIGUSR2) if hasattr(signal, 'SIGUSR1') else ()
+RESTART = 'restart the program; a reload is not enough'
+
+
+class Terms(TypedDict):
+    """What a program has passed to `run`.
+
+    drain_timeout, start_timeout, hang_timeout  in seconds: the parent applies those of each worker's program
+    fixed  maps what only a restart can change to a description
+    """
+
+    drain_timeout: float
+    start_timeout: float
+    hang_timeout: float | None
+    fixed: dict[str, str]

@@ -24,7 +24,11 @@ class Slot:
         self.team = team
         self.number = number
         self.listeners: list[Any] = []
-        self._open(listening)
+        try:
+            self._open(listening)
+        except BaseException:
+            self._close()
+            raise
         self.serving: WorkerProcess | None = None
         self.starting: WorkerProcess | None = None
         team.restarts.setdefault(str(number), 0)

@@ -2,9 +2,10 @@
 
 A worker drains and exits when the parent asks it to, on SIGTERM, or when the parent has died. The parent asks on the
 control connection and not by a signal, because the program may have a SIGTERM handler of its own. A worker ignores the
-other signals that a terminal sends to the whole process group, because the parent handles them.
+other signals that a terminal sends to the whole process group, because the parent handles them. On SIGQUIT, it writes
+its stacks to standard error and continues.
 
-Messages on the control connection are lines of JSON, see `messages.py`. A worker reads them only when `main` has
+The messages on the control connection are described in `messages.py`. A worker reads them only when `main` has
 returned, because they concern the listeners that `main` makes.
 """
 
@@ -15,18 +16,35 @@ import os
 import signal
 from typing import Any
 
-from .. import Listener, Reactor, SignalHandler, Stream, framing
+from .. import Listener, Reactor, ReactorError, SignalHandler, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
 from ..loop.log import log, name_of
 from .control import control_stream, report_regularly
-from .messages import REPORTS_EVERY
+from .messages import GRACE, REPORTS_EVERY, RESTART, STRAY, VERSION, Terms
+from .orphans import end_after_parent, write_stacks_on_sigquit
+from .terminal import ignore_job_control
 
 
-def work(settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:
-    """Run this process as the worker that `settings` describes, until it has drained."""
+def work(
+    settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions, terms: Terms
+) -> None:
+    """Run this process as the worker that `settings` describes, until it has drained.
+
+    Raises ReactorError if the parent runs a version of this package whose messages are different.
+    """
+    if (version := settings.get('version')) != VERSION:
+        raise ReactorError(
+            f'the parent of this worker uses version {version} of the messages between them, and this '
+            f'program version {VERSION}: {RESTART}'
+        )
+    write_stacks_on_sigquit()
+    ignore_job_control()
     with Reactor(**options) as r:
         worker = Worker(r, settings, times)
+        name = f'worker {settings["slot"]} (pid {os.getpid()})'
+        end_after_parent(settings['control'], name, times[0] + GRACE)
+        worker.greet(terms)
         try:
             r.run(lambda r: worker.begin(main))
         finally:
@@ -47,9 +65,15 @@ class Worker:
             os.set_inheritable(number, False)  # children of this worker must not inherit them
         self.on_sigterm: SignalHandler | None = r.add_signal_handler(signal.SIGTERM, self.drain)
         self.on_sigterm.unref()
-        for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
+        for signum in signal.SIGINT, signal.SIGHUP:
             r.add_signal_handler(signum, int).unref()
+        for signum in STRAY:
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                r.add_signal_handler(signum, int).unref()
         report_regularly(r, REPORTS_EVERY, self.report)
+
+    def greet(self, terms: Terms) -> None:
+        self.control.write(json.dumps(['hello', VERSION, terms]).encode() + b'\n')
 
     def begin(self, main: Any) -> None:
         main(self.r, self.listeners)
@@ -79,7 +103,7 @@ class Worker:
             self.on_sigterm = None
 
     def drain(self, *times: float) -> None:
-        timeout, lame_duck = times or self.times
+        timeout, lame_duck = (*times, 0.0)[:2] if times else self.times
         self.r.drain(timeout, lame_duck)
         self.report()
 

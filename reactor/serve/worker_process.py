@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from typing import Any
@@ -12,12 +13,21 @@ from .. import DEVNULL, Process, Stream, framing
 from ..loop.log import log
 from . import systemd
 from .health import LATE, WorkerState
-from .messages import REPORTS_EVERY
-from .program import BEGAN_IN, folder
+from .messages import GRACE, HURRY, REPORTS_EVERY, RESTART, VERSION, Terms
+from .program import directory
 from .team import Team, WorkerSlot
 
 VARIABLE = 'REACTOR_WORKER'  # environment variable of a worker, with its slot and its descriptors
-GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
+STACK_TIME = 0.5  # seconds that a worker has to write its stacks before it is killed
+CHECKS_EVERY = REPORTS_EVERY / 2  # seconds between two checks for silent workers
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a child is stopped, by SIGSTOP for example."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except (AttributeError, OSError):
+        return False  # a platform without this call, or a process that has been reaped
 
 
 class WorkerProcess:
@@ -28,7 +38,11 @@ class WorkerProcess:
     def __init__(self, slot: WorkerSlot) -> None:
         self.slot = slot
         self.team = team = slot.team
+        self.greeted: bool = False  # it has sent its 'hello', and writes its stacks on SIGQUIT
         self.ready: bool = False
+        self.hurried: bool = False
+        self.drain_time: float = team.patience  # seconds from the beginning of a drain until the worker is killed
+        self.hang_timeout: float | None = team.hang_timeout
         self.since: float = team.r.now
         self.started: float = time.time()
         self.reported: float | None = None  # when the last report arrived, on the loop's clock
@@ -40,15 +54,15 @@ class WorkerProcess:
         self.control: Stream = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
         shared = [address.shared.fileno() for address in team.listen_addresses if address.shared is not None]
-        settings = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:], 'shared': shared}
+        settings: dict[str, Any] = {'version': VERSION, 'slot': slot.number, 'control': numbers[0]}
+        settings |= {'listeners': numbers[1:], 'shared': shared}
         not_inherited = (VARIABLE, *systemd.VARIABLES)
         env = {name: value for name, value in os.environ.items() if name not in not_inherited}
         env[VARIABLE] = json.dumps(settings)
         try:
             self.process: Process = team.r.spawn(
-                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit,
-                cwd=None if folder() == BEGAN_IN else BEGAN_IN,
-            )  # fmt: skip
+                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit, cwd=directory()
+            )
         except BaseException:
             self.control.abort()
             raise
@@ -57,11 +71,40 @@ class WorkerProcess:
         self._timer = team.r.call_later(team.start_timeout, self.on_late, 'is not ready', team.start_timeout)
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        self.counters, self.draining = json.loads(line)
-        self.silence, self.reported = 0.0, self.team.r.now
-        slot = self.slot
+        message = json.loads(line)
+        if message[0] == 'hello':
+            self.on_hello(*message[1:])
+        else:
+            self.on_report(*message)
+
+    def on_hello(self, version: int, *details: Any) -> None:
+        """Called when the worker has started: apply the times of its program."""
+        if version != VERSION:
+            log(
+                'warning',
+                '%s uses version %s of the messages between worker and parent, and this parent version %s: %s',
+                self,
+                version,
+                VERSION,
+                RESTART,
+            )
+            self.process.kill()
+            return
+        terms: Terms = details[0]
+        self.greeted = True
+        self.drain_time = terms['drain_timeout'] + GRACE
+        self.hang_timeout = terms['hang_timeout']
+        self.team.start_timeout = terms['start_timeout']
+        self.team.compare(self, terms['fixed'])
+
+    def on_report(self, counters: dict[str, Any], draining: bool) -> None:
+        """Called once a second. The first report means that the worker is ready."""
+        now, slot = self.team.r.now, self.slot
+        self.counters, self.draining = counters, draining
+        self.silence, self.reported = 0.0, now
         if not self.ready:
-            self.ready, self.since = True, self.team.r.now
+            log('info', '%s is ready after %.1f s', self, now - self.since)
+            self.ready, self.since = True, now
             if self not in self.team.leaving:
                 self._timer.cancel()
                 slot.on_ready(self)
@@ -80,31 +123,41 @@ class WorkerProcess:
         return WorkerState(name, state, self.process.pid, self.started, age)
 
     def count_silence(self) -> None:
-        """Called every second while the worker serves: warn after `hang_timeout` without a report, kill it GRACE later.
+        """Called every CHECKS_EVERY seconds while the worker serves: warn after `hang_timeout` without a report.
+
+        The worker writes its stacks then, and is killed GRACE seconds later, or after half of a short `hang_timeout`.
 
         Calls are counted instead of measuring time, because Ctrl-Z stops the parent and its workers together. The first
-        second may have been cut short, so the count has to exceed the limit.
+        interval may have been cut short, so the count has to exceed the limit.
         """
-        before, self.silence = self.silence, self.silence + REPORTS_EVERY
-        limit = self.team.hang_timeout
-        assert limit is not None
+        before, self.silence = self.silence, self.silence + CHECKS_EVERY
+        limit = self.hang_timeout
+        if limit is None:
+            return
+        grace = min(GRACE, limit / 2)
         if before <= limit < self.silence:
             log(
                 'warning',
-                '%s has not reported for %g s: its loop is blocked; it will be killed in %g s unless it reports; '
-                'if callbacks may take that long, raise hang_timeout',
+                '%s has not reported for %g s: %s; it will be killed in %g s unless it reports',
                 self,
                 limit,
-                GRACE,
+                'it is stopped by a signal'
+                if is_stopped(self.process.pid)
+                else 'its loop is blocked; its stacks follow, and if callbacks may take that long, raise hang_timeout',
+                grace,
             )
-        elif self.silence > limit + GRACE:
-            log('warning', '%s has not reported for %g s: killing it', self, limit + GRACE)
+            self.process.send_signal(signal.SIGQUIT)
+        elif self.silence > limit + grace:
+            log('warning', '%s has not reported for %g s: killing it', self, limit + grace)
             self.process.kill()
 
     def leave(self, replaced: bool = False) -> None:
         """Have the worker drain and exit. `replaced` is true if a successor serves the same sockets."""
-        self.team.leaving.add(self)
+        team = self.team
+        log('info', '%s drains, %s', self, 'because its successor is ready' if replaced else 'and is not replaced')
+        team.leaving.add(self)
         self.replaced = replaced
+        self.since = team.r.now
         self._timer.cancel()
         if not self.control.closed:
             self.control.write(b'"replaced"\n' if replaced else b'"last"\n')
@@ -120,7 +173,7 @@ class WorkerProcess:
         Args:
             *times: The timeout and the lame-duck period, in seconds. Without them, the worker uses its own.
         """
-        patience = times[0] + GRACE if times else self.team.patience
+        patience = times[0] + GRACE if times else self.drain_time
         deadline = self._timer.deadline
         if deadline is None or self.team.r.timers.clock() + patience < deadline:
             self._timer.cancel()
@@ -130,20 +183,40 @@ class WorkerProcess:
         else:
             self.control.write(json.dumps(['drain', *times]).encode() + b'\n')
 
+    def hurry(self) -> None:
+        """Shorten the drain to HURRY seconds, because a reload waits for its end."""
+        if self.hurried:
+            return
+        self.hurried = True
+        remaining = self.since + self.drain_time - self.team.r.now
+        if remaining > HURRY + GRACE:
+            log('info', 'a reload waits for %s, which drains: it gets %g s more instead of %.0f s', self, HURRY,
+                remaining - GRACE)  # fmt: skip
+            self.drain(HURRY)
+        else:
+            log('info', 'a reload waits for %s, which drains for up to %.0f s more', self, remaining)
+
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s: killing it', self, what, seconds)
-        if self in self.team.leaving:
+        if self in self.team.leaving and not self.team.slots:  # a worker that a reload replaced is not counted
             self.team.status = 1
-        self.process.kill()
+        if self.greeted:
+            self.process.send_signal(signal.SIGQUIT)  # it writes its stacks
+        self._timer = self.team.r.call_later(STACK_TIME, self.process.kill)
 
     def on_exit(self, process: Process, code: int | None, signum: int | None) -> None:
         self._timer.cancel()
         self.control.abort()
+        how = f'signal {signum}' if code is None else f'exit code {code}'
         if self in self.team.leaving:
+            took = self.team.r.now - self.since
+            if code == 0:
+                log('info', '%s has drained in %.1f s', self, took)
+            elif self.ready:
+                log('warning', '%s ended %.1f s after the beginning of its drain (%s)', self, took, how)
             self.team.leaving.discard(self)
             self.team.go_on()
         else:
-            how = f'signal {signum}' if code is None else f'exit code {code}'
             self.slot.on_failed(self, f'{self} ended unexpectedly ({how})')
 
     def __repr__(self) -> str:

@@ -17,16 +17,18 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import Reactor
+from ..loop.log import log
 from ..net.drain import check_times
 from . import systemd
 from .addresses import ListenAddress
+from .first_process import reap_orphans
 from .health import Health, Snapshots, WorkerState
-from .messages import REPORTS_EVERY
+from .messages import GRACE, RESTART, STRAY
 from .slot import Slot
 from .team import Team, WorkerSlot
-from .worker_process import GRACE, WorkerProcess
+from .worker_process import CHECKS_EVERY, WorkerProcess
 
-INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
+INTERRUPTED, QUIT = 130, 131  # the exit statuses that a shell reports for a program ended by Ctrl-C or by SIGQUIT
 
 
 class Workers(Team):
@@ -61,7 +63,10 @@ class Workers(Team):
         self.times: tuple[float, ...] = ()
         self._round: deque[tuple[Slot, WorkerProcess | None]] = deque()  # (slot, worker to replace)
         self._another_round = False
-        self._notified: Callable[[], bool] | None = None  # the last function that notified systemd
+        self.fixed: dict[str, str] = {}  # what only a restart can change, see `messages.Terms`
+        self._differences: list[str] = []  # the differences from `fixed` that have been logged
+        self._outcome: str | None = None  # of the last reload, once one has failed
+        self._notified: tuple[Callable[..., bool], str | None] | None = None  # how systemd was notified last
 
     def stats(self) -> Snapshots:
         """Return the latest counters of each worker, including workers that drain; they are at most a second old.
@@ -112,10 +117,15 @@ class Workers(Team):
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        if signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL:
+            self.r.add_signal_handler(signal.SIGQUIT, self.quit)
+        for signum in STRAY:
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                self.r.add_signal_handler(signum, self.ignore, signum)
+        reap_orphans(self.r)
         for slot in self.slots:
             slot.start()
-        if self.hang_timeout is not None:
-            self.r.call_every(REPORTS_EVERY, self.check_silence).unref()
+        self.r.call_every(CHECKS_EVERY, self.check_silence).unref()
         systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
@@ -148,11 +158,27 @@ class Workers(Team):
         for child in self.leaving:
             child.process.kill()
 
+    def quit(self) -> None:
+        """Kill all workers at once, and end."""
+        self.drain()
+        self.status = QUIT
+        for child in self.leaving:
+            child.process.kill()
+
+    def ignore(self, signum: signal.Signals) -> None:
+        """Called for a signal that would end the process by default, and means nothing here."""
+        log('warning', '%s is ignored: it has no meaning for this program', signum.name)
+
     def grow(self) -> None:
         """Add a worker. Its socket listens only when the worker is ready, so that no client waits for its start."""
         if self.slots:
-            self.slots.append(Slot(self, len(self.slots), listening=False))
-            self.slots[-1].start()
+            try:
+                slot = Slot(self, len(self.slots), listening=False)
+            except OSError as exc:
+                log('warning', 'cannot add worker %s: %s', len(self.slots), exc)
+                return
+            self.slots.append(slot)
+            slot.start()
 
     def shrink(self) -> None:
         """Remove a worker, except the last one."""
@@ -163,17 +189,32 @@ class Workers(Team):
     def replace(self) -> None:
         """Replace all workers, one after another. All calls during a round together cause one more round."""
         self._another_round = bool(self._round)
-        if not self._round:
-            self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
-            self.go_on()
+        if self._round:
+            log('info', 'a reload is under way; another one follows it')
+            return
+        self._differences = []
+        if self._outcome is not None:
+            self._outcome = 'the last reload succeeded'
+        self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
+        self.go_on()
+
+    def compare(self, child: WorkerProcess, fixed: dict[str, str]) -> None:
+        """Called when a worker has started, with what a restart of its program would change: log that once a reload."""
+        here = self.fixed
+        found = [f'{name} {fixed.get(name)} instead of {here[name]}' for name in here if fixed.get(name) != here[name]]
+        if found and found != self._differences:
+            self._differences = found
+            log('warning', 'the program of %s has %s: %s', child, '; '.join(found), RESTART)
 
     def give_up(self, slot: WorkerSlot) -> None:
         """Called when a worker failed to start in `slot`. If it was a replacement, cancel the rest of the round."""
         if self._round and self._round[0][0] is slot:
+            self._outcome = f'the last reload failed: {len(self._round)} of {len(self.slots)} workers were not replaced'
+            log('warning', '%s; correct the program and send SIGHUP again', self._outcome)
             self._round.clear()
 
     def check_silence(self) -> None:
-        """Called every second: look for workers that do not report, see `count_silence`."""
+        """Called twice a second: look for workers that do not report, see `count_silence`."""
         for slot in self.slots:
             if slot.serving is not None:
                 slot.serving.count_silence()
@@ -198,20 +239,23 @@ class Workers(Team):
         while self._round:
             slot, old = self._round[0]
             if slot in self.slots and slot.serving in (None, old):
-                if not slot.starting and all(child.slot is not slot for child in self.leaving):
+                draining = [child for child in self.leaving if child.slot is slot]
+                for child in draining:
+                    child.hurry()
+                if not slot.starting and not draining:
                     slot.start()
                 return True
             self._round.popleft()
         return False
 
     def _notify_manager(self) -> None:
-        notify = self._notified
+        now = self._notified
         if not self.slots:
-            notify = systemd.stopping
+            now = systemd.stopping, None
         elif self._round:
-            notify = systemd.reloading
+            now = systemd.reloading, None
         elif all(slot.serving for slot in self.slots):
-            notify = systemd.ready
-        if notify is not None and notify is not self._notified:
-            self._notified = notify
-            notify()
+            now = systemd.ready, self._outcome
+        if now is not None and now != self._notified:
+            self._notified = notify, text = now
+            notify() if text is None else notify(text)

@@ -9,7 +9,7 @@ SETTINGS is a JSON object. `fail`, a path: while it exists, a worker's `main` ra
 gets a line with the process id, 'goodbye', and the seconds that are left. `go`, a path: the program changes to this
 directory first. `watch`, a path: the parent answers each client of this Unix socket with the state of the workers.
 `drain`, times: on SIGALRM the parent drains the workers with these times. SIGUSR1 stops the parent's reactor, and
-SIGUSR2 shuts it down.
+SIGUSR2 shuts it down, unless `stray`.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def on_start(r, workers):
         conn.close()
 
     r.listen_unix(SETTINGS['watch'], on_connect=on_connect)
-    r.add_signal_handler(signal.SIGUSR1, r.stop)
-    r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
+    if not SETTINGS.get('stray'):
+        r.add_signal_handler(signal.SIGUSR1, r.stop)
+        r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
     if 'drain' in SETTINGS:
         r.add_signal_handler(signal.SIGALRM, workers.drain, *SETTINGS['drain'])
     print(json.dumps(workers.addresses), flush=True)

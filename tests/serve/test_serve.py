@@ -302,8 +302,8 @@ def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_serv
         waiting = served.connect()  # this client is in the queue of the hung worker
         waiting.send('x')
         assert int(waiting.receive().split()[0]) != worker
-        assert 'has not reported for 2 s: its loop is blocked' in served.log
-        assert 'has not reported for 4 s: killing it' in served.log
+        assert 'has not reported for 2 s: it' in served.log
+        assert 'has not reported for 3 s: killing it' in served.log
         assert 'ended unexpectedly (signal 9)' in served.log
         served.send(signal.SIGTERM)
         assert served.ended() == 0
@@ -324,57 +324,64 @@ def test_workers_that_were_stopped_with_their_parent_do_not_count_as_hung(tmp_pa
 class Team:
     """Replaces the team, the slot and the process of a `WorkerProcess`."""
 
-    def __init__(self, hang_timeout: float) -> None:
-        self.hang_timeout = hang_timeout
+    def __init__(self) -> None:
+        self.signals: list[int] = []
         self.killed = 0
         self.number, self.pid = 0, 1
         self.serving = self.starting = None
         self.r, self.now = self, 0.0
 
+    def send_signal(self, signum: int) -> None:
+        self.signals.append(signum)
+
     def kill(self) -> None:
         self.killed += 1
 
 
-def silent_child(hang_timeout: float) -> Any:
+def silent_child(hang_timeout: float | None) -> Any:
     child = object.__new__(WorkerProcess)
-    child.slot = child.team = child.process = Team(hang_timeout)
+    child.slot = child.team = child.process = Team()
+    child.hang_timeout = hang_timeout
     child.silence, child.ready = 0.0, True
     return child
 
 
+def be_silent(child: Any, seconds: float) -> None:
+    for _ in range(int(2 * seconds)):  # a worker is checked twice a second
+        child.count_silence()
+
+
 def test_a_worker_that_reports_within_the_grace_period_is_logged_and_kept(caplog):
     child = silent_child(30)
-    for _ in range(30):
-        child.count_silence()
-    assert not caplog.records
-    child.count_silence()
-    child.count_silence()
+    be_silent(child, 30)
+    assert not caplog.records and not child.team.signals
+    be_silent(child, 2)
     assert [record.getMessage()[:43] for record in caplog.records] == ['worker 0 (pid 1) has not reported for 30 s:']
+    assert child.team.signals == [signal.SIGQUIT]  # it writes its stacks
     child.on_line(None, b'[{}, false]')  # a report from the worker
-    for _ in range(30):
-        child.count_silence()
+    be_silent(child, 30)
     assert child.team.killed == 0 and len(caplog.records) == 1
 
 
-def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_period(caplog):
-    child = silent_child(30)
-    for _ in range(32):
-        child.count_silence()
+@pytest.mark.parametrize(('hang_timeout', 'grace'), [(30, 2), (2, 1), (3, 1.5)])
+def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_period(caplog, hang_timeout, grace):
+    child = silent_child(hang_timeout)
+    be_silent(child, hang_timeout + grace)
     assert child.team.killed == 0
-    child.count_silence()
+    be_silent(child, 0.5)
     assert child.team.killed == 1 and len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
-def test_serving_workers_are_checked_every_second_and_starting_workers_are_not(
+def test_serving_workers_are_checked_twice_a_second_and_starting_workers_are_not(
     fake, kernel, monkeypatch, caplog, hang_timeout, killed
 ):
     monkeypatch.setattr(Slot, 'start', lambda slot: None)
     team = Workers(fake, ['a program'], [], drain_timeout=5, start_timeout=60, hang_timeout=hang_timeout)
     team.begin(2, None)
     team.slots[1].serving = silent = silent_child(hang_timeout)
-    for _ in range(33):
-        kernel.time += 1
+    for _ in range(65):
+        kernel.time += 0.5
         turns(fake, 1)
     assert silent.team.killed == killed and len(caplog.records) == 2 * killed
 
@@ -601,6 +608,28 @@ def test_a_reload_starts_each_worker_when_the_previous_one_serves(team):
     assert [child.messages for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
 
 
+@LINUX
+def test_a_worker_whose_socket_cannot_be_opened_is_not_added_and_the_log_says_why(team, monkeypatch, caplog):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    second = ListenAddress((HERE, 0), 10)
+    second.close(second.socket_for_worker())  # the one that claimed the port
+    team.listen_addresses.append(second)  # its sockets come after those of the first address, which stay possible
+    opened = []
+    with monkeypatch.context() as patched:
+        patched.setattr(second, 'socket_for_worker', exhausted)
+        patched.setattr(team.listen_addresses[0], 'close', opened.append)
+        team.grow()
+    for sock in opened:
+        sock.close()
+    team.listen_addresses.remove(second)
+    assert len(opened) == 1  # no socket is left of a worker that was not added
+    assert len(team.slots) == 2 and 'cannot add worker 2: no more descriptors' in caplog.text
+    team.grow()
+    assert len(team.slots) == 3 and team.started[-1].slot is team.slots[2]
+
+
 def test_the_last_worker_is_not_removed(team):
     team.shrink()
     team.shrink()
@@ -675,7 +704,7 @@ def test_a_second_drain_with_less_time_is_passed_on_to_the_workers_that_drain(mo
         team.drain(60, 2)  # this cannot make the time longer
         team.drain(0.2, 0.1)
         run_until(r, lambda: child.how)
-        assert child.how == (4, None) and not caplog.records
+        assert child.how == (4, None) and 'killing' not in caplog.text
 
 
 @pytest.mark.parametrize(
