@@ -151,6 +151,8 @@ def _service(health: Health) -> Iterator[Metric]:
     yield from (started, ages)
     text = '1 while the whole service shuts down, otherwise 0.'
     yield GaugeMetricFamily('reactor_service_draining', text, value=int(health.draining))
+    text = '0 after a reload has failed, until the next one begins: workers of the old program still serve.'
+    yield GaugeMetricFamily('reactor_last_reload_successful', text, value=int(not health.reload_failed))
 
 
 def _queues(listeners: list[tuple[str, Any]]) -> Iterator[Metric]:

@@ -35,12 +35,14 @@ class Health(NamedTuple):
         workers: The workers, those that drain included, and slots that wait to restart their worker.
         restarts: For each slot, how many of its workers have ended unexpectedly or failed to start.
         replaces_hung: Whether hung workers are killed and replaced, see `hang_timeout` of `run`.
+        reload_failed: Whether the last reload has failed, so that old workers still serve.
     """
 
     draining: bool
     workers: list[WorkerState]
     restarts: dict[str, int]
     replaces_hung: bool
+    reload_failed: bool = False
 
     def count(self, state: str) -> int:
         """Return how many workers are in this state."""
@@ -62,6 +64,7 @@ class Health(NamedTuple):
             'draining': self.draining,
             'workers': [worker._asdict() for worker in self.workers],
             'restarts': self.restarts,
+            'reload_failed': self.reload_failed,
         }
 
 

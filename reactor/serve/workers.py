@@ -66,6 +66,7 @@ class Workers(Team):
         self.fixed: dict[str, str] = {}  # what only a restart can change, see `messages.Terms`
         self._differences: list[str] = []  # the differences from `fixed` that have been logged
         self._outcome: str | None = None  # of the last reload, once one has failed
+        self._reload_failed = False
         self._notified: tuple[Callable[..., bool], str | None] | None = None  # how systemd was notified last
 
     def stats(self) -> Snapshots:
@@ -90,7 +91,8 @@ class Workers(Team):
         """Return the state of the service and of each worker."""
         workers = [child.state(name) for name, child in self._named().items()]
         workers += [WorkerState(str(slot.number), 'restarting') for slot in self.slots if not slot.occupied]
-        return Health(not self.slots, workers, dict(self.restarts), self.hang_timeout is not None)
+        hang = self.hang_timeout is not None
+        return Health(not self.slots, workers, dict(self.restarts), hang, self._reload_failed)
 
     def _named(self) -> dict[str, WorkerProcess]:
         found: dict[str, WorkerProcess] = {}
@@ -193,6 +195,7 @@ class Workers(Team):
             log('info', 'a reload is under way; another one follows it')
             return
         self._differences = []
+        self._reload_failed = False
         if self._outcome is not None:
             self._outcome = 'the last reload succeeded'
         self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
@@ -209,6 +212,7 @@ class Workers(Team):
     def give_up(self, slot: WorkerSlot) -> None:
         """Called when a worker failed to start in `slot`. If it was a replacement, cancel the rest of the round."""
         if self._round and self._round[0][0] is slot:
+            self._reload_failed = True
             self._outcome = f'the last reload failed: {len(self._round)} of {len(self.slots)} workers were not replaced'
             log('warning', '%s; correct the program and send SIGHUP again', self._outcome)
             self._round.clear()

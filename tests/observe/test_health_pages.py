@@ -186,6 +186,19 @@ def test_a_predecessor_that_drains_after_a_reload_is_a_series_of_its_own(tmp_pat
         assert service.metrics()['reactor_workers', 'draining'] == 0
 
 
+def test_a_failed_reload_is_visible_until_the_next_reload(tmp_path):
+    with Service(tmp_path, workers=1) as service:
+        service.until(service.pids)
+        assert service.metrics()['reactor_last_reload_successful',] == 1
+        (tmp_path / 'fail').touch()
+        service.parent.send_signal(signal.SIGHUP)
+        service.until(lambda: service.metrics()['reactor_last_reload_successful',] == 0, 5)
+        assert service.get('/ready') == (200, 'ok\n')  # the worker of the old program serves
+        (tmp_path / 'fail').unlink()
+        service.parent.send_signal(signal.SIGHUP)
+        service.until(lambda: service.metrics()['reactor_last_reload_successful',] == 1, 5)
+
+
 def snapshots(*states, **more):
     found = Snapshots(Health(False, [WorkerState(str(n), state) for n, state in enumerate(states)], {}, True), [])
     found.update(more)
