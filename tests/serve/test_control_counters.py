@@ -38,6 +38,20 @@ class Parent:
         self.worker.control.on_close = None
 
 
+def test_reports_are_sent_once_a_second_at_instants_that_workers_share(fake, kernel, sockets):
+    kernel.time = 1000.3
+    parent = Parent(fake, sockets)
+    times = []
+    while len(times) < 3:
+        before = len(parent.reports())
+        kernel.time += 1 / 64
+        turns(fake, 1)
+        if len(parent.reports()) > before:
+            times.append(kernel.time)
+    assert all(0 <= time - due < 0.02 for time, due in zip(times, (1001.375, 1002.375, 1003.375), strict=True))
+    parent.end()
+
+
 TRAFFIC = 'reads', 'bytes_in', 'writes', 'bytes_out', 'short_writes', 'timers_fired', 'timer_lag_sum'
 
 
