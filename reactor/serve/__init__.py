@@ -12,7 +12,9 @@
 The modules `systemd` and `certificates` are useful with a single process, too.
 """
 
+from .logs import JSONFormatter, TextFormatter
 from .running import run
+from .worker import WorkerListeners
 from .workers import Workers
 
-__all__ = ['Workers', 'run']
+__all__ = ['JSONFormatter', 'TextFormatter', 'WorkerListeners', 'Workers', 'run']

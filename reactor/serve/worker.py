@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable
 from socket import socket
 from typing import Any
 
@@ -20,6 +21,18 @@ from .. import Listener, Reactor, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
 from .messages import REPORTS_EVERY
+
+
+class WorkerListeners(list[Any]):
+    """The listening sockets that `run` passes to `main`: a list, with one socket for each address.
+
+    Attributes:
+        slot: The number of this worker's slot, from 0. A worker that replaces another one has the same number.
+    """
+
+    def __init__(self, sockets: Iterable[Any], slot: int) -> None:
+        super().__init__(sockets)
+        self.slot = slot
 
 
 def work(settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:
@@ -38,7 +51,8 @@ class Worker:
     def __init__(self, r: Reactor, settings: dict[str, Any], times: tuple[float, float]) -> None:
         self.r = r
         self.times = times
-        self.listeners: list[Any] = [LeanSocket(fileno=number) for number in settings['listeners']]
+        sockets = [LeanSocket(fileno=number) for number in settings['listeners']]
+        self.listeners = WorkerListeners(sockets, settings['slot'])
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
         self.control: Stream = r.adopt(
             socket(fileno=settings['control']), framing.lines(self.on_line), on_close=self.on_orphaned

@@ -422,7 +422,7 @@ class WorkerSettings:
         self.address = listening.getsockname()
         listener = listening.detach()
         shared = [listener] if of_all else []
-        self.settings = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+        self.settings = {'slot': 0, 'control': control.detach(), 'listeners': [listener], 'shared': shared}
 
 
 @LINUX
