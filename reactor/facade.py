@@ -29,7 +29,7 @@ from .kinds import CHECKED_KINDS, KINDS
 from .loop.checks import check_parts
 from .loop.loop import Loop
 from .net.datagram import DatagramSocket
-from .net.drain import Drain, begin_drain
+from .net.drain import begin_drain
 from .net.endpoints import Endpoints
 from .net.listener import Listener
 from .net.options import check_names
@@ -64,7 +64,6 @@ class Reactor(Loop):
         super().__init__(selector, kernel, catch_errors, slow_callback, debug)
         self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
         self._debug = debug
-        self._drain: Drain | None = None
 
     def listen_tcp(
         self,
@@ -377,12 +376,12 @@ class Reactor(Loop):
                 only make this time shorter.
             lame_duck: Seconds of `timeout` in which to accept clients, so that load balancers notice the drain first.
         """
-        self._drain = begin_drain(self, self._drain, timeout, lame_duck)
+        self.streams.drain = begin_drain(self, self.streams.drain, timeout, lame_duck)
 
     @property
     def draining(self) -> bool:
         """Whether `drain` was called. If so, fail readiness checks, and close connections after their next response."""
-        return self._drain is not None
+        return self.streams.drain is not None
 
 
 def run(main: Callable[[Reactor], object], **options: Unpack[ReactorOptions]) -> bool:

@@ -24,6 +24,7 @@ from .log import describe
 from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .stats import Stats
+from .streams import Streams
 from .threads import ThreadCall, ThreadPool
 from .timers import RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
@@ -57,6 +58,7 @@ class LoopAPI:
     counters: Counters
     guard: Guard
     kernel: Kernel
+    streams: Streams
     timers: TimerHeap
     watchers: Watchers
 
@@ -355,7 +357,9 @@ class LoopAPI:
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
-        return Stats(self.counters, len(self.timers), self._alive.count_handles())
+        drain = self.streams.drain
+        left = None if drain is None else drain.left()
+        return Stats(self.counters, len(self.timers), self._alive.count_handles(), left)
 
     def handles(self) -> list[Handle]:
         """Return all open handles: connections, listeners, look-ups, calls in threads, signal handlers...

@@ -7,9 +7,13 @@ reactor adds to the attributes directly, so counting costs one addition. Names a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 LAG_BUCKETS = 16  # upper bounds of 1/1024 s times powers of two: 1 ms, 2 ms ... 16 s; the last bucket has no bound
+# Upper bounds in seconds for the times of requests, from an answer out of memory to one that a slow database delays.
+# Each is about twice the one before, so a quantile that Prometheus estimates is at most that factor off.
+REQUEST_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SLOW_PLACES = 20  # how many slow callbacks are remembered
 
 
@@ -96,6 +100,7 @@ class Counters(metaclass=Declared):
 
     # Connections.
     requests: int = count('Requests, counted when the application marks a connection as busy.')
+    requests_failed: int = count('Requests whose connection ended with an error before the application finished them.')
     connects: int = count('Outgoing connections established.')
     reads: int = count('Calls of recv on connections that returned bytes.')
     bytes_in: int = count('Bytes received, on connections and in datagrams.', 'received_bytes')
@@ -125,6 +130,12 @@ class Counters(metaclass=Declared):
         'Timers fired, by how late they were; the bounds are in Stats.lag_bounds.', 'timer_lag_seconds'
     )
     timer_lag_sum: float = other('Total seconds by which fired timers were late.', 'timer_lag_seconds')
+    # A list in the loop, a tuple in a snapshot.
+    request_seconds: Any = other(
+        'Requests finished, by how long the connection was busy; the bounds are in Stats.request_bounds.',
+        'request_seconds',
+    )
+    request_seconds_sum: float = other('Total seconds that finished requests took.', 'request_seconds')
     # In the loop, a dict that maps each place to [count, longest].
     slow: Any = other('Slow callbacks as [place, count, longest seconds], at most 20.', 'slow_callback_places')
 
@@ -135,7 +146,14 @@ class Counters(metaclass=Declared):
             setattr(self, name, 0.0)
         self.timer_lag = [0] * LAG_BUCKETS
         self.timer_lag_sum = 0.0
+        self.request_seconds = [0] * (len(REQUEST_BOUNDS) + 1)
+        self.request_seconds_sum = 0.0
         self.slow = {}
+
+    def count_request(self, seconds: float) -> None:
+        """Count a finished request that took this long."""
+        self.request_seconds[bisect_left(REQUEST_BOUNDS, seconds)] += 1
+        self.request_seconds_sum += seconds
 
     def count_slow(self, place: str, seconds: float) -> None:
         """Count a slow callback that is defined at `place`. Beyond SLOW_PLACES places, the rarest is forgotten."""

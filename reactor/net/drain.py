@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 
 from ..errors import DrainTimeout
 from ..loop.checks import seconds
+from ..loop.streams import DrainUnderWay
 from ..loop.watcher import Handle
 from .addresses import show
 from .listener import Listener
@@ -54,7 +55,7 @@ class Drain:
         # when it began, when it must end, and its timers
         '_began', '_deadline', '_aborting', '_asking', '_checking',
         # the results of the last check
-        '_accepts', '_idle', '_silent_since',
+        '_accepts', '_idle', '_left', '_silent_since',
     )  # fmt: skip
 
     def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
@@ -64,6 +65,7 @@ class Drain:
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
+        self._left: int | None = None  # how many connections the last check has found to wait for
         # When the drain began to wait only for peers that have not ended their side. None: something else is left.
         self._silent_since: float | None = None
         for handle in self._served():
@@ -80,6 +82,14 @@ class Drain:
                 if hasattr(self, name):
                     getattr(self, name).cancel()
             raise
+
+    def left(self) -> tuple[int, float]:
+        """Return for how many connections the drain waits, and the seconds until they are reset.
+
+        The number is that of the last check. Before the first check, it is the number of all accepted connections.
+        """
+        left = self._loop.counters.incoming if self._left is None else self._left
+        return (0, 0.0) if self.over else (left, max(0.0, self._deadline - self._loop.timers.clock()))
 
     def hasten(self, timeout: float, lame_duck: float) -> None:
         """Called when `drain` is called again: each step happens at the earlier of its old and its new time."""
@@ -119,13 +129,13 @@ class Drain:
             self._ask_listeners()
         handles, now = self._served(), self._loop.timers.clock()
         idle: Idle = WeakKeyDictionary()
-        waits, silent, closed = 0, [], 0
+        waits, listeners, silent, closed = 0, 0, [], 0
         busy, suspended = self._loop.streams.busy, self._loop.streams.suspended
         for handle in handles:
             if handle in busy and not handle.closed:
                 waits += 1
             elif not isinstance(handle, Stream):
-                waits += isinstance(handle, Listener)
+                listeners += isinstance(handle, Listener)
             elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
@@ -145,8 +155,8 @@ class Drain:
                 closed += 1
                 handle.close()
                 waits += handle.sock is not None
-        self._idle = idle
-        if waits:
+        self._idle, self._left = idle, waits + len(silent)
+        if waits or listeners:
             self._silent_since = None
         elif not silent or self._waited_for_peers(now):
             for stream in silent:
@@ -193,7 +203,7 @@ class Drain:
         self._loop.stop()
 
 
-def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
+def begin_drain(loop: Loop, drain: DrainUnderWay | None, timeout: float, lame_duck: float) -> DrainUnderWay:
     """Begin the drain of a loop, or make a drain under way end earlier; see `Reactor.drain`."""
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()

@@ -173,12 +173,21 @@ class Connection(Handle):
         finally:
             if called:
                 streams = self.loop.streams
-                if streams.busy:
-                    streams.busy.discard(self)
                 if streams.proxy_headers:
                     streams.proxy_headers.pop(self, None)
                 self.writer, self.ending = SHUT, None
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
+                if streams.busy:  # last: when this runs out of stack it is repeated, and then `on_close` is None
+                    self._end_request(exc)
+
+    def _end_request(self, exc: BaseException | None) -> None:
+        began, counters = self.loop.streams.busy.pop(self, None), self.loop.counters
+        if began is None:
+            return
+        if exc is None:
+            counters.count_request(self.loop.timers.clock() - began)
+        else:
+            counters.requests_failed += 1
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         """Called as a completion after a failed send: deliver the bytes received before, then end the connection."""

@@ -277,21 +277,25 @@ class Stream(Sender):
 
         Set it to True at the first byte of a request: nothing else can see a partial request, so without this `drain`
         might close the connection. Set it to False after the answer. In `on_close` it still has the last value. Each
-        change to True increments `stats().requests`. Setting it on a closed connection does nothing. Raises TypeError
-        for a value that is not a bool.
+        change to True increments `stats().requests`. Each change to False adds the time of the request to
+        `stats().request_seconds`. A connection that ends with an error while it is busy increments
+        `stats().requests_failed` instead. Setting it on a closed connection does nothing. Raises TypeError for a value
+        that is not a bool.
         """
         return self in self.loop.streams.busy
 
     @busy.setter
     def busy(self, busy: bool) -> None:
-        all_busy = self.loop.streams.busy
+        loop, all_busy = self.loop, self.loop.streams.busy
         if busy is False:
-            all_busy.discard(self)
+            began = all_busy.pop(self, None)
+            if began is not None:
+                loop.counters.count_request(loop.timers.clock() - began)
         elif busy is not True:
             raise TypeError(f'busy must be True or False, not {busy!r}')
         elif self not in all_busy and (self.sock is not None or self.state is CONNECTING):
-            all_busy.add(self)
-            self.loop.counters.requests += 1
+            all_busy[self] = loop.now  # the request has waited since then, and connections of a turn share the float
+            loop.counters.requests += 1
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
         """Replace all three time limits of this connection. They begin now, or once it is connected.

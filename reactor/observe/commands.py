@@ -18,7 +18,7 @@ from .. import Reactor, __version__
 from ..loop.checks import shown
 from ..loop.counters import TIMES
 from ..loop.log import describe, log
-from .counters import Snapshot, Source, combined
+from .counters import Snapshot, Source, combined, health_of
 
 LIMIT = 100  # number of handles or reasons in an answer, by default
 MOST = 1000  # the largest `limit`
@@ -60,14 +60,16 @@ class Commands:
         }
 
     def do_stats(self) -> dict[str, Any]:
-        """Return the counters of each reactor and their sum."""
+        """Return the counters of each reactor and their sum; for workers, also the state of the service."""
         workers = self._source()
+        health = health_of(workers)
         return {
             'version': __version__,
             'clock': self._r.kernel.clock(),
-            'draining': self._r.draining,
+            'draining': self._r.draining or (health is not None and health.draining),
             'workers': workers,
             'sum': combined(workers.values()),
+            **({} if health is None else {'service': health.as_dict()}),
         }
 
     def do_phases(self) -> dict[str, Any]:
@@ -113,8 +115,9 @@ class Commands:
 
 
 def _phases(counters: Snapshot) -> dict[str, Any]:
-    seconds = {name.removesuffix('_time'): counters[name] for name in TIMES}
-    return {'seconds': seconds, **{name: counters[name] for name in ('loop_count', 'timer_lag', 'timer_lag_sum')}}
+    seconds = {name.removesuffix('_time'): counters.get(name, 0.0) for name in TIMES}
+    others = {'loop_count': 0, 'timer_lag': [], 'timer_lag_sum': 0.0}
+    return {'seconds': seconds, **{name: counters.get(name, empty) for name, empty in others.items()}}
 
 
 def _whole(value: Any) -> int:

@@ -6,7 +6,10 @@ characters are replaced, so that no text can send commands to the terminal.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 from ..loop.counters import COUNTS, GAUGES, TIMES
@@ -57,6 +60,7 @@ def stats(answer: Answer, before: Answer | None = None) -> list[str]:
             rows.append([name, shown(total[name]), *rate, *(shown(one.get(name)) for one in workers)])
     pids = ', '.join(str(one.get('pid')) for one in answer['workers'].values())
     lines = [f'reactor {printable(answer["version"])}, pid {pids}' + (', draining' if answer['draining'] else '')]
+    lines += [_service(answer['service'])] if 'service' in answer else []
     lines += ['', *table(rows), *_left_out(answer)]
     slow = [[place, count, f'{longest:.3f} s'] for place, count, longest in total['slow']]
     return [*lines, '', *table([['slow callbacks', 'times', 'longest'], *slow])] if slow else lines
@@ -126,6 +130,13 @@ def _columns(answer: Answer) -> list[str]:
     return names[:MOST_COLUMNS] if len(names) > 1 else []
 
 
+def _service(service: Answer) -> str:
+    states = Counter(worker['state'] for worker in service['workers'])
+    parts = [f'{count} {state}' for state, count in sorted(states.items(), key=itemgetter(1), reverse=True)]
+    failed = sum(service['restarts'].values())
+    return f'workers: {", ".join(parts) or "none"}' + (f'; {failed} failed so far' if failed else '')
+
+
 def _left_out(answer: Answer) -> list[str]:
     more = len(answer['workers']) - MOST_COLUMNS
     return [f'and {more} more workers; --json shows all of them'] if more > 0 else []
@@ -150,7 +161,7 @@ def _since(now: Answer, before: Answer | None) -> Answer:
         return now
     return {
         'seconds': {phase: value - before['seconds'][phase] for phase, value in now['seconds'].items()},
-        'timer_lag': [new - old for new, old in zip(now['timer_lag'], before['timer_lag'], strict=True)],
+        'timer_lag': [new - old for new, old in zip_longest(now['timer_lag'], before['timer_lag'], fillvalue=0)],
         'timer_lag_sum': now['timer_lag_sum'] - before['timer_lag_sum'],
     }
 
@@ -164,7 +175,7 @@ def _together(parts: list[Answer]) -> Answer:
     first = parts[0]
     return {
         'seconds': {phase: sum(part['seconds'][phase] for part in parts) for phase in first['seconds']},
-        'timer_lag': [sum(counts) for counts in zip(*(part['timer_lag'] for part in parts), strict=True)],
+        'timer_lag': [sum(counts) for counts in zip_longest(*(part['timer_lag'] for part in parts), fillvalue=0)],
         'timer_lag_sum': sum(part['timer_lag_sum'] for part in parts),
     }
 

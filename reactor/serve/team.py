@@ -19,6 +19,7 @@ class Team:
     hang_timeout: float | None  # seconds
     status: int  # the exit status of the program
     leaving: set[Any]  # the worker processes that drain
+    restarts: dict[str, int]  # for each slot, how many of its workers have failed
 
     def go_on(self) -> None:
         """Called after each change: take the next step of a round of replacements, or stop the loop."""
@@ -37,7 +38,6 @@ class WorkerSlot(Protocol):
     listeners: list[Any]
     serving: Any
     starting: Any
-    counters: dict[str, Any]
 
     def start(self) -> None: ...
     def on_ready(self, child: Any) -> None: ...

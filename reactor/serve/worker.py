@@ -14,12 +14,12 @@ import json
 import os
 import signal
 from collections.abc import Iterable
-from socket import socket
 from typing import Any
 
 from .. import Listener, Reactor, Stream, framing
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
+from .control import control_stream, report_regularly
 from .messages import REPORTS_EVERY
 
 
@@ -54,16 +54,13 @@ class Worker:
         sockets = [LeanSocket(fileno=number) for number in settings['listeners']]
         self.listeners = WorkerListeners(sockets, settings['slot'])
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
-        self.control: Stream = r.adopt(
-            socket(fileno=settings['control']), framing.lines(self.on_line), on_close=self.on_orphaned
-        )
-        self.control.unref()
+        self.control: Stream = control_stream(r, settings['control'], framing.lines(self.on_line), self.on_orphaned)
         for number in (*settings['listeners'], settings['control']):
             os.set_inheritable(number, False)  # children of this worker must not inherit them
         r.add_signal_handler(signal.SIGTERM, self.drain).unref()
         for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
             r.add_signal_handler(signum, int).unref()
-        r.call_every(REPORTS_EVERY, self.report).unref()
+        report_regularly(r, REPORTS_EVERY, self.report)
 
     def begin(self, main: Any) -> None:
         main(self.r, self.listeners)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
+from typing import Any
 
 from .. import DEVNULL, Process, Stream, framing
 from ..loop.log import log
 from . import systemd
+from .health import LATE, WorkerState
 from .messages import REPORTS_EVERY
 from .program import BEGAN_IN, folder
 from .team import Team, WorkerSlot
@@ -27,6 +30,11 @@ class WorkerProcess:
         self.team = team = slot.team
         self.ready: bool = False
         self.since: float = team.r.now
+        self.started: float = time.time()
+        self.reported: float | None = None  # when the last report arrived, on the loop's clock
+        self.counters: dict[str, Any] = {}  # of the last report
+        self.draining: bool = False  # in the last report
+        self.replaced: bool = False  # whether a successor serves the same sockets
         self.silence: float = 0.0  # seconds without a report, see `count_silence`
         ours, theirs = socket.socketpair()
         self.control: Stream = team.r.adopt(ours, framing.lines(self.on_line))
@@ -49,8 +57,8 @@ class WorkerProcess:
         self._timer = team.r.call_later(team.start_timeout, self.on_late, 'is not ready', team.start_timeout)
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        counters, draining = json.loads(line)
-        self.silence = 0.0
+        self.counters, self.draining = json.loads(line)
+        self.silence, self.reported = 0.0, self.team.r.now
         slot = self.slot
         if not self.ready:
             self.ready, self.since = True, self.team.r.now
@@ -59,10 +67,19 @@ class WorkerProcess:
             else:
                 self._timer.cancel()
                 slot.on_ready(self)
-        if self is slot.serving:
-            slot.counters = counters
-            if draining and slot.starting is None:  # the program called `drain`, or the worker received SIGTERM
-                slot.start()
+        if self is slot.serving and self.draining and slot.starting is None:
+            slot.start()  # the program called `drain`, or the worker received SIGTERM
+
+    def state(self, name: str) -> WorkerState:
+        """Return the state of this worker, under this name."""
+        age = None if self.reported is None else max(0.0, self.team.r.now - self.reported)
+        if age is not None and age > LATE:
+            state = 'hung'
+        elif self.draining or self in self.team.leaving:
+            state = 'draining'
+        else:
+            state = 'serving' if self.ready else 'starting'
+        return WorkerState(name, state, self.process.pid, self.started, age)
 
     def count_silence(self) -> None:
         """Called every second while the worker serves: warn after `hang_timeout` without a report, kill it GRACE later.
@@ -90,6 +107,7 @@ class WorkerProcess:
         """Have the worker drain and exit. `replaced` is true if a successor serves the same sockets."""
         team = self.team
         team.leaving.add(self)
+        self.replaced = replaced
         self._timer.cancel()
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
         if not self.control.closed:

@@ -19,6 +19,7 @@ from typing import Any
 from .. import Reactor
 from . import systemd
 from .addresses import ListenAddress
+from .health import Health, Snapshots, WorkerState
 from .messages import REPORTS_EVERY
 from .slot import Slot
 from .team import Team, WorkerSlot
@@ -55,19 +56,44 @@ class Workers(Team):
         self.status: int = 0
         self.slots: list[Slot] = []  # empty during shutdown
         self.leaving: set[WorkerProcess] = set()
+        self.restarts: dict[str, int] = {}
         self._round: deque[tuple[Slot, WorkerProcess | None]] = deque()  # (slot, worker to replace)
         self._another_round = False
         self._notified: Callable[[], bool] | None = None  # the last function that notified systemd
 
-    def stats(self) -> dict[str, dict[str, Any]]:
-        """Return the latest counters of each worker that serves; they are at most a second old.
+    def stats(self) -> Snapshots:
+        """Return the latest counters of each worker, including workers that drain; they are at most a second old.
 
         This method is a source for `reactor.observe`.
 
         Returns:
-            A dict that maps the number of each slot to `Stats.as_dict()` with `'pid'` added.
+            A dict that maps the name of each worker to `Stats.as_dict()` with `'pid'` added. The name is the number of
+            the worker's slot. A worker that drains after another one has taken its place is called '0-4711', with its
+            process id. The attribute `health` of the dict has the state of the service.
         """
-        return {str(slot.number): slot.counters for slot in self.slots if slot.counters}
+        shared = {address.shared for address in self.listen_addresses}
+        listeners = {
+            sock: 'all' if sock in shared else str(slot.number) for slot in self.slots for sock in slot.listeners
+        }
+        found = Snapshots(self.health(), [(name, sock) for sock, name in listeners.items()])
+        found.update((name, child.counters) for name, child in self._named().items() if child.counters)
+        return found
+
+    def health(self) -> Health:
+        """Return the state of the service and of each worker."""
+        workers = [child.state(name) for name, child in self._named().items()]
+        workers += [WorkerState(str(slot.number), 'restarting') for slot in self.slots if not slot.occupied]
+        return Health(not self.slots, workers, dict(self.restarts), self.hang_timeout is not None)
+
+    def _named(self) -> dict[str, WorkerProcess]:
+        found: dict[str, WorkerProcess] = {}
+        serving = [slot.serving for slot in self.slots]
+        starting = [slot.starting for slot in self.slots]
+        for child in [*serving, *starting, *sorted(self.leaving, key=lambda child: -child.since)]:
+            if child is not None:
+                name = str(child.slot.number)
+                found[f'{name}-{child.process.pid}' if child.replaced or name in found else name] = child
+        return found
 
     def pids(self) -> dict[str, int]:
         """Return the process id of the serving worker for each slot. Slots without a serving worker are left out."""

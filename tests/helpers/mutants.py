@@ -480,8 +480,8 @@ MUTANTS = (
     Mutant(
         'a closed connection keeps its data',
         'net/ending.py',
-        'self.on_drain = self.on_close = self.data = None\n\n    def handle_last_reads',
-        'self.on_drain = self.on_close = None\n\n    def handle_last_reads',
+        'self.on_drain = self.on_close = self.data = None\n                if streams.busy',
+        'self.on_drain = self.on_close = None\n                if streams.busy',
         '9: nothing that belongs to the user is kept',
     ),
     # -- the writer
@@ -821,7 +821,7 @@ MUTANTS = (
     Mutant(
         'an ended connection still counts as busy',
         'net/ending.py',
-        '                    streams.busy.discard(self)\n',
+        '                    self._end_request(exc)\n',
         '                    pass\n',
         '9: nothing of an ended connection is kept',
         359,

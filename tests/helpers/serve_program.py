@@ -71,6 +71,7 @@ def on_start(r, workers):
         state = {
             'pids': workers.pids(),
             'stats': workers.stats(),
+            'health': workers.health().as_dict(),
             'cpu': time.process_time(),
             'pid': os.getpid(),
         }

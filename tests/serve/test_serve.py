@@ -21,6 +21,7 @@ import pytest
 from reactor import Reactor, ReactorError, serve
 from reactor.serve import addresses
 from reactor.serve.addresses import ListenAddress, parse
+from reactor.serve.health import WorkerState
 from reactor.serve.running import processors
 from reactor.serve.slot import Slot
 from reactor.serve.worker import Worker
@@ -328,6 +329,7 @@ class Team:
         self.killed = 0
         self.number, self.pid = 0, 1
         self.serving = self.starting = None
+        self.r, self.now = self, 0.0
 
     def kill(self) -> None:
         self.killed += 1
@@ -498,8 +500,12 @@ class FakeProcess:
         if self.error is not None:
             raise self.error
         self.slot, self.ready, self.since = slot, False, 0.0
+        self.counters, self.replaced = {}, False
         self.messages: list[str] = []
         slot.team.started.append(self)
+
+    def state(self, name: str) -> WorkerState:
+        return WorkerState(name, 'serving' if self.ready else 'starting')
 
     def be_ready(self) -> None:
         self.ready, self.since = True, self.slot.team.r.now
@@ -572,7 +578,8 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
 
 
 def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_counters_are_dropped(fake, kernel, team):
-    team.slots[0].counters = {'pid': 1}
+    team.slots[0].serving.counters = {'pid': 1}
+    assert team.stats() == {'0': {'pid': 1}}
     kernel.time += 1
     turns(fake, 1)
     team.slots[0].serving.end()

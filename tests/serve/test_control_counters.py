@@ -1,0 +1,111 @@
+"""A worker's counters do not show its own reports to the parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+
+from reactor import Reactor
+from reactor.serve.worker import Worker
+from tests.helpers.support import fill, run_until, turns
+
+if os.name != 'posix':
+    pytest.skip('workers inherit descriptors, which this platform does not support', allow_module_level=True)
+
+
+class Parent:
+    """The parent's side of a worker that runs in this process; `reports` has the counters that it sent."""
+
+    def __init__(self, r: Reactor, sockets) -> None:
+        ours, theirs = socket.socketpair()
+        self.sock = sockets.track(ours)
+        self.sock.setblocking(False)
+        self.worker = Worker(r, {'control': theirs.detach(), 'listeners': [], 'shared': []}, (5, 0))
+        self.received = b''
+
+    def reports(self):
+        try:
+            while data := self.sock.recv(1 << 20):
+                self.received += data
+        except BlockingIOError:
+            pass
+        return [json.loads(line)[0] for line in self.received.splitlines()]
+
+    def end(self):
+        self.worker.control.on_close = None
+
+
+TRAFFIC = 'reads', 'bytes_in', 'writes', 'bytes_out', 'short_writes', 'timers_fired', 'timer_lag_sum'
+
+
+def test_an_idle_worker_that_reports_has_counted_nothing(fake, kernel, sockets):
+    parent = Parent(fake, sockets)
+    parent.worker.begin(lambda r, listeners: None)
+    for late in range(1, 30):
+        kernel.time += 1 + late / 1000
+        turns(fake, 2)
+    reports = parent.reports()
+    assert len(reports) > 25
+    for counters in (*reports, fake.stats().as_dict()):
+        assert {name: counters[name] for name in TRAFFIC} == dict.fromkeys(TRAFFIC, 0)
+        assert set(counters['timer_lag']) == {0}
+    parent.end()
+
+
+def test_the_timers_and_writes_of_the_program_are_counted_exactly(fake, kernel, sockets):
+    parent = Parent(fake, sockets)
+    parent.worker.begin(lambda r, listeners: None)
+    ours, _ = sockets()
+    conn = fake.adopt(ours)
+    sums = []
+    for _ in range(20):
+        fake.call_at(kernel.time + 1, conn.write, b'12345')
+        kernel.time += 1.003
+        turns(fake, 2)
+        sums.append(fake.stats().timer_lag_sum)
+    stats = fake.stats()
+    assert (stats.timers_fired, stats.writes, stats.bytes_out) == (20, 20, 100)
+    assert sum(stats.timer_lag) == 20 and min(stats.timer_lag) == 0
+    assert sums == sorted(sums) and sums[-1] == pytest.approx(0.06)
+    conn.abort()
+    turns(fake, 2)
+    parent.end()
+
+
+def test_the_sum_of_lateness_never_falls_not_even_by_a_rounding_error(fake, kernel, sockets):
+    """Prometheus would take that for a restart, and count the whole sum once more."""
+    parent = Parent(fake, sockets)
+    # Adding 1.5 to this number and subtracting it again gives a smaller number, because both results are rounded.
+    fake.counters.timer_lag_sum = before = 2.0**52 + 1
+    assert before + 1.5 - 1.5 < before
+    kernel.time += 2.5
+    turns(fake, 1)
+    assert fake.stats().timer_lag_sum == before and parent.reports()
+    parent.end()
+
+
+def test_messages_of_the_parent_are_not_counted(fake, sockets):
+    parent = Parent(fake, sockets)
+    parent.worker.begin(lambda r, listeners: None)
+    turns(fake, 1)
+    parent.sock.send(b'"last"\n')
+    run_until(fake, lambda: fake.stats().events)
+    assert {name: getattr(fake.stats(), name) for name in TRAFFIC} == dict.fromkeys(TRAFFIC, 0)
+    parent.end()
+
+
+def test_a_report_that_is_sent_in_parts_is_not_counted(fake, kernel, sockets):
+    """As to a parent that was stopped for a while, and left the connection full."""
+    parent = Parent(fake, sockets)
+    size = fill(parent.worker.control.sock)
+    parent.worker.report()
+    assert parent.worker.control.buffered
+    while size > 0:
+        size -= len(parent.sock.recv(1 << 20))
+    run_until(fake, lambda: not parent.worker.control.buffered)
+    assert parent.reports()[-1]['pid'] == os.getpid()
+    assert {name: getattr(fake.stats(), name) for name in TRAFFIC} == dict.fromkeys(TRAFFIC, 0)
+    parent.end()
