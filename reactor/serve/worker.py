@@ -5,7 +5,8 @@ signals that a terminal sends to the whole process group, because the parent han
 
 Messages on the control connection are lines of JSON. Once a second, and when a drain begins, the worker sends its
 counters and whether it is draining; the first line means that the worker is ready. The parent sends 'replaced' when a
-successor is ready on the same sockets, or 'last' when no other process will serve them.
+successor is ready on the same sockets, or 'last' when no other process will serve them. It sends ["ask", number,
+request] for a description of the worker's reactor, which the worker answers with ["answer", number, text].
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import signal
 from collections.abc import Iterable
 from typing import Any
 
-from .. import Listener, Reactor, Stream, framing
+from .. import Listener, Reactor, Stream, inspection
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
+from ..loop.log import describe, log
 from .control import control_stream, report_regularly
-from .messages import REPORTS_EVERY
+from .messages import LONGEST_ANSWER, REPORTS_EVERY
 
 
 class WorkerListeners(list[Any]):
@@ -54,7 +56,7 @@ class Worker:
         sockets = [LeanSocket(fileno=number) for number in settings['listeners']]
         self.listeners = WorkerListeners(sockets, settings['slot'])
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
-        self.control: Stream = control_stream(r, settings['control'], framing.lines(self.on_line), self.on_orphaned)
+        self.control: Stream = control_stream(r, settings['control'], self.on_line, self.on_orphaned)
         for number in (*settings['listeners'], settings['control']):
             os.set_inheritable(number, False)  # children of this worker must not inherit them
         r.add_signal_handler(signal.SIGTERM, self.drain).unref()
@@ -68,15 +70,27 @@ class Worker:
 
     def report(self) -> None:
         if not self.control.closed and not self.control.buffered:  # send nothing more to a parent that does not read
-            counters = self.r.stats().as_dict() | {'pid': os.getpid()}
-            self.control.write(json.dumps([counters, self.r.draining]).encode() + b'\n')
+            self.control.write(json.dumps([inspection.counters(self.r), self.r.draining]).encode() + b'\n')
 
     def drain(self) -> None:
         self.r.drain(*self.times)
         self.report()
 
+    def answer(self, number: int, request: str) -> None:
+        """Send the parent the description that it has asked for."""
+        text = described(self.r, request)
+        if len(text) > LONGEST_ANSWER:
+            text = json.dumps({'error': 'the answer is too long; use a smaller limit'})
+        if not self.control.closed and self.control.buffered < LONGEST_ANSWER:
+            self.control.write(json.dumps(['answer', number, text]).encode() + b'\n')
+
     def on_line(self, conn: Stream, line: bytes) -> None:
-        if json.loads(line) == 'last':  # SIGTERM follows and starts the drain
+        message = json.loads(line)
+        if isinstance(message, list):
+            name, *arguments = message
+            {'ask': self.answer}[name](*arguments)
+            return
+        if message == 'last':  # SIGTERM follows and starts the drain
             self.be_last()
             return
         for handle in self.r.handles():
@@ -93,3 +107,21 @@ class Worker:
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.own:
                 handle.handle_last()
+
+
+def described(r: Reactor, request: str) -> str:
+    """Return the description that `request` names, as JSON. Never raises.
+
+    Args:
+        r: The reactor to describe.
+        request: JSON: the name of a function in `inspection.DESCRIPTIONS`, and its arguments after `r`.
+
+    Returns:
+        An object with the key 'answer', or with the key 'error', which says what went wrong.
+    """
+    try:
+        name, arguments = json.loads(request)
+        return json.dumps({'answer': inspection.DESCRIPTIONS[name](r, **arguments)})
+    except Exception as exc:  # raised by a handle's repr, for example; it must not harm the program
+        log('error', 'exception while describing the reactor', exc=exc)
+        return json.dumps({'error': f'{type(exc).__name__}: {describe(exc)}; see the log for the traceback'})

@@ -27,6 +27,7 @@ def main_with_slot(r: Reactor, listeners: WorkerListeners) -> None:
 
 def on_start(r: Reactor, workers: Workers) -> None:
     r.call_later(3600, workers.replace)
+    observe.serve_control(r, '/run/app.sock', workers=workers)
     assert_type(observe.source(r)(), dict[str, dict[str, Any]])
 
 
