@@ -253,10 +253,13 @@ def test_a_stopped_worker_is_named_and_delays_the_others_by_a_second(tmp_path):
 
         stats = program.client.ask('stats')
         assert set(stats['silent']) == {'0'} and set(stats['workers']) == {'0', '1'}  # its last report is shown
-        began = time.monotonic()
-        assert 'error' not in only(program.client.ask('handles', worker='1'), '1')
-        assert program.client.ask('handles', worker='parent')['kinds']['Process'] == 2
-        assert time.monotonic() - began < PATIENCE * 0.9
+        seconds = []
+        for _ in range(3):  # the machine may be busy
+            began = time.monotonic()
+            assert 'error' not in only(program.client.ask('handles', worker='1'), '1')
+            assert program.client.ask('handles', worker='parent')['kinds']['Process'] == 2
+            seconds.append(time.monotonic() - began)
+        assert min(seconds) < PATIENCE * 0.9
         lines = program.command('handles', 'stats')
         at = lines.index(f'worker 0 (pid {pids["0"]})')
         assert lines[at + 1].startswith('no answer within 1 s: ')
