@@ -15,7 +15,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from .. import Reactor
+from .. import Reactor, inspection
 from ..loop.counters import Counters
 from ..loop.stats import Stats, most_frequent
 
@@ -39,7 +39,7 @@ def source(r: Reactor) -> Source:
 
 def _counters_of(r: Reactor) -> dict[str, Snapshot]:
     r.guard.check_thread()
-    return {'0': {**r.stats().as_dict(), 'pid': os.getpid()}}
+    return {'0': inspection.counters(r)}
 
 
 def health_of(workers: dict[str, Snapshot]) -> Health | None:

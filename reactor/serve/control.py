@@ -12,7 +12,8 @@ from socket import socket
 from typing import Self
 
 from .. import Reactor, Stream
-from ..callbacks import OnClose, OnData
+from ..callbacks import OnClose
+from ..framing import Frames
 from ..hints import Buffer, Ts
 from ..loop.counters import LAG_BUCKETS
 from ..loop.timers import RepeatingTimer
@@ -51,16 +52,21 @@ class ControlStream(Stream):
             setattr(self.loop.counters, name, value)
 
 
-def control_stream(r: Reactor, descriptor: int, on_data: OnData, on_close: OnClose) -> Stream:
+def control_stream(
+    r: Reactor, descriptor: int, on_line: Callable[[Stream, bytes], object], on_close: OnClose
+) -> Stream:
     """Adopt the control connection. It does not keep the loop running."""
+    frames = Frames()  # not `framing.lines`, which would replace `on_data` when the first bytes arrive
 
-    def uncounted(conn: Stream, data: bytes) -> None:
+    def on_data(conn: Stream, data: bytes) -> None:
         counters = r.counters
         counters.reads -= 1
         counters.bytes_in -= len(data)
-        on_data(conn, data)
+        frames.feed(data)
+        while (line := frames.line()) is not None:
+            on_line(conn, line)
 
-    conn = r.adopt(socket(fileno=descriptor), uncounted, on_close=on_close)
+    conn = r.adopt(socket(fileno=descriptor), on_data, on_close=on_close)
     conn.__class__ = ControlStream
     conn.unref()
     return conn

@@ -6,12 +6,14 @@ From the parent to a worker:
     "last"                          no other process will serve the worker's own sockets
     ["drain", timeout, lame_duck]   begin a drain, or end it earlier. The times are in seconds; without them, the worker
                                     uses those that its program has passed to `run`
+    ["ask", number, request]        describe the worker's reactor
 
 From a worker to the parent:
 
     ["hello", VERSION, terms]       the first message, with what the program of the worker has passed to `run`, see
                                     `Terms`. After a reload, that may differ from what the parent's program has passed
     [counters, draining]            once a second and when a drain begins. The first one means that the worker is ready
+    ["answer", number, text]        the description that the parent has asked for
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung 
 HURRY = 5.0  # seconds that a draining worker has left when a reload waits for it
 # Signals that mean nothing here. Tools send them to all processes of a service, and by default they would end it.
 STRAY = (signal.SIGUSR1, signal.SIGUSR2) if hasattr(signal, 'SIGUSR1') else ()
+LONGEST_ANSWER = 4 << 20  # characters of the answer to a question; in a message they can take twice as many bytes
+MOST_QUESTIONS = 8  # unanswered at once; a worker that hangs gets no more, so that it can catch up quickly
 RESTART = 'restart the program; a reload is not enough'
 
 

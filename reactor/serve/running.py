@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from socket import SOMAXCONN
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from .. import Reactor, __version__
 from ..callbacks import ReactorOptions
@@ -18,10 +18,11 @@ from ..net.sockets import check_backlog
 from . import systemd
 from .addresses import ListenAddress
 from .first_process import end_on_sigterm, open_standard_descriptors
+from .logs import FORMATTERS, log_to_standard_error
 from .messages import Terms
 from .program import command
 from .terminal import ParentSelector, job_control_blocked
-from .worker import work
+from .worker import WorkerListeners, work
 from .worker_process import VARIABLE
 from .workers import Workers
 
@@ -31,7 +32,7 @@ SHORTEST_HANG = 2.0  # seconds: the smallest `hang_timeout`; a worker reports tw
 
 
 def run(
-    main: Callable[[Reactor, list[Any]], object],
+    main: Callable[[Reactor, WorkerListeners], object],
     *,
     workers: int | None = None,
     listen: Iterable[Any] = (),
@@ -40,6 +41,7 @@ def run(
     start_timeout: float = 60.0,
     hang_timeout: float | None = 30.0,
     backlog: int = SOMAXCONN,
+    log: Literal['text', 'json'] | None = None,
     on_start: Callable[[Reactor, Workers], object] | None = None,
     **options: Unpack[ReactorOptions],
 ) -> int:
@@ -104,8 +106,9 @@ def run(
 
     Args:
         main: Called as `main(r, listeners)` in each worker, with a `Reactor(**options)` and a listening socket for each
-            element of `listen`. Use all of the sockets: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker
-            is considered ready when `main` returns.
+            element of `listen`. Use all of the sockets: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`.
+            `listeners.slot` is the number of the worker's slot, from 0. The worker is considered ready when `main`
+            returns.
         workers: Number of workers, at least 1. None: one for each processor that this process may use. For a single
             process without a parent, use `reactor.run` and `r.add_signal_handler(SIGTERM, r.drain, 30, 1)`.
         listen: Addresses: 'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract',
@@ -120,6 +123,10 @@ def run(
             `hang_timeout`, if that is less) the worker is killed and replaced. Raise the value if your callbacks can
             block that long; None switches the check off.
         backlog: Length of the queue of each listening socket.
+        log: 'text' or 'json': in the parent and in each worker, the root logger gets the level INFO and a handler that
+            writes lines to standard error, see `TextFormatter` and `JSONFormatter`. If standard error is a full disk
+            or a closed pipe, or if its reader stops reading, lines are dropped instead of blocking the loop. None
+            leaves logging to the program.
         on_start: Called once as `on_start(r, workers)` in the parent, after the first workers have been started; see
             `Workers`.
         **options: Options of the `Reactor` in each worker. Like these, limits count for each worker separately: with
@@ -150,6 +157,8 @@ def run(
             f'hang_timeout must be at least {SHORTEST_HANG:g} s, not {hang_timeout!r}: workers report once a second'
         )
     check_backlog(backlog)
+    if log not in (None, *FORMATTERS):
+        raise ValueError(f"log must be 'text', 'json' or None, not {shown(log)}")
     listen = list(listen)
     terms: Terms = {
         'drain_timeout': drain_timeout,
@@ -159,11 +168,16 @@ def run(
     }
     settings = os.environ.pop(VARIABLE, None)
     if settings is not None:
-        work(json.loads(settings), main, (drain_timeout, lame_duck), options, terms)
+        parsed = json.loads(settings)
+        if log is not None:
+            log_to_standard_error(log, parsed['slot'])
+        work(parsed, main, (drain_timeout, lame_duck), options, terms)
         raise SystemExit(0)
     open_standard_descriptors()
     Reactor(**options).close()  # raise for invalid options here, because with them every worker would fail to start
     argv, listen_addresses = command(), list[ListenAddress]()
+    if log is not None:
+        log_to_standard_error(log, 'parent')
     try:
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             listen_addresses.append(ListenAddress(address, backlog))

@@ -14,16 +14,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable
 from typing import Any
 
-from .. import Listener, Reactor, ReactorError, SignalHandler, Stream, framing
+from .. import Listener, Reactor, ReactorError, SignalHandler, Stream, inspection
 from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
-from ..loop.log import log, name_of
+from ..loop.log import describe, log, name_of
 from .control import control_stream, report_regularly
-from .messages import GRACE, REPORTS_EVERY, RESTART, STRAY, VERSION, Terms
+from .messages import GRACE, LONGEST_ANSWER, REPORTS_EVERY, RESTART, STRAY, VERSION, Terms
 from .orphans import end_after_parent, write_stacks_on_sigquit
 from .terminal import ignore_job_control
+
+
+class WorkerListeners(list[Any]):
+    """The listening sockets that `run` passes to `main`: a list, with one socket for each address.
+
+    Attributes:
+        slot: The number of this worker's slot, from 0. A worker that replaces another one has the same number.
+    """
+
+    def __init__(self, sockets: Iterable[Any], slot: int) -> None:
+        super().__init__(sockets)
+        self.slot = slot
 
 
 def work(
@@ -57,9 +70,10 @@ class Worker:
     def __init__(self, r: Reactor, settings: dict[str, Any], times: tuple[float, float]) -> None:
         self.r = r
         self.times = times
-        self.listeners: list[Any] = [LeanSocket(fileno=number) for number in settings['listeners']]
+        sockets = [LeanSocket(fileno=number) for number in settings['listeners']]
+        self.listeners = WorkerListeners(sockets, settings['slot'])
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
-        self.control: Stream = control_stream(r, settings['control'], framing.lines(self.on_line), self.on_orphaned)
+        self.control: Stream = control_stream(r, settings['control'], self.on_line, self.on_orphaned)
         self.control.pause_reading()  # until `main` has returned
         for number in (*settings['listeners'], settings['control']):
             os.set_inheritable(number, False)  # children of this worker must not inherit them
@@ -83,8 +97,7 @@ class Worker:
     def report(self) -> None:
         self.check_sigterm()
         if not self.control.closed and not self.control.buffered:  # send nothing more to a parent that does not read
-            counters = self.r.stats().as_dict() | {'pid': os.getpid()}
-            self.control.write(json.dumps([counters, self.r.draining]).encode() + b'\n')
+            self.control.write(json.dumps([inspection.counters(self.r), self.r.draining]).encode() + b'\n')
 
     def check_sigterm(self) -> None:
         """Log a warning, once, if the program has replaced the SIGTERM handler with one that does not drain."""
@@ -107,11 +120,19 @@ class Worker:
         self.r.drain(timeout, lame_duck)
         self.report()
 
+    def answer(self, number: int, request: str) -> None:
+        """Send the parent the description that it has asked for."""
+        text = described(self.r, request)
+        if len(text) > LONGEST_ANSWER:
+            text = json.dumps({'error': 'the answer is too long; use a smaller limit'})
+        if not self.control.closed and self.control.buffered < LONGEST_ANSWER:
+            self.control.write(json.dumps(['answer', number, text]).encode() + b'\n')
+
     def on_line(self, conn: Stream, line: bytes) -> None:
         message = json.loads(line)
         if isinstance(message, list):
             name, *arguments = message
-            {'drain': self.drain}[name](*arguments)
+            (self.drain if name == 'drain' else self.answer)(*arguments)
         elif message == 'last':
             self.be_last()
         else:
@@ -133,3 +154,21 @@ class Worker:
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.own:
                 handle.handle_last()
+
+
+def described(r: Reactor, request: str) -> str:
+    """Return the description that `request` names, as JSON. Never raises.
+
+    Args:
+        r: The reactor to describe.
+        request: JSON: the name of a function in `inspection.DESCRIPTIONS`, and its arguments after `r`.
+
+    Returns:
+        An object with the key 'answer', or with the key 'error', which says what went wrong.
+    """
+    try:
+        name, arguments = json.loads(request)
+        return json.dumps({'answer': inspection.DESCRIPTIONS[name](r, **arguments)})
+    except Exception as exc:  # raised by a handle's repr, for example; it must not harm the program
+        log('error', 'exception while describing the reactor', exc=exc)
+        return json.dumps({'error': f'{type(exc).__name__}: {describe(exc)}; see the log for the traceback'})

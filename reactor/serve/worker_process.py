@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from .. import DEVNULL, Process, Stream, framing
 from ..loop.log import log
 from . import systemd
 from .health import LATE, WorkerState
-from .messages import GRACE, HURRY, REPORTS_EVERY, RESTART, VERSION, Terms
+from .messages import GRACE, HURRY, LONGEST_ANSWER, MOST_QUESTIONS, REPORTS_EVERY, RESTART, VERSION, Terms
 from .program import directory
 from .team import Team, WorkerSlot
 
@@ -50,8 +52,10 @@ class WorkerProcess:
         self.draining: bool = False  # in the last report
         self.replaced: bool = False  # whether a successor serves the same sockets
         self.silence: float = 0.0  # seconds without a report, see `count_silence`
+        self._questions: dict[int, Callable[[WorkerProcess, str], object]] = {}  # unanswered, by their number
+        self._numbers = count()
         ours, theirs = socket.socketpair()
-        self.control: Stream = team.r.adopt(ours, framing.lines(self.on_line))
+        self.control: Stream = team.r.adopt(ours, framing.lines(self.on_line, limit=3 * LONGEST_ANSWER))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
         shared = [address.shared.fileno() for address in team.listen_addresses if address.shared is not None]
         settings: dict[str, Any] = {'version': VERSION, 'slot': slot.number, 'control': numbers[0]}
@@ -74,6 +78,8 @@ class WorkerProcess:
         message = json.loads(line)
         if message[0] == 'hello':
             self.on_hello(*message[1:])
+        elif message[0] == 'answer':
+            self.on_answer(*message[1:])
         else:
             self.on_report(*message)
 
@@ -96,6 +102,22 @@ class WorkerProcess:
         self.hang_timeout = terms['hang_timeout']
         self.team.start_timeout = terms['start_timeout']
         self.team.compare(self, terms['fixed'])
+
+    def ask(self, request: str, on_answer: Callable[[WorkerProcess, str], object]) -> bool:
+        """Send a question. `on_answer(self, text)` is called with the answer, or when the worker has ended.
+
+        Returns:
+            False if the worker does not read, or has not answered earlier questions. `on_answer` is then not called.
+        """
+        if self.control.closed or self.control.buffered or len(self._questions) >= MOST_QUESTIONS:
+            return False
+        number = next(self._numbers)
+        self._questions[number] = on_answer
+        self.control.write(json.dumps(['ask', number, request]).encode() + b'\n')
+        return True
+
+    def on_answer(self, number: int, text: str) -> None:
+        self._questions.pop(number)(self, text)
 
     def on_report(self, counters: dict[str, Any], draining: bool) -> None:
         """Called once a second. The first report means that the worker is ready."""
@@ -207,6 +229,8 @@ class WorkerProcess:
     def on_exit(self, process: Process, code: int | None, signum: int | None) -> None:
         self._timer.cancel()
         self.control.abort()
+        for number in list(self._questions):
+            self.on_answer(number, json.dumps({'error': 'the worker has ended'}))
         how = f'signal {signum}' if code is None else f'exit code {code}'
         if self in self.team.leaving:
             took = self.team.r.now - self.since

@@ -25,6 +25,7 @@ from .first_process import reap_orphans
 from .health import Health, Snapshots, WorkerState
 from .messages import GRACE, RESTART, STRAY
 from .slot import Slot
+from .survey import Survey, WorkerAnswer
 from .team import Team, WorkerSlot
 from .worker_process import CHECKS_EVERY, WorkerProcess
 
@@ -107,6 +108,18 @@ class Workers(Team):
     def pids(self) -> dict[str, int]:
         """Return the process id of the serving worker for each slot. Slots without a serving worker are left out."""
         return {str(slot.number): slot.serving.process.pid for slot in self.slots if slot.serving}
+
+    def ask(self, request: str, on_answers: Callable[[list[WorkerAnswer]], object], only: str | None = None) -> None:
+        """Ask each worker to describe its reactor; workers that drain are asked, too.
+
+        Args:
+            request: The question, as `worker.described` takes it.
+            on_answers: Called as `on_answers(answers)`, in a later turn, with a `WorkerAnswer` for each worker. It is
+                called when all have answered, and at the latest after a second.
+            only: The name of the only worker to ask, as in `stats`. If there is none, `answers` is empty.
+        """
+        workers = {name: child for name, child in self._named().items() if only in (None, name)}
+        Survey(self.r, workers, request, on_answers)
 
     def begin(self, count: int, on_start: Any) -> None:
         """Called once by `run`: start `count` workers and handle signals."""

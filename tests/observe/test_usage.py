@@ -128,7 +128,8 @@ def test_promtool_and_open_metrics_accept_every_metric_of_a_service(sockets):
     names = {family.name for family in text_string_to_metric_families(generate_latest(registry).decode())}
     assert {
         'reactor_workers', 'reactor_worker_restarts', 'reactor_worker_start_time_seconds',
-        'reactor_worker_report_age_seconds', 'reactor_service_draining', 'reactor_draining', 'reactor_last_reload_successful',
+        'reactor_worker_report_age_seconds', 'reactor_service_draining', 'reactor_draining',
+        'reactor_last_reload_successful',
         'reactor_drain_connections', 'reactor_drain_remaining_seconds', 'reactor_request_seconds',
         'reactor_requests_failed', 'reactor_open_descriptors', 'reactor_descriptor_limit',
         'reactor_listen_queue_connections', 'reactor_listen_queue_limit', 'reactor_listen_drops', 'reactor_refusals',

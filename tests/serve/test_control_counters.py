@@ -23,7 +23,7 @@ class Parent:
         ours, theirs = socket.socketpair()
         self.sock = sockets.track(ours)
         self.sock.setblocking(False)
-        self.worker = Worker(r, {'control': theirs.detach(), 'listeners': [], 'shared': []}, (5, 0))
+        self.worker = Worker(r, {'slot': 0, 'control': theirs.detach(), 'listeners': [], 'shared': []}, (5, 0))
         self.received = b''
 
     def reports(self):
@@ -105,8 +105,14 @@ def test_messages_of_the_parent_are_not_counted(fake, sockets):
     parent = Parent(fake, sockets)
     parent.worker.begin(lambda r, listeners: None)
     turns(fake, 1)
-    parent.sock.send(b'"last"\n')
-    run_until(fake, lambda: fake.stats().events)
+    for number in range(3):  # each in a turn of its own
+        parent.sock.send(b'["ask", %d, "[\\"counters\\", {}]"]\n' % number)
+        run_until(fake, lambda wanted=number + 1: fake.stats().events == wanted)
+    answers = [line for line in parent.sock.recv(1 << 20).splitlines() if b'"answer"' in line]
+    assert len(answers) == 3
+    for line in answers:  # an answer does not count its own question either
+        counters = json.loads(json.loads(line)[2])['answer']
+        assert {name: counters[name] for name in TRAFFIC} == dict.fromkeys(TRAFFIC, 0)
     assert {name: getattr(fake.stats(), name) for name in TRAFFIC} == dict.fromkeys(TRAFFIC, 0)
     parent.end()
 

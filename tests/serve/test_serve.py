@@ -431,7 +431,7 @@ class WorkerSettings:
         self.address = listening.getsockname()
         listener = listening.detach()
         shared = [listener] if of_all else []
-        self.settings = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+        self.settings = {'slot': 0, 'control': control.detach(), 'listeners': [listener], 'shared': shared}
 
 
 @LINUX
@@ -688,7 +688,8 @@ def test_a_worker_serves_when_it_reports_and_leaves_by_message_and_not_by_signal
 def test_a_worker_whose_control_connection_is_closed_leaves_by_signal(monkeypatch):
     monkeypatch.setattr('reactor.serve.slot.WorkerProcess', Observed)
     with Reactor() as r:
-        _, child = served_by(r, CHILD.partition('received')[0] + "os.close(settings['control'])\nos.read(2, 1)")
+        without_control = "os.close(settings['control'])\nimport time\ntime.sleep(30)"
+        _, child = served_by(r, CHILD.partition('received')[0] + without_control)
         run_until(r, lambda: child.control.closed)
         child.leave()
         run_until(r, lambda: child.how)
