@@ -12,7 +12,8 @@
 The modules `systemd` and `certificates` are useful with a single process, too.
 """
 
+from .health import Health, Snapshots, WorkerState
 from .running import run
 from .workers import Workers
 
-__all__ = ['Workers', 'run']
+__all__ = ['Health', 'Snapshots', 'WorkerState', 'Workers', 'run']
