@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -40,8 +41,9 @@ class ListenAddress:
         self._where = where = parse(address)
         self.shared: Any = where
         if isinstance(where, str):
+            mode = split_unix(address)[1]
             self.shared, self._unlink = listening_unix(
-                Kernel(), check_path(where), Options(), backlog=backlog, mode=None
+                Kernel(), check_path(where), Options(), backlog=backlog, mode=mode
             )
         elif isinstance(where, tuple):
             self.shared = self._claim()
@@ -115,7 +117,7 @@ def parse(address: Any) -> Any:
         check_stream_socket(address, 'listen=')
         return address
     if isinstance(address, str) and address.startswith('unix:'):
-        return address.removeprefix('unix:')
+        return split_unix(address)[0]
     host, port = address if isinstance(address, tuple) and len(address) == 2 else (None, None)
     if isinstance(address, str):
         host, colon, port = address.rpartition(':')
@@ -126,6 +128,25 @@ def parse(address: Any) -> Any:
         host, port = host or None, int(port) if colon and port.isdecimal() else None
     if port is None:
         raise ValueError(
-            f"listen= takes 'host:port', '[IPv6]:port', 'unix:/path', (host, port) or a socket, not {address!r}"
+            f"listen= takes 'host:port', '[IPv6]:port', 'unix:/path', 'unix:/path?mode=0660', (host, port) or a "
+            f'socket, not {address!r}'
         )
     return check_host(host), check_port(port)
+
+
+def split_unix(address: str) -> tuple[str, int | None]:
+    """Split 'unix:PATH?mode=0660' into the path and the permission bits (None: they depend on the umask).
+
+    Raises ValueError if the options after the question mark are not valid.
+    """
+    path, question_mark, option = address.removeprefix('unix:').partition('?')
+    if not question_mark:
+        return path, None
+    name, _, value = option.partition('=')
+    if name != 'mode':
+        raise ValueError(f'a Unix socket in listen= has no option {name!r}; the only one is mode: {address!r}')
+    if not re.fullmatch('0?[0-7]{3}', value):
+        raise ValueError(f'mode= in listen= takes three octal digits, such as 0660, not {value!r}: {address!r}')
+    if path.startswith(('@', '\0')):
+        raise ValueError(f'an abstract Unix socket has no file, so leave out mode=: {address!r}')
+    return path, int(value, 8)

@@ -112,8 +112,10 @@ def run(
         workers: Number of workers, at least 1. None: one for each processor that this process may use. For a single
             process without a parent, use `reactor.run` and `r.add_signal_handler(SIGTERM, r.drain, 30, 1)`.
         listen: Addresses: 'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract',
-            (host, port), or a listening socket. Port 0 picks a free port, the same for all workers. If systemd has
-            passed sockets (`systemd.inherited_sockets`), they are used instead.
+            (host, port), or a listening socket. Port 0 picks a free port, the same for all workers. A client needs
+            write permission for the file of a Unix socket. The umask often denies it to other users, such as that of a
+            proxy; 'unix:/path?mode=0660' sets the permission bits (three octal digits) before the socket listens. If
+            systemd has passed sockets (`systemd.inherited_sockets`), they are used instead.
         drain_timeout: Seconds that a worker has to finish its work; remaining connections are then reset.
         lame_duck: Seconds at the start of the drain in which the worker still accepts connections.
         start_timeout: Seconds that a worker has to become ready; otherwise it is killed.

@@ -8,9 +8,11 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,6 +100,94 @@ def wait_for(predicate):
     return result
 
 
+# -- addresses
+
+
+def service(*options):
+    return running([sys.executable, '-W', 'error', str(EXAMPLES / 'service.py'), *options])
+
+
+def has_ipv6():
+    try:
+        socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+@pytest.mark.parametrize(
+    'text, shown, where',
+    [
+        ('127.0.0.1:{port}', '127.0.0.1:{port}', '127.0.0.1'),
+        ('localhost:{port}', '127.0.0.1:{port}', '127.0.0.1'),
+        ('[::1]:{port}', '[::1]:{port}', '::1'),
+    ],
+)
+def test_the_service_listens_on_an_address_and_prints_it(workers, text, shown, where):
+    if ':' in where and not has_ipv6():
+        pytest.skip('not tested with IPv6: this machine has no IPv6 loopback address')
+    port = free_port()
+    with service('--listen', text.format(port=port), '--workers', workers) as process:
+        line = process.stdout.readline()
+        if text.startswith('localhost') and '::1' in line:
+            where, shown = '::1', '[::1]:{port}'
+        assert line == f'listening on {shown.format(port=port)}\n', process.stderr.read()
+        with socket.create_connection((where, port), timeout=20) as sock:
+            assert get(port, '/ready', sock) == (200, False)
+        process.terminate()
+        assert process.wait(20) == 0 and not process.stderr.read()
+
+
+@pytest.mark.parametrize('option, mode', [('', None), ('?mode=0660', 0o660)])
+def test_workers_of_the_service_listen_on_a_unix_socket_and_print_its_path(tmp_path, option, mode):
+    path = tmp_path / 'app.sock'
+    with service('--listen', f'unix:{path}{option}', '--workers', '1') as process:
+        assert process.stdout.readline() == f'listening on {path}\n'
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            assert get(0, '/ready', sock) == (200, False)
+        assert mode is None or stat.S_IMODE(path.stat().st_mode) == mode
+        process.terminate()
+        assert process.wait(20) == 0 and not process.stderr.read()
+
+
+@pytest.mark.parametrize('text', ['unix:/run/app.sock', '::1:8080', '8080', 'here:http', '127.0.0.1:70000', ''])
+def test_the_service_says_which_address_it_cannot_use_alone(text):
+    with service('--listen', text) as process:
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode and 'Traceback' not in errors and 'error' in errors
+        assert ('--workers' if 'unix' in text else text) in errors
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_the_service_says_that_its_address_is_in_use(workers):
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        address = f'127.0.0.1:{other.getsockname()[1]}'
+        with service('--listen', address, '--workers', workers) as process:
+            _, errors = process.communicate(timeout=20)
+            assert process.returncode == 1 and 'Traceback' not in errors
+            assert errors.startswith('error: ') and address.rpartition(':')[2] in errors
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_the_service_serves_metrics(workers):
+    pytest.importorskip('prometheus_client', reason='not tested with metrics: no prometheus_client')
+    port, metrics = free_port(), free_port()
+    with service('--listen', f'127.0.0.1:{port}', '--metrics', f'127.0.0.1:{metrics}', '--workers', workers) as process:
+        process.stdout.readline()
+        assert get(port) == (200, False)
+
+        def scrape():
+            with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=20) as answer:
+                return re.findall(r'^reactor_requests_total\{.*\} (\S+)$', answer.read().decode(), re.MULTILINE)
+
+        wait_for(lambda: sum(map(float, scrape())) == 1)
+        assert len(scrape()) == max(1, int(workers))
+        process.terminate()
+        assert process.wait(20) == 0 and not process.stderr.read()
+
+
 # -- systemd
 
 
@@ -134,6 +224,16 @@ def test_a_unit_gives_more_time_than_the_drain_timeout_and_more_descriptors_than
     timeout = float(settings['ExecStart'].partition('--drain-timeout ')[2].split()[0])
     assert float(settings['TimeoutStopSec']) > timeout + 5
     assert int(settings['LimitNOFILE']) > 1024 and settings['Type'] == 'notify'
+
+
+@pytest.mark.parametrize('name', ['app.service', 'app@.service'])
+def test_systemd_never_stops_restarting_a_service_and_does_not_end_it_for_one_killed_worker(name):
+    """By default, five starts within ten seconds put a unit into the failed state, and its socket unit, too."""
+    sections = dict(re.findall(r'^\[(\w+)\]\n(.*?)(?=^\[|\Z)', (EXAMPLES / 'systemd' / name).read_text(), re.M | re.S))
+    assert '\nStartLimitIntervalSec=0\n' in sections['Unit']
+    settings = unit(name)
+    assert settings['Restart'] == 'always' and float(settings['RestartSec']) >= 1
+    assert settings['OOMPolicy'] == 'continue'
 
 
 def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manager(manager, tmp_path):
@@ -322,18 +422,38 @@ def test_the_times_of_the_manifest_fit_together(manifest):
     assert noticed < lame_duck < timeout < pod['terminationGracePeriodSeconds']
     targets = {port['name'] for port in container_['ports']}
     assert manifest[1]['Service']['spec']['ports'][0]['targetPort'] in targets
-    assert given['--listen'] == f'0.0.0.0:{container_["ports"][0]["containerPort"]}'
+    ports = {port['name']: port['containerPort'] for port in container_['ports']}
+    assert given['--listen'] == f'0.0.0.0:{ports["http"]}' and given['--metrics'] == f'0.0.0.0:{ports["metrics"]}'
+    assert pod['terminationGracePeriodSeconds'] >= timeout + 5  # the process still has to exit
+    probes = container_['startupProbe'], container_['livenessProbe'], ready
+    assert [probe['httpGet']['path'] for probe in probes] == ['/live', '/live', '/ready']
+
+
+def test_the_metrics_of_the_manifest_are_scraped_inside_the_cluster_only(manifest):
+    documents = manifest[1]
+    template = documents['Deployment']['spec']['template']
+    (container_,) = template['spec']['containers']
+    ports = {port['name']: str(port['containerPort']) for port in container_['ports']}
+    assert template['metadata']['annotations'] == {
+        'prometheus.io/scrape': 'true',
+        'prometheus.io/port': ports['metrics'],
+        'prometheus.io/path': '/metrics',
+    }
+    assert [port['targetPort'] for port in documents['Service']['spec']['ports']] == ['http']
 
 
 def test_the_command_of_the_manifest_answers_its_probes(manifest):
     _, container_, given = container(manifest)
-    port = free_port()
-    given.update({'--listen': f'127.0.0.1:{port}', '--lame-duck': '1'})
+    pytest.importorskip('prometheus_client', reason='not tested with metrics: no prometheus_client')
+    port, metrics = free_port(), free_port()
+    given.update({'--listen': f'127.0.0.1:{port}', '--metrics': f'127.0.0.1:{metrics}', '--lame-duck': '1'})
     command = here([*container_['command'], *(word for pair in given.items() for word in pair)])
     paths = [container_[probe]['httpGet']['path'] for probe in ('startupProbe', 'livenessProbe', 'readinessProbe')]
     with running(command) as process:
         process.stdout.readline()
         assert [get(port, path) for path in paths] == [(200, False)] * 3
+        with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=20) as answer:
+            assert b'\nreactor_requests_total{' in answer.read()
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: get(port, '/ready') == (503, True))
         assert [get(port, path) for path in paths] == [(200, True), (200, True), (503, True)]

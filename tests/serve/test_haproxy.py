@@ -6,7 +6,9 @@ They need Debian's haproxy. Rolling restarts and kills under load are tested by 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -348,12 +350,25 @@ def test_a_worker_that_does_not_listen_costs_no_request(r, shipped, method):
 # -- the rolling restart as a command
 
 
-def roll(r, shipped, command, *options):
-    program = [sys.executable, str(PERF.parent / 'examples' / 'haproxy' / 'rolling_restart.py'), *options]
-    with subprocess.Popen([*program, shipped.haproxy.admin.path, command], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:  # fmt: skip
-        run_until(r, lambda: process.poll() is not None)
+ROLL = str(PERF.parent / 'examples' / 'haproxy' / 'rolling_restart.py')
+
+
+def roll(r, shipped, command, *options, while_running=lambda process: None):
+    """Run the script, and return its exit status and its messages."""
+    with subprocess.Popen([sys.executable, ROLL, *options[:2], shipped.haproxy.admin.path, command, *options[2:]],
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        try:
+            run_until(r, lambda: while_running(process) or process.poll() is not None)
+        finally:
+            process.kill()
         return process.returncode, process.communicate()[1]
+
+
+def statuses(shipped):
+    return {f'{row["pxname"]}/{row["svname"]}': row['status'] for row in shipped.haproxy.admin.servers()}
+
+
+ALL_UP = dict.fromkeys(('http/w1', 'http/w2', 'tcp/w1', 'tcp/w2'), 'UP')
 
 
 def test_a_rolling_restart_restarts_each_worker_while_it_is_idle(r, shipped, tmp_path):
@@ -377,3 +392,74 @@ def test_a_rolling_restart_reports_that_haproxy_cannot_be_reached(r, shipped):
     shipped.haproxy.process.kill()
     status, errors = roll(r, shipped, 'true')
     assert status == 1 and len(errors.splitlines()) == 1 and shipped.haproxy.admin.path in errors
+
+
+def test_a_rolling_restart_does_not_drain_the_last_healthy_worker(r, shipped, tmp_path):
+    shipped.workers['w1'].listener.close()
+    run_until(r, lambda: statuses(shipped)['http/w1'] == statuses(shipped)['tcp/w1'] == 'DOWN')
+    seen = set()
+    look = lambda process: seen.add(statuses(shipped)['http/w2'])  # noqa: E731
+    status, errors = roll(r, shipped, f'touch {tmp_path}/{{name}}', '--drain', '5', 'w2', while_running=look)
+    assert status == 1 and 'w2 is the last healthy server of backend http (w1 is DOWN)' in errors
+    assert 'Start another server' in errors and not list(tmp_path.iterdir())
+    assert seen == {'UP'} and shipped.client().ask().answer() == 'w2'
+
+
+def test_a_rolling_restart_restarts_a_worker_that_is_down_first(r, shipped, tmp_path):
+    worker = shipped.workers['w1']
+    worker.listener.close()
+    run_until(r, lambda: statuses(shipped)['http/w1'] == statuses(shipped)['tcp/w1'] == 'DOWN')
+    r.watch_path(str(tmp_path), lambda *what: worker.listener.closed and worker.start())
+    assert roll(r, shipped, f'touch {tmp_path}/{{name}}') == (0, '')
+    assert {path.name for path in tmp_path.iterdir()} == {'w1', 'w2'} and statuses(shipped) == ALL_UP
+
+
+def test_a_rolling_restart_ends_the_drain_when_the_other_worker_fails(r, shipped, tmp_path):
+    client, held = shipped.hold('w1')
+
+    def fail(process):
+        if statuses(shipped)['http/w1'] == 'DRAIN' and not shipped.workers['w2'].listener.closed:
+            shipped.workers['w2'].listener.close()
+
+    status, errors = roll(r, shipped, f'touch {tmp_path}/{{name}}', while_running=fail)
+    assert status == 1 and 'w1 is the last healthy server' in errors and not list(tmp_path.iterdir())
+    assert statuses(shipped)['http/w1'] == statuses(shipped)['tcp/w1'] == 'UP'
+    assert shipped.client().ask().answer() == 'w1'
+    shipped.workers['w1'].answer(held)
+    assert client.answer() == 'w1'
+
+
+@pytest.mark.parametrize('command, reason', [('exit 3', 'status 3'), ('kill -9 $$', 'status -9'), ('{', 'status 2')])
+def test_a_worker_is_set_ready_again_when_its_command_fails(r, shipped, command, reason):
+    status, errors = roll(r, shipped, command)
+    assert status == 1 and f'the command for w1 failed with {reason}: {command}' in errors
+    assert 'run the script again' in errors and 'Traceback' not in errors
+    run_until(r, lambda: statuses(shipped) == ALL_UP)
+
+
+def test_only_the_name_and_the_port_are_replaced_in_the_command(r, shipped, tmp_path):
+    command = f'printf "%s\\n" "${{HOME}} {{name}} {{port}} {{other}} {{}}" >>{tmp_path}/done'
+    assert roll(r, shipped, command) == (0, '')
+    wanted = [f'{os.environ["HOME"]} {name} {worker.port} {{other}} {{}}' for name, worker in shipped.workers.items()]
+    assert (tmp_path / 'done').read_text().splitlines() == wanted
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda signum: signum.name)
+@pytest.mark.parametrize('phase', ['drain', 'command'])
+def test_a_worker_is_set_ready_again_when_the_script_is_interrupted(r, shipped, tmp_path, signum, phase):
+    if phase == 'drain':
+        shipped.hold('w1')
+
+    def interrupt(process):
+        if statuses(shipped)['http/w1'] == 'DRAIN' and (phase == 'drain' or (tmp_path / 'w1').exists()):
+            process.send_signal(signum)
+
+    status, errors = roll(r, shipped, f'touch {tmp_path}/{{name}}; exec sleep 60', while_running=interrupt)
+    assert status == 128 + signum and errors.startswith('Interrupted. No server is left drained')
+    run_until(r, lambda: statuses(shipped) == ALL_UP)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if phase == 'drain' else ['w1'])
+
+
+def test_a_rolling_restart_of_an_unknown_worker_fails(r, shipped):
+    status, errors = roll(r, shipped, 'true', '--start', '5', 'w1', 'w7')
+    assert status == 1 and errors == 'HAProxy has no server w7; it has w1, w2.\n'

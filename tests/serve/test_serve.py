@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -203,6 +204,32 @@ def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_
         served.send(signal.SIGTERM)
         assert served.ended() == 0
         assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize('umask', [0o000, 0o077])
+@pytest.mark.parametrize('text, mode', [('0660', 0o660), ('600', 0o600), ('0666', 0o666)])
+def test_the_file_of_a_unix_socket_has_the_mode_in_its_address_whatever_the_umask(tmp_path, umask, text, mode):
+    path = tmp_path / 'served'
+    before = os.umask(umask)
+    try:
+        address = ListenAddress(f'unix:{path}?mode={text}', 10)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode and address.socket_for_worker().getsockname() == str(path)
+    address.remove()
+    assert not path.exists()
+
+
+def test_workers_serve_on_a_unix_socket_with_a_mode(tmp_path):
+    path = tmp_path / 'served'
+    with Served(tmp_path, run={'listen': [f'unix:{path}?mode=0606']}) as served:
+        before = served.pids()
+        assert served.addresses[0] == str(path) and stat.S_IMODE(path.stat().st_mode) == 0o606
+        served.send(signal.SIGHUP)
+        wait_until(lambda: served.look()['pids'] != before)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o606
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0 and not path.exists()
 
 
 # -- crashes
@@ -1018,6 +1045,8 @@ def test_a_program_that_lets_sigterm_drain_is_not_warned(fake, sockets, caplog):
         ((None, 1), (None, 1)),
         ('unix:/run/it', '/run/it'),
         ('unix:@it', '@it'),
+        ('unix:/run/it?mode=0660', '/run/it'),
+        ('unix:run/it?mode=600', 'run/it'),
     ],
 )
 def test_an_address_can_be_written_in_each_usual_form(address, parsed):
@@ -1028,6 +1057,29 @@ def test_an_address_can_be_written_in_each_usual_form(address, parsed):
 def test_an_invalid_address_is_refused_and_shown(address):
     with pytest.raises((ValueError, TypeError), match=re.escape(repr(address)) if address != ':70000' else '70000'):
         parse(address)
+
+
+@pytest.mark.parametrize(
+    'address, reason',
+    [
+        ('unix:/run/it?mode=', "three octal digits, such as 0660, not ''"),
+        ('unix:/run/it?mode=rw', "not 'rw'"),
+        ('unix:/run/it?mode=0689', "not '0689'"),
+        ('unix:/run/it?mode=-660', "not '-660'"),
+        ('unix:/run/it?mode=66', "not '66'"),
+        ('unix:/run/it?mode=4755', "not '4755'"),
+        ('unix:/run/it?mode=\u0666\u0666\u0666', 'three octal digits'),
+        ('unix:/run/it?mode=0660&mode=0600', "not '0660&mode=0600'"),
+        ('unix:/run/it?mod=0660', "no option 'mod'; the only one is mode"),
+        ('unix:/run/it?', "no option ''"),
+        ('unix:@it?mode=0660', 'no file'),
+    ],
+)
+def test_an_invalid_option_of_a_unix_socket_is_refused_and_leaves_no_file(address, reason, tmp_path):
+    address = address.replace('/run', str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        ListenAddress(address, 10)
+    assert repr(address) in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_a_port_that_another_program_uses_is_refused():
