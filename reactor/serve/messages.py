@@ -36,7 +36,7 @@ class Terms(TypedDict):
     """What a program has passed to `run`.
 
     drain_timeout, start_timeout, hang_timeout  in seconds: the parent applies those of each worker's program
-    fixed  maps what only a restart can change to a description
+    fixed  what only a restart can change: maps the text before each value in messages to the value
     """
 
     drain_timeout: float

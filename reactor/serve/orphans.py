@@ -17,6 +17,7 @@ import time
 from ..loop.log import log
 
 STDERR = 2
+LOG_TIME = 1.0  # seconds to write the stacks of a worker that has lost its parent
 
 
 def write_stacks_on_sigquit() -> None:
@@ -44,6 +45,10 @@ def _wait(control: int, name: str, seconds: float) -> None:
     poll.register(control, 0)  # reports only a hang-up, so messages from the parent do not wake this thread
     poll.poll()
     time.sleep(seconds)
+    # The loop may be blocked because standard error is full, and then the log is blocked too.
+    last = threading.Timer(LOG_TIME, os._exit, (1,))
+    last.daemon = True
+    last.start()
     log('error', '%s has not ended %g s after the end of its parent: it ends now, in these calls:', name, seconds)
     try:
         faulthandler.dump_traceback(STDERR)

@@ -199,14 +199,14 @@ def run(
 
 
 def fixed_terms(workers: int | None, listen: list[Any], backlog: int) -> dict[str, str]:
-    """Return what only a restart can change. Names that end in `=` are arguments of `run`."""
+    """Return what only a restart can change: maps the text before each value in messages to the value."""
     addresses = ', '.join('a socket' if hasattr(address, 'fileno') else shown(address) for address in listen)
     return {
         'workers=': str(workers),
         'listen=': f'[{addresses}]',
         'backlog=': str(backlog),
-        'Python': '.'.join(map(str, sys.version_info[:3])),
-        'reactor': __version__,
+        'Python ': '.'.join(map(str, sys.version_info[:3])),
+        'reactor ': __version__,
     }
 
 

@@ -86,14 +86,9 @@ class WorkerProcess:
     def on_hello(self, version: int, *details: Any) -> None:
         """Called when the worker has started: apply the times of its program."""
         if version != VERSION:
-            log(
-                'warning',
-                '%s uses version %s of the messages between worker and parent, and this parent version %s: %s',
-                self,
-                version,
-                VERSION,
-                RESTART,
-            )
+            text = '%s uses version %s of the messages between worker and parent, and this parent version %s: %s'
+            log('warning', text, self, version, VERSION, RESTART)
+            self.control.abort()  # so that a report that follows does not make this worker replace another one
             self.process.kill()
             return
         terms: Terms = details[0]
@@ -158,17 +153,12 @@ class WorkerProcess:
             return
         grace = min(GRACE, limit / 2)
         if before <= limit < self.silence:
-            log(
-                'warning',
-                '%s has not reported for %g s: %s; it will be killed in %g s unless it reports',
-                self,
-                limit,
-                'it is stopped by a signal'
-                if is_stopped(self.process.pid)
-                else 'its loop is blocked; its stacks follow, and if callbacks may take that long, raise hang_timeout',
-                grace,
-            )
-            self.process.send_signal(signal.SIGQUIT)
+            why = 'its loop is blocked; its stacks follow, and if callbacks may take that long, raise hang_timeout'
+            if is_stopped(self.process.pid):
+                why = 'it is stopped by a signal'
+            text = '%s has not reported for %g s: %s; it will be killed in %g s unless it reports'
+            log('warning', text, self, limit, why, grace)
+            self._request_stacks()
         elif self.silence > limit + grace:
             log('warning', '%s has not reported for %g s: killing it', self, limit + grace)
             self.process.kill()
@@ -212,8 +202,8 @@ class WorkerProcess:
         self.hurried = True
         remaining = self.since + self.drain_time - self.team.r.now
         if remaining > HURRY + GRACE:
-            log('info', 'a reload waits for %s, which drains: it gets %g s more instead of %.0f s', self, HURRY,
-                remaining - GRACE)  # fmt: skip
+            text = 'a reload waits for %s, which drains: it gets %g s more instead of %.0f s'
+            log('info', text, self, HURRY, remaining - GRACE)
             self.drain(HURRY)
         else:
             log('info', 'a reload waits for %s, which drains for up to %.0f s more', self, remaining)
@@ -222,9 +212,12 @@ class WorkerProcess:
         log('warning', '%s %s after %g s: killing it', self, what, seconds)
         if self in self.team.leaving and not self.team.slots:  # a worker that a reload replaced is not counted
             self.team.status = 1
-        if self.greeted:
-            self.process.send_signal(signal.SIGQUIT)  # it writes its stacks
+        self._request_stacks()
         self._timer = self.team.r.call_later(STACK_TIME, self.process.kill)
+
+    def _request_stacks(self) -> None:
+        if self.greeted:  # before that, the signal would end it
+            self.process.send_signal(signal.SIGQUIT)
 
     def on_exit(self, process: Process, code: int | None, signum: int | None) -> None:
         self._timer.cancel()

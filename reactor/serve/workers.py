@@ -217,7 +217,7 @@ class Workers(Team):
     def compare(self, child: WorkerProcess, fixed: dict[str, str]) -> None:
         """Called when a worker has started, with what a restart of its program would change: log that once a reload."""
         here = self.fixed
-        found = [f'{name} {fixed.get(name)} instead of {here[name]}' for name in here if fixed.get(name) != here[name]]
+        found = [f'{name}{fixed.get(name)} instead of {here[name]}' for name in here if fixed.get(name) != here[name]]
         if found and found != self._differences:
             self._differences = found
             log('warning', 'the program of %s has %s: %s', child, '; '.join(found), RESTART)

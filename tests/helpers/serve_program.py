@@ -1,7 +1,7 @@
 """A program with workers for the tests of `reactor.serve`: `python tests/helpers/serve_program.py SETTINGS`.
 
 A worker answers each line with its process id and the line. `wait N` is answered after N seconds, `block N` blocks the
-worker for N seconds, and `?` is answered with the state of the process.
+worker for N seconds, `lock N` also locks its log, and `?` is answered with the state of the process.
 
 SETTINGS is a JSON object. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists,
 `main` does not return. `slots`, numbers: only the workers of these slots fail or hang. `deaf`: SIGTERM is ignored, by
@@ -15,6 +15,7 @@ SIGUSR2 shuts it down, unless `stray`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -38,6 +39,9 @@ def on_line(conn, line):
         conn.write(json.dumps(state).encode() + b'\n')
     elif line.startswith(b'block '):
         time.sleep(float(line[6:]))
+    elif line.startswith(b'lock '):
+        with logging.lastResort.lock:
+            time.sleep(float(line[5:]))
     elif line.startswith(b'wait '):
         conn.busy = True
         conn.loop.call_later(float(line[5:]), answer, conn, line)

@@ -44,6 +44,16 @@ def test_a_worker_that_hangs_when_its_parent_is_killed_ends_and_frees_the_port(t
         assert 'in on_line' in served.log  # the stack
 
 
+def test_a_worker_that_hangs_with_its_log_locked_ends_too(tmp_path):
+    with Served(tmp_path, run={'drain_timeout': 0.5}) as served:
+        conn = served.connect()
+        worker = conn.pid()
+        conn.send('lock 60')
+        time.sleep(0.2)  # the test cannot see when the worker has read the line
+        served.parent.kill()
+        wait_until(lambda: is_gone(worker), 8)
+
+
 def test_a_worker_that_can_drain_when_its_parent_is_killed_is_not_cut_off(tmp_path):
     with Served(tmp_path, run={'drain_timeout': 3}) as served:
         conn = served.connect()

@@ -194,6 +194,7 @@ def changed(folder: Path, arguments: str, before: str = '') -> None:
 def running(folder: Path, arguments: str = ARGUMENTS, **options: Any) -> Iterator[Deployed]:
     path = release(folder, 'one', APP.replace(ARGUMENTS, arguments))
     with deployed(folder, [sys.executable, 'app.py'], cwd=path, **options) as program:
+        assert program.ask()[0] == 'one'  # so a change of the file comes after the start of the first worker
         yield program
 
 
@@ -253,9 +254,9 @@ def test_arguments_that_a_reload_cannot_change_are_logged_once_each_reload(tmp_p
             lines = [line for line in program.log.splitlines() if line.startswith('WARNING')]
             assert len(lines) == count
             for change in (
-                'workers= 3 instead of 2',
-                "listen= ['127.0.0.1:0', 'unix:@x'] instead of ['127.0.0.1:0']",
-                f'backlog= 7 instead of {socket.SOMAXCONN}',
+                'workers=3 instead of 2',
+                "listen=['127.0.0.1:0', 'unix:@x'] instead of ['127.0.0.1:0']",
+                f'backlog=7 instead of {socket.SOMAXCONN}',
             ):
                 assert change in lines[-1]
             assert lines[-1].endswith('restart the program; a reload is not enough')
@@ -297,7 +298,7 @@ def test_the_hang_timeout_of_the_new_program_is_applied(tmp_path, old, new):
 def test_a_program_with_an_error_replaces_no_worker_and_the_log_and_systemd_say_so(tmp_path, manager):
     path, messages = manager
     with running(tmp_path, ARGUMENTS.replace('workers=1', 'workers=2'), env={'NOTIFY_SOCKET': path}) as program:
-        assert messages.recv(4096) == b'READY=1'
+        assert messages.recv(4096) == b'READY=1'  # both workers have started
         pids = {program.ask()[1] for _ in range(40)}
         assert len(pids) == 2
         changed(tmp_path, ARGUMENTS, 'a line with an error')
@@ -329,7 +330,7 @@ def manager(tmp_path, sockets):
 
 OTHER_VERSION = """
 import reactor.serve.worker as worker
-worker.Worker.greet = lambda self, terms: self.control.write(b'["hello", 99]\\n')
+worker.Worker.greet = lambda self, terms: self.control.write(b'["hello", 99]\\n[{}, false]\\n')
 """
 
 

@@ -369,7 +369,7 @@ def silent_child(hang_timeout: float | None) -> Any:
     child = object.__new__(WorkerProcess)
     child.slot = child.team = child.process = Team()
     child.hang_timeout = hang_timeout
-    child.silence, child.ready = 0.0, True
+    child.silence, child.ready, child.greeted = 0.0, True, True
     return child
 
 
