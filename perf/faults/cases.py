@@ -6,6 +6,7 @@ from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
 from .collector import Collector
+from .drill import Drill
 from .ending import Ending
 from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
@@ -51,6 +52,7 @@ CASES = [
     MemoryAfterTransfer(),
     Keys(),
     Chat(),
+    Drill(),
 ]
 
 BY_NAME = {case.name: case for case in CASES}

@@ -88,6 +88,7 @@ def families(workers: dict[str, Snapshot]) -> Iterator[Metric]:
         yield metric
     if isinstance(workers, Snapshots):
         yield from _service(workers.health)
+        yield _lines_lost(workers)
         yield from _queues(workers.listeners)
 
 
@@ -153,6 +154,15 @@ def _service(health: Health) -> Iterator[Metric]:
     yield GaugeMetricFamily('reactor_service_draining', text, value=int(health.draining))
     text = '0 after a reload has failed, until the next one begins: workers of the old program still serve.'
     yield GaugeMetricFamily('reactor_last_reload_successful', text, value=int(not health.reload_failed))
+
+
+def _lines_lost(workers: Snapshots) -> Metric:
+    text = 'Log lines that could not be written, because the disk was full or the reader of the pipe did not read.'
+    lost = CounterMetricFamily('reactor_log_lines_lost', text, labels=['worker'])
+    lost.add_metric(['parent'], workers.health.log_lines_lost)
+    for worker, counters in workers.items():
+        lost.add_metric([worker], counters.get('log_lines_lost', 0))
+    return lost
 
 
 def _queues(listeners: list[tuple[str, Any]]) -> Iterator[Metric]:

@@ -36,6 +36,7 @@ class Health(NamedTuple):
         restarts: For each slot, how many of its workers have ended unexpectedly or failed to start.
         replaces_hung: Whether hung workers are killed and replaced, see `hang_timeout` of `run`.
         reload_failed: Whether the last reload has failed, so that old workers still serve.
+        log_lines_lost: How many lines the log of the parent has lost, if `log=` of `run` is set.
     """
 
     draining: bool
@@ -43,6 +44,7 @@ class Health(NamedTuple):
     restarts: dict[str, int]
     replaces_hung: bool
     reload_failed: bool = False
+    log_lines_lost: int = 0
 
     def count(self, state: str) -> int:
         """Return how many workers are in this state."""
@@ -65,6 +67,7 @@ class Health(NamedTuple):
             'workers': [worker._asdict() for worker in self.workers],
             'restarts': self.restarts,
             'reload_failed': self.reload_failed,
+            'log_lines_lost': self.log_lines_lost,
         }
 
 

@@ -182,9 +182,13 @@ class StandardError:
 
     Args:
         fd: The descriptor to write to. It stays open.
+
+    Attributes:
+        lost: How many lines have been dropped so far.
     """
 
     def __init__(self, fd: int) -> None:
+        self.lost = 0
         self.fd, self._most = fd, 1 << 20
         mode = os.fstat(fd).st_mode
         if stat.S_ISFIFO(mode):
@@ -213,6 +217,7 @@ class StandardError:
         except OSError as exc:
             self._cut = self._cut or len(data) < size
             self._dropped += 1
+            self.lost += 1
             self._why = str(exc)
             return
         self._cut = False
@@ -243,6 +248,13 @@ def log_to_standard_error(style: str, worker: int | str) -> None:
     logging.root.addHandler(handler)
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = log_uncaught
+
+
+def lines_lost() -> int:
+    """Return how many log lines this process has dropped; 0 if the program's own handlers write the log."""
+    logging = sys.modules.get('logging')
+    streams = [getattr(handler, 'stream', None) for handler in logging.root.handlers] if logging else []
+    return sum(stream.lost for stream in streams if isinstance(stream, StandardError))
 
 
 def log_uncaught(cls: type[BaseException], exc: BaseException, traceback: TracebackType | None) -> None:

@@ -22,6 +22,7 @@ from ..callbacks import ReactorOptions
 from ..kernel.sockets import LeanSocket
 from ..loop.log import describe, log, name_of
 from .control import control_stream, report_regularly
+from .logs import lines_lost
 from .messages import GRACE, LONGEST_ANSWER, REPORTS_EVERY, RESTART, STRAY, VERSION, Terms
 from .orphans import end_after_parent, write_stacks_on_sigquit
 from .terminal import ignore_job_control
@@ -97,7 +98,8 @@ class Worker:
     def report(self) -> None:
         self.check_sigterm()
         if not self.control.closed and not self.control.buffered:  # send nothing more to a parent that does not read
-            self.control.write(json.dumps([inspection.counters(self.r), self.r.draining]).encode() + b'\n')
+            counters = {**inspection.counters(self.r), 'log_lines_lost': lines_lost()}
+            self.control.write(json.dumps([counters, self.r.draining]).encode() + b'\n')
 
     def check_sigterm(self) -> None:
         """Log a warning, once, if the program has replaced the SIGTERM handler with one that does not drain."""

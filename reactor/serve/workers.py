@@ -23,6 +23,7 @@ from . import systemd
 from .addresses import ListenAddress
 from .first_process import reap_orphans
 from .health import Health, Snapshots, WorkerState
+from .logs import lines_lost
 from .messages import GRACE, RESTART, STRAY
 from .slot import Slot
 from .survey import Survey, WorkerAnswer
@@ -93,7 +94,7 @@ class Workers(Team):
         workers = [child.state(name) for name, child in self._named().items()]
         workers += [WorkerState(str(slot.number), 'restarting') for slot in self.slots if not slot.occupied]
         hang = self.hang_timeout is not None
-        return Health(not self.slots, workers, dict(self.restarts), hang, self._reload_failed)
+        return Health(not self.slots, workers, dict(self.restarts), hang, self._reload_failed, lines_lost())
 
     def _named(self) -> dict[str, WorkerProcess]:
         found: dict[str, WorkerProcess] = {}

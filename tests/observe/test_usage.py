@@ -129,7 +129,7 @@ def test_promtool_and_open_metrics_accept_every_metric_of_a_service(sockets):
     assert {
         'reactor_workers', 'reactor_worker_restarts', 'reactor_worker_start_time_seconds',
         'reactor_worker_report_age_seconds', 'reactor_service_draining', 'reactor_draining',
-        'reactor_last_reload_successful',
+        'reactor_last_reload_successful', 'reactor_log_lines_lost',
         'reactor_drain_connections', 'reactor_drain_remaining_seconds', 'reactor_request_seconds',
         'reactor_requests_failed', 'reactor_open_descriptors', 'reactor_descriptor_limit',
         'reactor_listen_queue_connections', 'reactor_listen_queue_limit', 'reactor_listen_drops', 'reactor_refusals',

@@ -117,5 +117,5 @@ def test_while_the_whole_service_drains_its_workers_keep_their_names_and_counter
 def test_the_state_of_a_service_can_be_sent_as_json(tmp_path):
     found = health('serving', 'hung').as_dict()
     assert json.loads(json.dumps(found)) == found and set(found) == {
-        'draining', 'workers', 'restarts', 'reload_failed',
+        'draining', 'workers', 'restarts', 'reload_failed', 'log_lines_lost',
     }  # fmt: skip
