@@ -14,7 +14,7 @@ from .interrupts import SignalFlood
 from .kills import Kills
 from .loris import SlowLoris
 from .network.cases import NETWORK
-from .serving import Crashes, Drains, Orphans, Reloads
+from .serving import Crashes, Drains, Orphans, Quiet, Reloads
 from .shared_port import SharedHaproxy, SharedNginx
 from .shortage import Memory, SelectLimit
 from .spins import Spins
@@ -53,6 +53,7 @@ CASES = [
     Keys(),
     Chat(),
     Drill(),
+    Quiet(),
 ]
 
 BY_NAME = {case.name: case for case in CASES}
