@@ -1,82 +1,76 @@
-"""nginx with a configuration for this measurement, in front of a service."""
+"""nginx with the configuration from examples/, in front of a service."""
 
 import contextlib
+import os
+import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from perf.common.machine import ahead_of_others
 from perf.common.server import Failed
 
-from .haproxy import Running
+from .haproxy import EXAMPLES, START, Running
 
-# Debian builds the stream module as a file of its own.
-MODULE_FILE = Path('/usr/lib/nginx/modules/ngx_stream_module.so')
-MODULE = f'load_module {MODULE_FILE};' if MODULE_FILE.exists() else ''
-CONFIG = """
-worker_processes 1;
-daemon off;
-pid {folder}/pid;
-error_log stderr warn;
-events {{ worker_connections 4000; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-    uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-    upstream service {{ server 127.0.0.1:{port}; keepalive 64; keepalive_timeout 30s; }}
-    server {{
-        listen 127.0.0.1:{http};
-        keepalive_requests 1000000;
-        location / {{ proxy_pass http://service; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-    }}
-}}
-stream {{
-    server {{ listen 127.0.0.1:{tcp}; proxy_pass 127.0.0.1:{port};}}
-}}
-"""
+CONFIG = EXAMPLES / 'nginx' / 'nginx.conf'
+COMMAND = shutil.which('nginx', path=f'{os.environ.get("PATH", "")}{os.pathsep}/usr/sbin')
 
 
 class Nginx(Running):
-    """A context manager: nginx passes on what arrives at the ports of two sockets, which it replaces by its own.
+    """A context manager: nginx, which listens on two free ports.
 
-    http  the port for HTTP
-    tcp   the port for any protocol
+    http   where requests go: the port of the service, or the path of its Unix socket
+    tcp    the port to which other connections go
+    proxy  whether these begin with a PROXY header
+
+    Its attributes are `ports`, the ports for HTTP and for TCP, and `log`, a path.
     """
 
-    def __init__(self, port, http, tcp):
-        self.port, self.socks = port, (http, tcp)
-        self.http, self.tcp = (sock.getsockname()[1] for sock in self.socks)
+    def __init__(self, http, tcp, proxy=True):
+        self.where = f'unix:{http}' if isinstance(http, str) else f'127.0.0.1:{http}'
+        self.tcp, self.proxy = tcp, proxy
+        self.ports = free_port(), free_port()
         self.stack = contextlib.ExitStack()
+
+    def text(self):
+        """Return the configuration with the ports of this run, and with one process."""
+        text = CONFIG.read_text().replace('auto;', '1;', 1)
+        for old, new in (
+            ('listen 127.0.0.1:8000', f'listen 127.0.0.1:{self.ports[0]}'),
+            ('listen 127.0.0.1:8001', f'listen 127.0.0.1:{self.ports[1]}'),
+            ('server 127.0.0.1:8080', f'server {self.where}'),
+            ('server 127.0.0.1:8081', f'server 127.0.0.1:{self.tcp}'),
+            ('proxy_protocol on', f'proxy_protocol {"on" if self.proxy else "off"}'),
+        ):
+            assert old in text, f'{CONFIG} does not contain {old!r}'
+            text = text.replace(old, new)
+        return text
 
     def start(self):
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / 'nginx.conf').write_text(
-            MODULE + CONFIG.format(folder=folder, port=self.port, http=self.http, tcp=self.tcp)
-        )
-        for sock in self.socks:
-            sock.close()
-        self.process = subprocess.Popen(
-            [*ahead_of_others(), 'nginx', '-p', folder, '-c', folder / 'nginx.conf'], stderr=subprocess.PIPE
-        )
-        self.stack.callback(self.end)
-
-    def end(self):
-        """End nginx and its worker process at once."""
-        self.process.terminate()
-        self.process.communicate()
+        folder.chmod(0o755)
+        self.log = folder / 'log'
+        config = folder / 'nginx.conf'
+        config.write_text(self.text())
+        command = [*ahead_of_others(), COMMAND, '-p', folder, '-e', 'stderr', '-c', config]
+        self.process = subprocess.Popen(command, stderr=self.stack.enter_context(self.log.open('w')))
+        self.stack.callback(self.process.wait)
+        self.stack.callback(self.process.terminate)
+        until = time.monotonic() + START
+        # The file is written after the ports are open. A connection would be an extra client of the service.
+        while not (folder / 'nginx.pid').exists():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise Failed(f'nginx does not run: {self.log.read_text()}')
+            time.sleep(0.02)
 
     def up(self):
-        """Return whether nginx listens on both ports; raise `Failed` if it has ended."""
-        if self.process.poll() is not None:
-            raise Failed(f'nginx has ended: {self.process.stderr.read().decode()}')
-        return all(is_listening(port) for port in (self.http, self.tcp))
+        """Return whether nginx runs."""
+        return self.process.poll() is None
 
 
-def is_listening(port):
-    """Return whether a connection to a port of this machine is accepted."""
-    try:
-        socket.create_connection(('127.0.0.1', port), 1).close()
-    except OSError:
-        return False
-    return True
+def free_port():
+    """Return a port on which no program listens now."""
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        return probe.getsockname()[1]

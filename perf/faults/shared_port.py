@@ -71,8 +71,8 @@ class BehindProxy(Case):
         Goal('the load keeps its rate', lambda m: m['sent'] >= 0.95 * RATE * m['seconds'], timed=True),
     )
 
-    def proxy(self, service, http, tcp):
-        """Return a context manager: the proxy, which listens on two sockets and passes clients on to the service."""
+    def proxy(self, service):
+        """Return a context manager: the proxy, which passes on what arrives at its `ports` for HTTP and for TCP."""
         raise NotImplementedError
 
     def measure(self, run):
@@ -80,11 +80,10 @@ class BehindProxy(Case):
             service = Service(*self.options)
             service.start()
             stack.callback(service.end, signal.SIGTERM)
-            http, tcp = (stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(2))
-            proxy = stack.enter_context(self.proxy(service, http, tcp))
+            proxy = stack.enter_context(self.proxy(service))
             wait_until('the proxy uses the service', proxy.up)
             half = {'rate': RATE // 2, 'connections': CONNECTIONS // 2}
-            loads = [stack.enter_context(Load(port, **half)) for port in (proxy.http, proxy.tcp)]
+            loads = [stack.enter_context(Load(port, **half)) for port in proxy.ports]
             wait_until('both workers have clients', service.workers)
             wait(run.seconds(SETTLE), run, 'load')
             reloads = self.reload(run, service, run.count(RELOADS, 2))
@@ -139,10 +138,13 @@ class SharedHaproxy(BehindProxy):
     options = Worker.options  # HAProxy passes on the client's address
     title = 'two workers on one port behind HAProxy under 2,000 requests/s: 50 times SIGHUP, then 20 workers are killed'
 
-    def proxy(self, service, http, tcp):
+    def proxy(self, service):
         where = {f'WORKER{number}': f'127.0.0.1:{service.port}' for number in (1, 2)}
-        haproxy = Haproxy(CONFIG, {'HTTP': http, 'TCP': tcp}, **where)
-        haproxy.http, haproxy.tcp = (sock.getsockname()[1] for sock in (http, tcp))
+        socks = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
+        haproxy = Haproxy(CONFIG, dict(zip(('HTTP', 'TCP'), socks, strict=True)), **where)
+        for sock in socks:
+            haproxy.stack.callback(sock.close)
+        haproxy.ports = [sock.getsockname()[1] for sock in socks]
         return haproxy
 
 
@@ -151,5 +153,5 @@ class SharedNginx(BehindProxy):
     name = 'H4'
     title = 'the same behind nginx'
 
-    def proxy(self, service, http, tcp):
-        return Nginx(service.port, http, tcp)
+    def proxy(self, service):
+        return Nginx(service.port, service.port, proxy=False)
