@@ -189,8 +189,8 @@ def main(r, listeners=(), *, port, root, lame_duck, **limits):
 
     sock = listeners[0] if listeners else None
     listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, **limits)
-    r.add_signal_handler(signal.SIGTERM, r.drain, DRAIN, lame_duck)
-    if sock is None:
+    if sock is None:  # `serve.run` handles SIGTERM in its workers
+        r.add_signal_handler(signal.SIGTERM, r.drain, DRAIN, lame_duck)
         announce(listener.address)
         r.add_exit_callback(lambda: print(f'{r.stats().requests} requests', flush=True))
 

@@ -7,12 +7,13 @@
 In another terminal:
 
     $ python -m reactor.observe /tmp/observed stats phases --watch 1
+    $ python -m reactor.observe /tmp/observed handles why-alive
 
 With `--metrics 9464`, `curl http://127.0.0.1:9464/metrics` shows the metrics for Prometheus; this needs the package
 prometheus_client. Ctrl-C, SIGTERM or `python -m reactor.observe /tmp/observed drain` ends the program.
 
 The page, the socket and the metrics all cover every worker. They run in the parent process, to which each worker
-reports.
+reports. The commands of the socket ask every worker; a worker that hangs is named.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def main(r, listeners):
 
 def on_start(r, workers):
     """Serve the page, the socket and the metrics; called in the parent."""
-    observe.serve_control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
+    observe.serve_control(r, args.control, workers=workers, drain=workers.drain)
     page = observe.serve_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
     print(f'page at http://127.0.0.1:{page.address[1]}')
     if args.metrics is not None:

@@ -14,6 +14,8 @@ After SIGHUP (from certbot's --deploy-hook or `systemctl reload`), the program r
 
 If one of the files is invalid, the program prints why, and keeps the old certificates. Open connections are not
 affected. `--name default` is for clients that ask for no name, or for a name that has no certificate.
+
+On SIGTERM, the program answers the clients that it has accepted, and ends. Ctrl-C ends it at once.
 """
 
 import argparse
@@ -50,8 +52,9 @@ def main(r, args):
     certificates = Certificates(files, lambda context: context.set_alpn_protocols(['http/1.1']))
     server = r.listen_tcp('127.0.0.1', args.port, answer, ssl=certificates.context, idle_timeout=60)
     r.add_signal_handler(signal.SIGHUP, renew, certificates)
-    for signum in signal.SIGINT, signal.SIGTERM:
-        r.add_signal_handler(signum, r.stop)
+    r.add_signal_handler(signal.SIGINT, r.stop)
+    r.add_signal_handler(signal.SIGTERM, r.drain, args.drain_timeout)
+    r.add_drain_callback(lambda seconds: systemd.stopping())
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
     systemd.ready(describe(certificates))
     systemd.watchdog(r)
@@ -60,6 +63,7 @@ def main(r, args):
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8443)
+    options.add_argument('--drain-timeout', type=float, default=10, help='seconds that the end can take (default 10)')
     files = ('NAME', 'CERTIFICATE', 'KEY')
     options.add_argument('--name', nargs=3, action='append', required=True, metavar=files, help='files in PEM format')
     args = options.parse_args()

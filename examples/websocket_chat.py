@@ -10,19 +10,26 @@ Open http://127.0.0.1:8090/ in two windows and type. Each line appears in both:
 
 A client that does not answer pings is disconnected, and so is a client that reads so slowly that `max_buffered` bytes
 are buffered for it. Other clients never have to wait for a slow client.
+
+On SIGTERM, all clients are sent the close code 1001 (going away), and the program ends when they have answered it, or
+at the drain timeout. With `--workers 2`, two processes share the port; each is a chat room of its own, because workers
+share no memory. SIGHUP then replaces the workers, and their clients get the code 1001, too.
 """
 
 import argparse
 import signal
+import sys
+from functools import partial
 from itertools import count
 
 import h11
 from wsproto import ConnectionType, WSConnection
-from wsproto.connection import ConnectionState
+from wsproto.connection import Connection, ConnectionState
 from wsproto.events import AcceptConnection, CloseConnection, Message, Ping, TextMessage
 from wsproto.utilities import ProtocolError
 
 import reactor
+from reactor import serve
 
 LONGEST_MESSAGE = 4096  # characters in a message
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>Chat</title><link rel="icon" href="data:,">
@@ -42,8 +49,9 @@ PAGE = b"""<!doctype html><meta charset="utf-8"><title>Chat</title><link rel="ic
   };
 </script>
 """
-members = {}  # maps connections to `Member` objects
+members = set()  # the connections that take part in the chat; `data` of each is a `Member`
 numbers = count(1)
+encoder = Connection(ConnectionType.SERVER)  # frames of a server are not masked, so all members get the same bytes
 
 
 class Member:
@@ -53,14 +61,20 @@ class Member:
         self.text = ''  # the part of a message that has been received so far
 
 
-def broadcast(text):
+def broadcast(event):
+    data = encoder.send(event)
     for conn in members:
-        send(conn, TextMessage(data=text))
+        if not conn.closed:
+            conn.write(data)
+
+
+def say(text):
+    broadcast(TextMessage(data=text))
 
 
 def send(conn, event):
     if not conn.closed:
-        conn.write(members[conn].ws.send(event))
+        conn.write(conn.data.ws.send(event))
 
 
 def on_connect(conn):
@@ -75,6 +89,8 @@ def on_http(conn, data):
         request = http.next_event()
         if request is h11.NEED_DATA:
             return
+        if request.target == b'/chat' and conn.loop.draining:
+            return answer(conn, 503, b'this server is going away\n')
         if request.target != b'/chat':
             return answer(conn, *((200, PAGE) if request.target == b'/' else (404, b'not found\n')))
         ws = WSConnection(ConnectionType.SERVER)
@@ -82,8 +98,9 @@ def on_http(conn, data):
     except (h11.ProtocolError, ProtocolError, ValueError):  # ValueError for an invalid host name
         return answer(conn, 400, b'not a valid HTTP request or WebSocket handshake\n')
     conn.write(ws.send(AcceptConnection()))
-    members[conn], conn.on_data = Member(ws), on_websocket
-    broadcast(f'* {members[conn].name} joined, {len(members)} here')
+    conn.data, conn.on_data = Member(ws), on_websocket
+    members.add(conn)
+    say(f'* {conn.data.name} joined, {len(members)} here')
     if http.trailing_data[0]:
         on_websocket(conn, http.trailing_data[0])
 
@@ -97,55 +114,75 @@ def answer(conn, status, body):
 
 
 def on_websocket(conn, data):
-    member = members[conn]
+    member = conn.data
     try:
         member.ws.receive_data(data)
         for event in member.ws.events():
-            if isinstance(event, Ping):
-                send(conn, event.response())
-            elif isinstance(event, CloseConnection):
+            if isinstance(event, CloseConnection):
                 return end(conn, event.response())
+            elif conn not in members:
+                continue  # this client was asked to go away, and is only waited for
+            elif isinstance(event, Ping):
+                send(conn, event.response())
             elif isinstance(event, Message):
                 if not isinstance(event, TextMessage) or len(member.text) + len(event.data) > LONGEST_MESSAGE:
                     return end(conn, CloseConnection(code=1008, reason='text only, and no long messages'))
                 member.text += event.data
                 if event.message_finished:
                     text, member.text = member.text, ''
-                    broadcast(f'{member.name}: {text}')
+                    say(f'{member.name}: {text}')
     except ProtocolError as exc:
         end(conn, getattr(exc, 'event_hint', None) or CloseConnection(code=1002))
 
 
 def end(conn, event):
-    if members[conn].ws.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
+    if conn.data.ws.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
         send(conn, event)
     conn.close()
 
 
 def on_close(conn, exc):
     if conn in members:
-        name = members.pop(conn).name
-        broadcast(f'* {name} left')
+        members.remove(conn)
+        say(f'* {conn.data.name} left')
 
 
-def ping():
-    for conn in members:
-        send(conn, Ping())
+def say_goodbye(seconds):
+    """Ask all members to go away; called when a drain begins, which waits for connections that are busy."""
+    while members:
+        conn = members.pop()
+        send(conn, CloseConnection(code=1001, reason='going away'))
+        conn.busy = True  # until the connection is closed
 
 
-def main(r, port, interval):
-    server = r.listen_tcp('127.0.0.1', port, on_http, on_connect=on_connect, on_close=on_close,
-                          max_buffered=1 << 18, read_timeout=3 * interval)  # fmt: skip
-    r.call_every(interval, ping)
-    for signum in signal.SIGINT, signal.SIGTERM:
-        r.add_signal_handler(signum, r.stop)
-    print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
+def main(r, listeners=(), *, port, ping, drain_timeout):
+    """Serve on `listeners[0]`, a listening socket that the worker has inherited, or on `port` if there are none."""
+    sock = listeners[0] if listeners else None
+    server = r.listen_tcp('127.0.0.1', port, on_http, on_connect=on_connect, on_close=on_close, sock=sock,
+                          max_buffered=1 << 18, read_timeout=3 * ping)  # fmt: skip
+    r.call_every(ping, broadcast, Ping())
+    r.add_drain_callback(say_goodbye)
+    if sock is None:
+        r.add_signal_handler(signal.SIGTERM, r.drain, drain_timeout)
+        announce(server.address)
+
+
+def announce(address):
+    print(f'listening on 127.0.0.1:{address[1]}', flush=True)
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8090)
     options.add_argument('--ping', type=float, default=20, help='seconds between pings (default 20)')
-    args = options.parse_args()
-    reactor.run(lambda r: main(r, args.port, args.ping))
-    print('bye')
+    options.add_argument('--workers', type=int, default=0, help='number of processes; 0: only this process')
+    options.add_argument('--drain-timeout', type=float, default=10, help='seconds to wait for clients (default 10)')
+    args = vars(options.parse_args())
+    workers, listen, timeout = args.pop('workers'), [('127.0.0.1', args['port'])], args['drain_timeout']
+    try:
+        if workers:
+            sys.exit(serve.run(partial(main, **args), workers=workers, listen=listen, drain_timeout=timeout,
+                               lame_duck=0, on_start=lambda r, team: announce(team.addresses[0])))  # fmt: skip
+        reactor.run(partial(main, **args))
+    except KeyboardInterrupt:
+        print('bye')

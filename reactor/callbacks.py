@@ -24,7 +24,7 @@ from .system.process import Process
 if TYPE_CHECKING:
     from .facade import Reactor
 
-    # The modules below use only methods of `Loop`. For users, the attribute `loop` of a handle is a `Reactor`.
+    # The modules below the facade use only methods of `Loop`. For users, the `loop` of a handle is a `Reactor`.
     Loop = Reactor
 
 # -- callbacks of connections and listeners
@@ -54,7 +54,7 @@ CatchErrors = bool | Callable[[Exception, Handle | None], object]
 
 
 class PipeOptions(TypedDict, total=False):
-    """Options of every stream. `spawn` takes them for the pipes of the child.
+    """Options of every stream. `spawn` accepts them, too, for the pipes of the child.
 
     Sizes are in bytes, times in seconds. Time limits are checked about once a second, so a connection may end up to a
     second late, never early.
@@ -64,16 +64,16 @@ class PipeOptions(TypedDict, total=False):
 
     Attributes:
         read_size: Maximum number of bytes that one `recv` reads. Default: 64 KiB.
-        high_water: While this many bytes or more wait to be sent, `write` returns False. Default: 64 KiB.
-        low_water: After `write` has returned False, `on_drain` is called once no more than this many bytes wait.
-            Default: a quarter of `high_water`, at most 16 KiB.
-        max_buffered: While this many bytes or more wait, a write is dropped and aborts the connection with
-            `WriteBufferFull`. A single write may have any size. Default: 16 MiB.
+        high_water: While this many bytes or more are waiting to be sent, `write` returns False. Default: 64 KiB.
+        low_water: After `write` has returned False, `on_drain` is called once no more than this many bytes are waiting
+            to be sent. Default: a quarter of `high_water`, at most 16 KiB.
+        max_buffered: While this many bytes or more are waiting to be sent, a further write is dropped, and the
+            connection is aborted with `WriteBufferFull`. A single write may have any size. Default: 16 MiB.
         linger: How long `close` may take before the connection is reset. 0: bytes that the kernel does not accept
             at once are discarded. Default: 30.
         read_timeout: Abort with `ReadTimeout` when no byte has been received for this long. None (default): no limit.
-        write_timeout: Abort with `WriteTimeout` when bytes wait and the kernel has accepted none for this long. None
-            (default): no limit.
+        write_timeout: Abort with `WriteTimeout` when bytes are waiting to be sent and the kernel has accepted none of
+            them for this long. None (default): no limit.
         idle_timeout: Abort with `IdleTimeout` when no byte has been sent or received for this long. None (default): no
             limit.
     """
@@ -115,12 +115,12 @@ class AdoptOptions(StreamOptions, total=False):
     connection and may be replaced at any time.
 
     Attributes:
-        on_eof: `on_eof(conn)`: the peer has ended its side. The connection stays open for writing. Without this
-            callback, the connection is closed as soon as the waiting bytes are sent.
-        on_drain: `on_drain(conn)`: `write` returned False, and now no more than `low_water` bytes wait.
+        on_eof: `on_eof(conn)`: the peer has shut down its sending side. The connection stays open for writing. Without
+            this callback, the connection is closed as soon as all waiting bytes have been sent.
+        on_drain: `on_drain(conn)`: `write` returned False earlier, and now no more than `low_water` bytes are waiting.
         on_close: `on_close(conn, exc)`: called exactly once, as the last callback. `exc` is None after a clean end or
-            your own `close`. Otherwise it is the reason: an `OSError` of the kernel, an error of this package, the
-            argument of `abort`, or the exception of a callback.
+            your own `close`. Otherwise it is the reason: an `OSError` from the kernel, an error of this package, the
+            argument of `abort`, or the exception that a callback raised.
         on_error: `on_error(conn, exc)`: another callback of this connection raised `exc`. The connection stays open.
             Without this callback, the exception is handled as `catch_errors` of the `Reactor` says.
     """
@@ -137,9 +137,9 @@ class ListenOptions(AdoptOptions, total=False):
     Attributes:
         on_connect: `on_connect(conn)`: a connection was accepted. If the listener uses PROXY headers or TLS, this is
             called after the header and the handshake.
-        on_accept_error: `on_accept_error(listener, exc)`: accepting failed, for example because no descriptor is left,
-            and is paused; or other code has closed the listener's socket. Called once per episode. Without this
-            callback, a warning is logged.
+        on_accept_error: `on_accept_error(listener, exc)`: a client could not be accepted (for example, no descriptor is
+            left) and the listener pauses, or other code has closed the listener's socket. Called once per episode.
+            Without this callback, a warning is logged.
         backlog: How many established connections may wait in the kernel to be accepted. Default: SOMAXCONN.
         max_connections: How many accepted connections may be open at once. Further clients wait in the backlog. None
             (default): no limit.
@@ -185,12 +185,12 @@ class DatagramOptions(TypedDict, total=False):
 
     Attributes:
         on_send_error: `on_send_error(sock, exc)`: the kernel refused a datagram, or an ICMP message reported an error.
-        on_drain: `on_drain(sock)`: `send` returned False because the queue was full, and now the queue is empty.
+        on_drain: `on_drain(sock)`: `send` returned False earlier because the queue was full; now the queue is empty.
         on_close: `on_close(sock, exc)`: the socket was closed; `exc` is None or the reason.
         on_error: `on_error(sock, exc)`: another callback raised `exc`.
         broadcast: Allow sending to broadcast addresses. Default: False.
-        max_queued: How many bytes may wait while the kernel has no room. Each datagram counts as its size plus 256
-            bytes. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
+        max_queued: How many bytes may be queued while the kernel has no room. Each datagram counts as its size plus
+            256 bytes. When the limit is reached, `send` drops the new datagram and returns False. Default: 1 MiB.
     """
 
     on_send_error: OnSendError | None
@@ -210,9 +210,9 @@ class ReactorOptions(TypedDict, total=False):
         kernel: A replacement for the operating system, for tests and simulation. None (default): the real one.
         catch_errors: What happens to an exception that a callback raises. True (default): it is logged with its
             traceback; if the callback belongs to a connection without `on_error`, that connection is aborted. Clients
-            can cause such exceptions at will, so at most one a second is logged for the connections of a listener. All
-            are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of logging. False: the
-            exception leaves `run`.
+            can cause such exceptions at will, so at most one a second is logged for the connections of a listener, but
+            all of them are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of logging.
+            False: the exception leaves `run`.
         slow_callback: Seconds. A callback, or a whole turn, that takes this long or longer is counted and logged, with
             the name and line of the callback, at most once a second. None (default): off, or 0.1 with `debug=True`.
         debug: Check in every method that it is called in the thread that runs the reactor, and report slow callbacks.

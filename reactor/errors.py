@@ -1,7 +1,7 @@
-"""The reactor's own errors: a limit was exceeded, a timeout expired, or a call came too late.
+"""The reactor's own errors: a limit was exceeded, a timeout expired, or a method was called too late.
 
-Errors of the operating system stay `OSError`. Every message says what happened, with which peer, and what to do about
-it.
+Errors of the operating system are passed on unchanged, as `OSError`. Every message says what happened, with which peer,
+and what to do about it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ReadTimeout(ReactorError, TimeoutError):
 
 
 class WriteTimeout(ReactorError, TimeoutError):
-    """Bytes waited, and the kernel accepted none within the write timeout; or `close` took longer than `linger`."""
+    """The kernel accepted no waiting bytes within the write timeout, or `close` took longer than `linger`."""
 
 
 class IdleTimeout(ReactorError, TimeoutError):
@@ -68,7 +68,7 @@ class LifetimeOver(ReactorError, TimeoutError):
 
 
 class ClientRefused(ReactorError):
-    """`Limits` refused a client after a PROXY header had named it."""
+    """`Limits` refused a client after a PROXY header had named the client."""
 
 
 class ConnectTimeout(ReactorError, TimeoutError):
@@ -95,4 +95,4 @@ class ProxyTimeout(ProxyError, TimeoutError):
 
 
 class SendFileError(ReactorError, OSError):
-    """A file became shorter while `send_file` sent it, or could not be read, so the promised bytes cannot be sent."""
+    """A file became shorter while `send_file` was sending it, or could not be read; the promised bytes are missing."""

@@ -27,9 +27,8 @@ from .hints import AnyPath, BaseSelector, HasFileno, StrPath, Ts, socket
 from .kernel import Kernel
 from .kinds import CHECKED_KINDS, KINDS
 from .loop.checks import check_parts
-from .loop.loop import Loop
 from .net.datagram import DatagramSocket
-from .net.drain import Drain, begin_drain
+from .net.drain_api import DrainAPI
 from .net.endpoints import Endpoints
 from .net.listener import Listener
 from .net.options import check_names
@@ -39,7 +38,7 @@ from .system.paths import WatchedPath, watch
 from .system.process import Process, spawn
 
 
-class Reactor(Loop):
+class Reactor(DrainAPI):
     """A single-threaded network reactor on the selectors of the standard library; a context manager that calls `close`.
 
     `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once in each turn, after the
@@ -64,7 +63,6 @@ class Reactor(Loop):
         super().__init__(selector, kernel, catch_errors, slow_callback, debug)
         self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
         self._debug = debug
-        self._drain: Drain | None = None
 
     def listen_tcp(
         self,
@@ -130,7 +128,7 @@ class Reactor(Loop):
             The listener.
 
         Raises:
-            OSError: Another program listens there, the path is too long or not a socket, or permission is denied.
+            OSError: Another program is listening there, `path` is too long or not a socket, or permission is denied.
         """
         check_names(Reactor.listen_unix, options, ListenOptions)
         return self._endpoints.listen_unix(path, on_data, mode, proxy_protocol, options)
@@ -147,7 +145,7 @@ class Reactor(Loop):
     ) -> Stream:
         """Connect to a TCP server.
 
-        Returns at once. Data that you write before `on_connect` is queued, and sent after it. All addresses of the host
+        Returns at once. Data written before `on_connect` is queued, and sent once connected. All addresses of the host
         are tried, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305). A failure is never raised: `on_close` reports it.
 
         Args:
@@ -168,7 +166,7 @@ class Reactor(Loop):
     ) -> Stream:
         """Connect to a Unix socket.
 
-        Works like `connect_tcp`. While the backlog of the listener is full, connecting is retried until `timeout`.
+        Works like `connect_tcp`. While the listener's backlog is full, connecting is retried until `timeout` expires.
 
         Args:
             path: Path of the socket file, or an abstract path; see `listen_unix`.
@@ -197,9 +195,9 @@ class Reactor(Loop):
 
         Raises:
             TypeError: `sock` is not a stream socket, or is an `ssl.SSLSocket`.
-            ValueError: The socket listens.
+            ValueError: The socket is a listening socket.
             OSError: The socket is closed.
-            ReactorError: A handle of this reactor already has the socket.
+            ReactorError: A handle of this reactor already uses the socket.
         """
         check_names(Reactor.adopt, options, AdoptOptions)
         return self._endpoints.adopt(sock, on_data, options)
@@ -247,7 +245,7 @@ class Reactor(Loop):
         """Open a UDP socket with one peer.
 
         The socket receives only from this peer, and `on_send_error` reports ICMP errors such as "port unreachable".
-        Returns at once; datagrams are queued until the look-up is done. `on_close` reports a failure; none is raised.
+        Returns at once; datagrams are queued until the look-up is done. A failure is not raised: `on_close` reports it.
 
         Args:
             host, port: The peer. A name is looked up in a thread; its first address with a route is the peer.
@@ -265,16 +263,16 @@ class Reactor(Loop):
     def resolve(self, host: str, on_done: OnResolved, *, family: int = 0, timeout: float | None = None) -> LookUp:
         """Look up the addresses of a name, with the resolver of the operating system, in a thread.
 
-        Look-ups share four threads with `run_in_thread`, and up to 1,000 calls wait for a thread. A look-up that was
-        closed or timed out keeps its thread until the operating system gives up.
+        Look-ups share four threads with `run_in_thread`, and up to 1,000 calls may wait for a thread. A look-up that
+        has been closed or has timed out keeps its thread until the operating system gives up.
 
         Args:
             host: The name. A numeric address needs no thread.
             on_done: `on_done(addresses, error)`, called in the loop; one of the two is None. `addresses` is a list of
                 unique str, IPv4 and IPv6 mixed, in the operating system's order. `connect_tcp` accepts each as a host.
             family: AF_INET or AF_INET6 for addresses of that family only; 0 for both.
-            timeout: Seconds until `error` is a `ResolveTimeout`; other errors are `ResolveError`. None: as long as the
-                operating system tries, often 30 seconds or more.
+            timeout: After this many seconds, `error` is a `ResolveTimeout`; other errors are `ResolveError`. None: no
+                limit but that of the operating system, which often tries for 30 seconds or more.
 
         Returns:
             A handle. Closing it cancels the look-up: `on_done` is not called.
@@ -288,14 +286,14 @@ class Reactor(Loop):
 
         Args:
             address: A str such as `'192.0.2.1'`, or a tuple that begins with such a str, as `conn.peername` does.
-            on_done: `on_done(name, error)`, called in the loop; one of the two is None.
-            timeout: Seconds until `error` is a `ResolveTimeout`. None: no limit. Other errors are `ResolveError`.
+            on_done: `on_done(name, error)`, called in the loop; one of the two is None. `error` is a `ResolveError`.
+            timeout: After this many seconds, `error` is a `ResolveTimeout`. None: no limit.
 
         Returns:
             A handle. Closing it cancels the look-up: `on_done` is not called.
 
         Raises:
-            ValueError: The address is a name.
+            ValueError: `address` is a name, not a numeric address.
         """
         return resolve_address(self, self.kernel, address, on_done, timeout)
 
@@ -314,8 +312,8 @@ class Reactor(Loop):
     ) -> Process:
         """Start a program as a child process.
 
-        Returns when the program runs. The child gets only its three standard descriptors and those in `pass_fds`, and
-        its signals are handled as if a shell had started it. Closing the process handle or the reactor kills the child.
+        Returns once the program is running. The child gets only its three standard descriptors and those in `pass_fds`.
+        SIGPIPE, which Python ignores, is not ignored in the child. Closing the process handle or the reactor kills it.
 
         Args:
             args: The words of the command, the program first. No shell is involved.
@@ -343,7 +341,7 @@ class Reactor(Loop):
     def watch_path(self, path: StrPath, fn: Callable[[WatchedPath, str, str, *Ts], object], *args: *Ts) -> WatchedPath:
         """Call a function when a file, or something in a directory, changes; see `WatchedPath` for what is reported.
 
-        Needs the library watchdog: `pip install 'selectors-reactor[paths]'`.
+        Needs the `watchdog` package: `pip install 'selectors-reactor[paths]'`.
 
         Args:
             path: The file or directory.
@@ -355,34 +353,11 @@ class Reactor(Loop):
 
         Raises:
             FileNotFoundError: There is nothing at `path`.
-            OSError: A limit of the operating system is reached, or permission is denied.
-            ReactorError: The library watchdog is not installed.
+            OSError: A limit of the operating system has been reached, or permission is denied.
+            ReactorError: The `watchdog` package is not installed.
         """
         self._check(fn)
         return watch(self, self.kernel, path, fn, args)
-
-    def drain(self, timeout: float, lame_duck: float = 0) -> None:
-        """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
-
-        For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
-        clients in its queue and closes; a paused or full listener waits for room first. Accepted connections are
-        closed once they are idle: not `busy`, nothing to send and nothing unread, for half a second (two seconds with
-        10,000 connections). `stop` is called when all are closed, and no other stream is busy or has bytes to send.
-
-        You close the streams that you connected or adopted. `drain` does not wait for datagrams, children, threads or
-        timers. Listeners and connections with `unref` stay open, so that health checks and live views keep working.
-
-        Args:
-            timeout: Seconds from now until the remaining connections are reset with `DrainTimeout`. A second call can
-                only make this time shorter.
-            lame_duck: Seconds of `timeout` in which to accept clients, so that load balancers notice the drain first.
-        """
-        self._drain = begin_drain(self, self._drain, timeout, lame_duck)
-
-    @property
-    def draining(self) -> bool:
-        """Whether `drain` was called. If so, fail readiness checks, and close connections after their next response."""
-        return self._drain is not None
 
 
 def run(main: Callable[[Reactor], object], **options: Unpack[ReactorOptions]) -> bool:

@@ -17,11 +17,10 @@ for each connection, feeds it with bytes, and takes messages from it:
             ...
 
 Such a loop handles all messages of a chunk in one turn, and a chunk can contain as many messages as bytes. `Framing`
-passes on a limited number in each turn. It also accepts your own function to take the next message from the frames.
+passes on a limited number of messages per turn. It also accepts a function of your own that takes the next message.
 
-The messages do not depend on how the bytes were cut into chunks. Each message has a size limit, and `FrameTooLong` is
-raised as soon as it is exceeded. No byte is searched twice, and none is moved more than a few times. So the cost of a
-message is proportional to its size, however many chunks it arrives in.
+The messages do not depend on how the bytes were cut into chunks. `FrameTooLong` is raised as soon as a message exceeds
+its limit. The cost of a message is proportional to its size: no byte is searched twice or moved more than a few times.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
 LIMIT = 65536  # maximum size of a message in bytes; asyncio has the same limit for a line
-# The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, to which the
-# turn itself adds 1 %. That leaves each callback 30 us of the 5 ms for which one peer may occupy the loop.
+# The peer decides how many messages a chunk contains: 65,536 empty lines took 85 ms. Passing on 128 messages takes
+# 0.2 ms. One peer may occupy the loop for 5 ms, so each of the 128 callbacks may take more than 30 us.
 MESSAGES_PER_TURN = 128
 
 
 class Frames:
-    """The received bytes of one connection, until they are taken as messages; `len(frames)` is how many are left.
+    """The received bytes of one connection, until they are taken as messages. `len(frames)` is how many bytes are left.
 
     Each method that takes a message returns it, or None while it is incomplete. When a message exceeds the limit, the
-    method raises `FrameTooLong`, and so does each later call, because nothing is skipped.
+    method raises `FrameTooLong`, and so does each later call, because that message is not skipped.
 
     Args:
-        limit: Maximum size of a message in bytes, without its delimiter or prefix. Each method also accepts a `limit`.
+        limit: Maximum size of a message in bytes, without its delimiter or prefix. Methods also accept a `limit`.
 
     Raises:
         TypeError, ValueError: `limit` is not a number of bytes.
@@ -61,7 +60,7 @@ class Frames:
         self._buffer: bytes | bytearray = b''
         self._start = 0  # index of the first byte that has not been taken yet
         self._sought = b''  # the delimiter that was searched for last
-        self._searched = 0  # this many positions from `_start` on are known not to begin a delimiter
+        self._searched = 0  # how many positions from `_start` on are known not to begin a delimiter
 
     def __len__(self) -> int:
         return len(self._buffer) - self._start
@@ -84,7 +83,7 @@ class Frames:
         """Take the next line, without its LF or CR LF.
 
         Args:
-            limit: Maximum size of the line in bytes. None: the limit of the frames.
+            limit: Maximum size of the line in bytes. None: the `limit` of this object.
 
         Returns:
             The line, or None while it is incomplete.
@@ -103,7 +102,7 @@ class Frames:
 
         Args:
             delimiter: At least one byte.
-            limit: Maximum size of the message in bytes. None: the limit of the frames.
+            limit: Maximum size of the message in bytes. None: the `limit` of this object.
 
         Returns:
             The message, or None while the delimiter has not arrived.
@@ -120,11 +119,11 @@ class Frames:
         return self._wait() if size < 0 else self._take(size, len(delimiter))
 
     def exactly(self, size: int, limit: int | None = None) -> bytes | None:
-        """Take the next `size` bytes. To take more than the limit, call `rest(size)` as bytes arrive.
+        """Take the next `size` bytes. For more bytes than the limit allows, call `rest(size)` each time bytes arrive.
 
         Args:
             size: How many bytes to take.
-            limit: Maximum size of the message in bytes. None: the limit of the frames.
+            limit: Maximum size of the message in bytes. None: the `limit` of this object.
 
         Returns:
             The bytes, or None while there are fewer.
@@ -144,7 +143,7 @@ class Frames:
         Args:
             width: Size of the length in bytes.
             byteorder: Byte order of the length.
-            limit: Maximum size of the message in bytes. None: the limit of the frames.
+            limit: Maximum size of the message in bytes. None: the `limit` of this object.
 
         Returns:
             The message without its length, or None while it is incomplete.
@@ -165,7 +164,7 @@ class Frames:
         return self._take(size, 0, width)
 
     def rest(self, most: int | None = None) -> bytes:
-        """Take the buffered bytes: a part of a long body, or all bytes, to pass them to another parser.
+        """Take buffered bytes: part of a long body, or everything, for example to pass it to another parser.
 
         Args:
             most: Maximum number of bytes to take. None: all.
@@ -197,7 +196,7 @@ class Frames:
     def _take(self, size: int, skip: int, before: int = 0) -> bytes:
         begin = self._start + before
         start = begin + size + skip
-        # Copied before anything changes, so when no memory is left for the copy, the message can be taken later.
+        # Make the copy before anything changes: if memory runs out here, the message can still be taken later.
         piece = bytes(self._buffer[begin : begin + size])
         self._start = start
         self._searched = 0
@@ -210,7 +209,7 @@ class Frames:
         return None
 
     def _trim(self) -> None:
-        # Trim only when fewer bytes are left than were taken, so that moving them costs no more than taking the others.
+        # Trim only when fewer bytes are left than were taken: moving these costs no more than taking the others did.
         if self._start > len(self._buffer) // 2:
             self._buffer = bytearray(memoryview(self._buffer)[self._start :])
             self._start = 0
@@ -219,16 +218,16 @@ class Frames:
 class Framing:
     """An `on_data` for many connections at once: calls `on_message(conn, message)` for each complete message.
 
-    At most 128 messages of a connection are passed on in one turn, and the others in the next turns. Until then nothing
+    At most 128 messages of a connection are passed on in one turn, and the others in later turns. Until then nothing
     more is received from this peer, and the end of the stream is not reported; `conn.reading` stays True.
 
-    A connection gets a `Framed` as its `on_data` when its first bytes arrive, and costs nothing before that. After
+    A connection gets its own `Framed` as `on_data` when its first bytes arrive, and uses no memory before that. After
     `conn.pause_reading()` the remaining messages, and the end of the stream, wait for `conn.resume_reading()`. An
-    exception in `on_message` is handled like one in `on_data`; if the connection stays open, the other messages follow.
+    exception in `on_message` is handled like one in `on_data`; the other messages follow if the connection stays open.
 
     Args:
         on_message: Called for each message in order, until it closes the connection.
-        take: A method of `Frames` or your own function, called with the frames. Returns the next message or None.
+        take: A method of `Frames`, or a function that is called with a `Frames`. Returns the next message or None.
         *args: More arguments for `take`.
         limit: Maximum size of a message in bytes. When a peer sends a longer message, the connection is reset, and
             `on_close` gets `FrameTooLong`.
@@ -308,14 +307,15 @@ class Framed(Frames):
                 left -= 1
                 framing.on_message(conn, message)
         finally:
-            # Also after an exception: nothing may overtake the remaining messages, not even the end of the stream.
-            # Only `take` knows whether there are more, because it may return a message that needs no bytes.
+            # After an exception, too, nothing may overtake the remaining messages, not even the end of the stream. Only
+            # `take` knows whether there are more: it may return messages that need no bytes. The last branch lets the
+            # connection receive, unless its `on_data` is now another `Framed` that still has messages to pass on.
             if more and conn.on_data == frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif more and conn.on_data == frames and not conn.closed:
                 hold_reading(conn)
-            elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # unless another framing has messages
+            elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):
                 continue_reading(conn)
 
     def _wait_for_turn(self, conn: Stream) -> None:
@@ -392,7 +392,7 @@ def _handle_rest(conn: Stream, framed: Framed) -> None:
 
 
 def check_size(name: str, size: int) -> int:
-    """Return a number of bytes. Raise TypeError for another type, ValueError for a negative number."""
+    """Return `size`. Raise TypeError if it is not an int, ValueError if it is negative."""
     if not isinstance(size, int):
         raise TypeError(f'{name} must be a number of bytes, not {size!r}')
     if size < 0:

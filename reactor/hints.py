@@ -1,4 +1,4 @@
-"""Names for annotations that are not the reactor's own classes. Every module may import this module.
+"""Types for annotations, apart from the reactor's own classes. Every module may import this module.
 
 It is imported at run time, not only by type checkers, so that `typing.get_type_hints` finds these names in the module
 that defines a method.

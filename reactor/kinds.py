@@ -44,7 +44,7 @@ def guard(
 ) -> Callable[..., Listener]:
     """Check `limits` and `proxy_protocol`, and return the callable that makes the listener.
 
-    Raises TypeError, ValueError or OSError if one of them is wrong.
+    Raises TypeError, ValueError or OSError if one of these options is wrong.
     """
     limits = options.get('limits')
     proxy_timeout = options.get('proxy_timeout', PROXY_TIMEOUT)

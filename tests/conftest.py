@@ -141,7 +141,8 @@ def load_profile(config: pytest.Config) -> None:
     common = settings(
         deadline=None, phases=phases, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )
-    # The whole suite runs on five Python versions, so it tries only the first 40 examples; named tests try 100.
+    # The whole suite runs on five Python versions, so it tries only the first 40 examples. Tests that are named on the
+    # command line try 100.
     examples = 40 if whole_suite(config) and not config.option.slow else 100
     settings.register_profile(
         'ci', common, max_examples=examples, stateful_step_count=50, derandomize=True, database=None

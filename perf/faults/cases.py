@@ -6,6 +6,7 @@ from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
 from .collector import Collector
+from .drill import Drill
 from .ending import Ending
 from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
@@ -13,7 +14,8 @@ from .interrupts import SignalFlood
 from .kills import Kills
 from .loris import SlowLoris
 from .network.cases import NETWORK
-from .serving import Crashes, Drains, Orphans, Reloads
+from .serving import Crashes, Drains, Orphans, Quiet, Reloads
+from .shared_port import SharedHaproxy, SharedNginx
 from .shortage import Memory, SelectLimit
 from .spins import Spins
 from .tls_peers import Chat, Keys, MemoryAfterTransfer
@@ -39,6 +41,8 @@ CASES = [
     Collector(),
     Rolling(),
     Killed(),
+    SharedHaproxy(),
+    SharedNginx(),
     Drains(),
     Orphans(),
     Crashes(),
@@ -48,6 +52,8 @@ CASES = [
     MemoryAfterTransfer(),
     Keys(),
     Chat(),
+    Drill(),
+    Quiet(),
 ]
 
 BY_NAME = {case.name: case for case in CASES}

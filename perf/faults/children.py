@@ -60,7 +60,7 @@ def zombies(pid):
 
 
 class Spawner:
-    """Starts a number of children, with at most AT_ONCE of them running at the same time."""
+    """Starts `count` children for the command `go`, with at most AT_ONCE of them running at the same time."""
 
     def __init__(self, r, control):
         self.r, self.control = r, control

@@ -99,9 +99,10 @@ class Worker(Measured):
     """examples/service.py on its own port; after the process has ended, `start` starts a new one on the same port."""
 
     port = 0
+    options: tuple = ('--proxy-protocol', '127.0.0.0/8')
 
     def start(self):
-        options = ('--listen', f'127.0.0.1:{self.port}', '--proxy-protocol', '127.0.0.0/8')
+        options = ('--listen', f'127.0.0.1:{self.port}', *self.options)
         command = [*ahead_of_others(), sys.executable, str(EXAMPLES / 'service.py'), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         self.pid = self.process.pid

@@ -19,7 +19,7 @@ from .held import wait_until
 SIGNALS = 1_000_000
 STEP = 10_000  # signals between two updates of the progress line
 RARE = signal.SIGUSR2, signal.SIGHUP, signal.SIGWINCH  # each of these signals is sent once during the flood
-WORK = 0.001  # seconds of work in each turn
+WORK = 0.001  # seconds of work per turn
 
 
 class SignalFlood(Case):

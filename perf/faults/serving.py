@@ -31,6 +31,9 @@ DRAIN_TIMEOUT = 10.0  # seconds for requests in progress when a server ends
 WORK = 0.02  # seconds until a worker answers a request
 WATCHED = 60.0  # seconds for which crashing workers are observed
 CRASHING = 4  # workers that crash
+QUIET = 50  # workers without clients
+SETTLE = 3.0  # seconds until the workers are measured
+COUNTED = 'reads', 'bytes_in', 'writes', 'bytes_out', 'timers_fired'
 
 
 class Reloads(Case):
@@ -157,8 +160,37 @@ class Crashes(Case):
         return {'cpu_share': share, 'lines': len(lines), 'crashes': crashes, 'alive': alive}
 
 
+class Quiet(Case):
+    name = 'O2'
+    title = 'a parent and 50 workers without clients, for 30 s'
+    seconds = 60
+    goals = (
+        Goal('the parent uses less than 1 % of a core', lambda m: m['cpu_share'] < 0.01, timed=True),
+        Goal('the counters show nothing of the reports', lambda m: not any(m['counted'].values())),
+    )
+
+    def measure(self, run):
+        workers = run.count(QUIET, 2)
+        with Child('serving:serve_echo', workers=workers) as server:
+            server.receive()
+            wait_for(server, workers)
+            wait(run.seconds(SETTLE, 0.5), run, 'started')
+            before, cpu, began = total(server), server.cpu(), time.monotonic()
+            wait(run.seconds(WATCHED / 2, 1.5), run, f'{workers} quiet workers')
+            share = (server.cpu() - cpu) / (time.monotonic() - began)
+            after = total(server)
+        counted = {name: after[name] - before[name] for name in COUNTED}
+        return {'workers': workers, 'cpu_share': share, 'counted': counted}
+
+
+def total(server):
+    """Return the sum of some counters over all workers."""
+    workers = server.ask('stats').values()
+    return {name: sum(counters[name] for counters in workers) for name in COUNTED}
+
+
 class HTTPServer:
-    """A context manager: examples/http_server.py with a number of workers."""
+    """A context manager that runs examples/http_server.py with `workers` worker processes."""
 
     def __init__(self, workers, lame_duck):
         options = {'--port': 0, '--root': '.', '--workers': workers, '--lame-duck': lame_duck}

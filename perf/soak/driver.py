@@ -88,7 +88,7 @@ class Driver:
         if self.flood or self.r.now - self.last_beat > GAP:
             self.disturbed_at = self.r.now + AFTERMATH
 
-    # -- commands of the main process
+    # -- commands from the main process
 
     def some_of_each(self):
         for kind in WEIGHTS:

@@ -1,7 +1,7 @@
-"""The promises of a soak, judged from its rows.
+"""Judge whether a soak run kept the promises, from the rows of measurements that it recorded.
 
-Only the rows are read, so the part of an interrupted run that was completed can be judged. A promise that cannot be
-judged yet is reported as such: it is neither kept nor missed.
+Nothing else is read, so the completed part of an interrupted run can be judged, too. A promise that cannot be judged
+yet is reported as such: it is neither kept nor missed.
 """
 
 import json

@@ -117,7 +117,7 @@ class Server:
         if not self.counts['beats'] % 100:
             raise Planned
 
-    # -- commands of the main process
+    # -- commands from the main process
 
     def ports(self):
         found = {name: listener.address[1] for name, listener in self.listeners.items() if name != 'unix'}

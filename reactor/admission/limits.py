@@ -1,8 +1,8 @@
 """`Limits`: refuse clients that exceed limits on open connections, on connections from one address, or on rates.
 
-`Limits.judge` decides about a new client, and `Limits.allow` about a request. A client without room in
-`max_connections` is not refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown
-network is refused in `admission/listener.py`.
+`Limits.judge` decides about a new client, and `Limits.allow` about a request. A client beyond `max_connections` is not
+refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown network is refused in
+`admission/listener.py`.
 
 Memory is bounded by the open connections and by `max_addresses`. An address without a connection is remembered only
 until its tokens are refilled. If there are too many such addresses, the least recently seen address is forgotten
@@ -36,9 +36,10 @@ class Limits:
     A refused client is reset before `on_connect`. `stats()` has a counter for each limit, and each listener logs at
     most one line a second. An IPv6 address stands for the whole /64 that it belongs to.
 
-    With `proxy_protocol`, the limits apply to the real client once the header has named it. Because a connection exists
-    then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets, UNKNOWN
-    headers) are limited only by `connections`. LOCAL connections, which the proxy makes for itself, are not counted.
+    With `proxy_protocol`, the limits apply to the real client once the header has named it. By then a connection
+    exists, so for a refused client `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address
+    (Unix sockets, UNKNOWN headers) are limited only by `connections`. LOCAL connections, which the proxy makes for
+    itself, are not counted.
 
     Args:
         refuse: Called as `refuse(address)` for each client with an address, (host, port); a true result refuses the
@@ -51,9 +52,9 @@ class Limits:
         lifetime: Seconds after which a connection is reset with `LifetimeOver`.
         min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read the bytes sent
             to it. A slower client is reset with `TooSlow`. A message starts with the first byte received after our last
-            send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived
-            since the last check, and the message has taken longer than the grace plus the time for its bytes at this
-            rate.
+            send. The client is checked each time a quarter of the grace has passed. It is too slow if more of the
+            message has arrived since the last check, and the message has taken longer than the grace plus the time that
+            its bytes need at this rate.
             A client that waits for a slow answer, or is silent, is not too slow: `read_timeout` and `idle_timeout`
             limit silence. Over TLS, encrypted bytes are counted. Works only for TCP on Linux, where the kernel counts
             the bytes.
@@ -166,7 +167,7 @@ class Limits:
             self._keep(address, stream.loop.timers.clock())
             self._present.pop(address.key, None)
         address.open = left
-        del self._clients[stream]  # last: if memory or stack runs out before, all steps are repeated
+        del self._clients[stream]  # this comes last: if memory or stack runs out before, all steps are repeated
 
     # -- private methods
 
@@ -183,7 +184,7 @@ class Limits:
         idle = self._idle
         address.seen = now
         idle[address.key] = address
-        for _ in range(2):  # up to two, because one was added
+        for _ in range(2):  # forget up to two addresses, because one was just added
             oldest = next(iter(idle.values()), None)
             if oldest is not None and (oldest.seen + self._forget_after < now or len(idle) > self.max_addresses):
                 del idle[oldest.key]

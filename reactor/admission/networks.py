@@ -61,10 +61,11 @@ def _prefix(kernel: Kernel, text: str) -> tuple[int, int, int]:
     bits = int(length) if length.isascii() and length.isdecimal() and len(length) <= 3 else 999
     if not number or bits > 8 * len(number):
         raise ValueError(
-            f'a network must be a numeric address, perhaps with a prefix length like "10.0.0.0/8", not {shown(text)}'
+            'a network must be a numeric address, optionally with a prefix length (such as "10.0.0.0/8"), '
+            f'not {shown(text)}'
         )
     if number.startswith(MAPPED_PREFIX) and bits >= 8 * len(MAPPED_PREFIX):
-        # An IPv4 network in the notation of IPv6: clients are compared by their IPv4 addresses.
+        # This is an IPv4 network in the notation of IPv6. Convert it, because clients are compared by IPv4 addresses.
         number, bits = number[len(MAPPED_PREFIX) :], bits - 8 * len(MAPPED_PREFIX)
     shift = 8 * len(number) - bits
     prefix = int.from_bytes(number, 'big')

@@ -1,12 +1,13 @@
 """End connections that send or read too slowly, or that have lasted too long.
 
-The kernel counts the bytes of each connection, so this costs nothing when bytes are received or sent. A connection is
-checked each quarter of the grace (`loop/buckets.py`). A time window begins with the check that finds its first byte, so
-no connection is ended too early.
+The kernel counts the bytes of each connection, so no work is done here when bytes are received or sent. A connection is
+checked each time a quarter of the grace has passed (`loop/buckets.py`). A time window begins with the check that finds
+its first byte, so no connection is ended too early.
 
 A message starts with the first byte received after our last send. It is too slow only if more of it has arrived and its
 average rate is too low. A client that has sent a request and waits for the answer is therefore not slow; `read_timeout`
-and `idle_timeout` limit silence. The attack is "Slowloris" (2009); the defence follows Apache's mod_reqtimeout.
+and `idle_timeout` limit silence. The attack that this prevents is "Slowloris" (2009); the defence follows Apache's
+mod_reqtimeout.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class LimitedClient:
         self._pace = pace
         self._second: int | None = None
         self._received = self._acked = 0  # how many bytes there were at the last check
-        self._receiving: TransferWindow | None = None  # begun with the client's message
-        self._sending: TransferWindow | None = None  # begun when bytes began to wait for the client
+        self._receiving: TransferWindow | None = None  # opened when a message of the client begins
+        self._sending: TransferWindow | None = None  # opened when bytes begin to wait for the client
 
     def begin(self, now: float) -> None:
         """Schedule the next check, if a limit applies."""

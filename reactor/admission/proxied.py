@@ -1,7 +1,8 @@
 """The PROXY protocol: a proxy begins each connection with a header that names the client.
 
-Only the header is read here, and not a byte more. So the stream reads the bytes after it, over TLS or not, as if it had
-just been accepted. A header is accepted only from the networks given by the user, because anyone can send one.
+Only the header is read here, and not a byte more. So the stream reads the bytes after the header, over TLS or not, as
+if the connection had just been accepted. A header is accepted only from the networks given by the user, because anyone
+can send one.
 
 The bytes are peeked first, and then only those that must belong to the header are read. So no part of a header
 stays unread in the kernel, which would make the selector report the socket again and again.
@@ -148,7 +149,8 @@ class ProxiedStream(Stream):
 
     def handle_header_late(self) -> None:
         """Called by the timer of the header, which has not arrived in time."""
-        if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # if not, cancelling the timer has failed
+        # Otherwise the header was read or the connection closed, and there was no memory to cancel the timer.
+        if isinstance(self, ProxiedStream) and self.state is CONNECTING:
             self._fail(f'its header did not arrive within proxy_timeout={self._protocol.timeout:g} s', ProxyTimeout)
 
     # -- methods for users, on a stream from `handles()`
@@ -167,9 +169,9 @@ class ProxiedStream(Stream):
 
     def finish(self, exc: BaseException | None) -> None:
         origin = self.origin
-        Stream.finish(self, exc)  # first: it appends the completion
+        Stream.finish(self, exc)  # done first, so that `on_close` is called even if a later step fails
         if origin is not None:
-            self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # a `GuardedListener` made this
+            self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # the origin is a `GuardedListener`
 
     def forget(self) -> None:
         self._forget_buffer(self._protocol)
@@ -248,4 +250,4 @@ class ProxiedStream(Stream):
             try:
                 buffer.timer.cancel()
             except EXHAUSTION:
-                pass  # the timer finds the header read or the connection closed, and does nothing
+                pass  # the timer will fire, but do nothing: the header was read, or the connection is closed

@@ -18,7 +18,7 @@ from .load import Load
 from .server import Server
 
 REPORT_EVERY = 0.2  # seconds between two reports
-RELEASED_PER_TURN = 64  # number of held answers sent in one turn; more would block the loop for too long
+RELEASED_PER_TURN = 64  # how many held answers are sent per turn; more would block the loop for too long
 
 
 class HeldServer(Server):
@@ -36,7 +36,7 @@ class HeldServer(Server):
             self.held.append(conn)
 
     def release(self) -> None:
-        """Send the held answers, a few in each turn. From now on, requests are answered after the delay."""
+        """Send the held answers, a few per turn. From now on, requests are answered after the delay."""
         self.released = True
         for conn in self.held[:RELEASED_PER_TURN]:
             self.answer(conn)

@@ -36,7 +36,7 @@ SETTLE_GRACE = 10.0  # seconds for the servers to accept all connections of the 
 
 
 class ChildProcess:
-    """A server or load process. `status` has the last value received from it for each key."""
+    """A server or load process. `status` has the last value received from the process for each key."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment

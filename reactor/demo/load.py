@@ -1,4 +1,4 @@
-"""The load: opens connections at a fixed rate, sends requests and measures the answers, like httperf.
+"""The load: opens connections at a fixed rate, sends requests and measures the reply times, as httperf does.
 
 Times are measured from the moment when a connection was due, not from when it was opened. So the results show when the
 server, or the load generator itself, falls behind.
@@ -15,7 +15,7 @@ from .. import ConnectTimeout, Reactor, ReactorError, ReadTimeout, Stream
 
 REQUEST = b'GET / HTTP/1.1\r\nHost: demo\r\n\r\n'
 TICK = 0.005  # seconds between two checks of the schedule
-OPENS_PER_TICK = 200  # the limit, even when behind schedule, because answers have to be read as well
+OPENS_PER_TICK = 200  # the most connections to open at once, even when behind schedule: answers must be read, too
 
 
 class ScheduledClient:

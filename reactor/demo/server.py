@@ -1,10 +1,10 @@
-"""The demo server: a timer delays the answer to each request, and a callback of the write closes the connection.
+"""The demo server: a timer delays the answer to each request, and the `on_written` of the answer closes the connection.
 
-It is a faithful port of the original Lisp program. Any chunk of data counts as a request, and nothing is parsed. When a
-client disconnects, its timer is not cancelled; the answer is dropped when the timer fires.
+It is a faithful port of the Lisp program that this project began with. Any chunk of data counts as a request, and
+nothing is parsed. When a client disconnects, its timer is not cancelled; the answer is dropped when the timer fires.
 
-There is one difference: if a client shuts down its sending side after the request, as `nc -N` does, it still gets its
-answer before the connection is closed.
+There is one difference from the Lisp program: if a client shuts down its sending side after the request, as `nc -N`
+does, it still gets its answer before the connection is closed.
 """
 
 from __future__ import annotations

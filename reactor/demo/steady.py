@@ -1,4 +1,4 @@
-"""The steady load: sends requests at a fixed rate over keep-alive connections and accounts for each of them.
+"""The steady load: sends requests at a fixed rate over keep-alive connections, and accounts for each request.
 
 Times are measured from the moment when a request was due, however long the previous requests took. This avoids
 coordinated omission, as wrk2 does. Each request is either answered or counted as an error. No request is retried, so no
@@ -18,17 +18,17 @@ from .. import Reactor, Stream
 from .load import OPENS_PER_TICK, error_kind, kinds, quantiles, reply_size, spread
 
 TICK = 0.001  # seconds between two checks of the schedule; selectors cannot wait for a shorter time
-RETRY = 0.1  # seconds until a failed connection is tried again
+RETRY = 0.1  # seconds after a failed connection attempt before the next one
 LISTED = 1000  # number of errors that are reported with their time
 STATUS = slice(9, 12)  # the position of the status in b'HTTP/1.1 200 OK'
 
 
 class SteadyLoad:
-    """Sends `rate` requests per second for `seconds`, each over the connection that has been idle for longest.
+    """Sends `rate` requests per second for `seconds`, each over the connection that has been idle the longest.
 
     The first request is due once every connection is open or has failed. If no connection is free, a request has to
-    wait, and the wait is part of its time. If a connection is closed between two requests, it is opened again, and this
-    is not an error. If it is closed before an answer is complete, that is an error.
+    wait, and this wait counts as part of its reply time. A connection that is closed between two requests is opened
+    again, and is not counted as an error. A connection that is closed before an answer is complete is an error.
 
     Args:
         host: Host to connect to.
@@ -260,7 +260,7 @@ class SteadyLoad:
 
 
 def flaw(reply: bytes, more: bytes) -> str:
-    """Return what is wrong with a reply, or ''. `more` has the bytes received after it."""
+    """Return what is wrong with a reply, or ''. `more` has the bytes received after the reply."""
     head = reply.partition(b'\r\n\r\n')[0].lower()
     if not reply.startswith(b'HTTP/1.') or not reply[STATUS].isdigit():
         return 'not-http'

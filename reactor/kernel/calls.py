@@ -3,8 +3,8 @@
 It provides the clock, selectors, new sockets and pipes, name look-ups and socket files. Its base class `Processes`
 provides threads, children, signals and forks. Nothing here knows the loop.
 
-The indirection costs nothing where it matters: the loop looks up the clock and `select` once, and calls sockets
-directly.
+The indirection costs nothing where it matters: the loop looks up the clock and `select` once, and calls the methods of
+sockets directly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ResolveFailure = socket.gaierror
 class Kernel(Processes):
     """The real operating system. A simulated kernel has the same methods, with its own sockets and selectors."""
 
-    # Differences between platforms. The reactor asks the kernel that it was given, which may simulate another platform.
+    # Differences between platforms. The reactor reads them here, because a simulated kernel may have other values.
     clock_step: float = platforms.step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
     exclusive_address: int = platforms.SO_EXCLUSIVEADDRUSE
     nodelay_inherited: bool = platforms.NODELAY_INHERITED
@@ -102,11 +102,12 @@ class Kernel(Processes):
             return events  # the kernel has no memory to find out
         if not found:
             return 0
-        # After a hang-up, a read returns at once. If the descriptor is not open, the next call with it fails.
+        # Hang-ups and closed descriptors count as ready, because the next call with the descriptor returns or fails at
+        # once.
         return ONLY_ERROR if found[0][1] & ~select.POLLPRI == select.POLLERR else events
 
     def received_memory(self, fd: int) -> int:
-        """Return how many bytes of memory hold received data of a socket, error queue included; 0 if unknown."""
+        """Return how many bytes of memory a socket uses for received data, error queue included; 0 if unknown."""
         try:
             sock = socket.socket(fileno=fd)
             try:
@@ -140,7 +141,10 @@ class Kernel(Processes):
         return ours, theirs
 
     def pipe(self, writing: bool) -> tuple[PipeSocket, PipeSocket]:
-        """Make a pipe. Return our end, which is non-blocking, and the child's. `writing`: we write, the child reads."""
+        """Make a pipe. Return our end, which is non-blocking, and the child's end.
+
+        If `writing` is true, we write and the child reads; otherwise the child writes and we read.
+        """
         if os.name != 'posix':
             raise OSError(errno.ENOTSUP, 'pipes of children cannot be watched on this platform; use files or DEVNULL')
         reader, writer = map(PipeSocket, os.pipe())
@@ -150,7 +154,7 @@ class Kernel(Processes):
 
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         """Return the addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""
-        # A str, even a numeric address, is encoded with the idna codec, whose import costs a megabyte. Bytes are not.
+        # Pass bytes: a str, even a numeric address, is encoded with the idna codec, whose import costs a megabyte.
         plain = host.encode() if host is not None and host.isascii() else host
         return socket.getaddrinfo(plain, port, family, kind, 0, flags)
 
@@ -186,13 +190,13 @@ class Kernel(Processes):
     def drop_new_connections(self, sock: Any) -> bool:
         """Drop the SYN of each new client of a listening socket. Return whether that is possible: on Linux, for TCP.
 
-        A client that connects after the last check of the queue and before the close would be reset. A filter on the
-        socket drops the client's first segment instead; the client sends it again, and is refused. All other segments
-        pass: they complete handshakes that have begun, so a client that already sees an open connection still enters
-        the queue.
+        Without this, a client that connects after the last check of the queue and before the close would be reset. A
+        filter on the socket drops the client's first segment instead; the client sends it again, and is refused. All
+        other segments pass, because they complete handshakes that have begun. So a client that already sees an open
+        connection still enters the queue.
         """
         if sock.family == platforms.AF_UNIX:
-            return False  # a filter can be attached, but is never used
+            return False  # a filter can be attached to a Unix socket, but is never used
         program = array('B', b''.join(struct.pack('HBBI', *step) for step in platforms.DROP_FIRST_SEGMENTS))
         where = struct.pack('HP', len(platforms.DROP_FIRST_SEGMENTS), program.buffer_info()[0])
         try:
@@ -202,16 +206,16 @@ class Kernel(Processes):
         return True
 
     def has_bytes(self, sock: Any) -> bool:
-        """Return whether received bytes of a connected socket are unread."""
+        """Return whether a connected socket has received bytes that have not been read yet."""
         try:
             if fcntl is None:
                 return bool(sock.recv(1, socket.MSG_PEEK))
-            # Peeking would consume the error of a reset, and the next recv would report a clean end.
+            # Do not peek here: that would consume the error of a reset, and the next recv would report a clean end.
             return any(fcntl.ioctl(sock.fileno(), platforms.FIONREAD, bytes(4)))
         except (OSError, ValueError):
             return False  # the connection is reset or closed, which the next read reports
 
-    # Whether `tcp_counts` works. Other platforms count differently.
+    # Whether `tcp_counts` works. Platforms other than Linux count differently.
     counts_tcp: bool = sys.platform == 'linux'
 
     def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
@@ -219,7 +223,7 @@ class Kernel(Processes):
 
         Raises OSError if the connection no longer exists, or is not TCP.
         """
-        # Fields of struct tcp_info. On an older Linux it is shorter, and the fields that it lacks count as 0.
+        # Fields of struct tcp_info. The struct of an older Linux is shorter, and the fields that it lacks count as 0.
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
         order: Literal['little', 'big'] = sys.byteorder
         received, acked = int.from_bytes(info[128:136], order), int.from_bytes(info[120:128], order)
@@ -307,7 +311,7 @@ class Kernel(Processes):
             pass
 
     def find_path(self, path: Any) -> tuple[str, str, str | None]:
-        """Return a path as text, the real directory to watch for it, and its name there (None: the whole directory).
+        """Return a path as text, the real directory to watch, and the name to watch in it (None: the whole directory).
 
         Raises FileNotFoundError when nothing is there, and PermissionError when the directory cannot be read.
         """

@@ -16,9 +16,9 @@ import sys
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
 SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
 TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
-# termios.FIONREAD, without importing a module for one number: an ioctl that returns how many bytes are unread.
+# An ioctl that returns how many bytes are unread: termios.FIONREAD, without importing `termios` for one number.
 FIONREAD = 0x541B if sys.platform == 'linux' else 0x4004667F
-# Attaches a packet filter to a socket on Linux. The module `socket` lacks the name.
+# The option that attaches a packet filter to a socket on Linux. The module `socket` has no name for it.
 SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
 # A packet filter, as fields of struct sock_filter (classic BPF). It drops segments whose TCP header has the SYN flag.
 DROP_FIRST_SEGMENTS = (
@@ -27,12 +27,13 @@ DROP_FIRST_SEGMENTS = (
     (0x06, 0, 0, 0),  # drop the segment
     (0x06, 0, 0, 0xFFFFFFFF),  # keep the segment
 )
-# Linux only: reports how many datagrams the kernel dropped. The module `socket` lacks the name.
+# The option that reports the memory use of a socket, and how many datagrams the kernel dropped. It exists on Linux
+# only, and the module `socket` has no name for it.
 SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
 # Joining a multicast group over IPv4 takes struct ip_mreqn, with the index of an interface. Windows has an older
 # struct, which takes the index in place of an address.
 HAS_IP_MREQN = os.name == 'posix'
-# Linux has had this option since 4.2, and the module `socket` has had its name since Python 3.12.
+# Linux has had this option since version 4.2, and the module `socket` has had a name for it since Python 3.12.
 IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if sys.platform == 'linux' else -1)
 # On Windows SO_REUSEADDR lets another program steal a port that is in use, and only SO_EXCLUSIVEADDRUSE prevents that.
 # Elsewhere SO_REUSEADDR only skips TIME_WAIT.
@@ -46,8 +47,8 @@ HAS_POLL = hasattr(select, 'poll')
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 HAS_SENDFILE = hasattr(os, 'sendfile')
 ABSTRACT_PATHS = sys.platform == 'linux'
-# Errors that mean that other code has closed a descriptor: its number is not open, or no longer belongs to a socket.
-# Windows always reports the latter.
+# Errors that mean that other code has closed a descriptor: its number is not open (EBADF), or no longer belongs to a
+# socket (ENOTSOCK). Windows always reports ENOTSOCK.
 LOST_ERRORS = frozenset({errno.EBADF, errno.ENOTSOCK})
 
 # The socket options for (idle seconds, seconds between probes, number of probes). Their names differ between platforms.
@@ -64,7 +65,8 @@ FD_SETSIZE = 1024 if os.name == 'posix' else 512
 def step_of_waits(system: str, resolution: float) -> float:
     """Return by how many seconds a wait may seem too short, given `os.name` and the resolution of the clock.
 
-    Selectors count milliseconds. Windows ends a wait at a tick of its timer, up to 15.6 ms early. Up to Python 3.12 its
-    clock has the same steps. Later versions have an exact clock, whose resolution says nothing about waits.
+    Selectors count milliseconds. Windows ends a wait at a tick of its timer, up to 15.6 ms early. Up to Python 3.12,
+    Python's clock on Windows has the same steps. Later versions have an exact clock, whose resolution says nothing
+    about waits.
     """
     return max(0.001 if system == 'posix' else 0.016, resolution)

@@ -38,7 +38,7 @@ def _in_main_interpreter() -> bool:
 
 @cache
 def _watch_forks() -> None:
-    # Runs only once in a process, because the hooks cannot be removed.
+    # Runs only once per process, because the hooks cannot be removed.
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
@@ -92,7 +92,7 @@ class Processes:
     def spawn(
         self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
     ) -> Popen[bytes]:
-        """Start a child. Return when its program runs; raise OSError if the program cannot be started."""
+        """Start a child. Return once its program is running; raise OSError if the program cannot be started."""
         import subprocess
 
         if passed and os.name != 'posix':
@@ -115,7 +115,7 @@ class Processes:
             return child.poll()
         if child.returncode is not None:
             return child.returncode  # it was reaped earlier, but no memory was left to report that
-        # Not `child.poll`, which returns 0 for a child that other code has reaped.
+        # Do not call `child.poll`, which returns 0 for a child that other code has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
         except ChildProcessError:

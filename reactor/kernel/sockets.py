@@ -21,7 +21,7 @@ def send_first(sock: socket.socket, buffers: list[Any]) -> int:
 
 
 def close_socket(sock: Any) -> None:
-    """Close a socket. Ignore errors (other code has closed it, the peer has reset it): the descriptor is gone."""
+    """Close a socket. Errors (other code has closed it, the peer has reset it) are ignored: the descriptor is gone."""
     try:
         sock.close()
     except OSError:
@@ -31,9 +31,9 @@ def close_socket(sock: Any) -> None:
 class LeanSocket(socket.SocketType):
     """A socket without the additions of `socket.socket`: files, enums, an instance dictionary.
 
-    It exists for `accept`. The method of `socket.socket` looks up two enum members and runs three Python functions for
-    each connection, which is a tenth of the cost of a short connection. Accepted sockets are plain `SocketType`
-    objects, which are half as large.
+    It exists for its `accept`. The `accept` of `socket.socket` looks up two enum members and runs three Python
+    functions for each connection, which is a tenth of the cost of a short connection. Here accepted sockets are plain
+    `SocketType` objects, which are half as large.
     """
 
     __slots__ = ()

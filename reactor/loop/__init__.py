@@ -1,1 +1,1 @@
-"""The event loop: its turn, timers, watchers, wakeup, signals and threads. No module here knows a protocol."""
+"""The event loop: turns, timers, watchers, wakeup, signals and threads. No module here knows a network protocol."""

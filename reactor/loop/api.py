@@ -1,4 +1,4 @@
-"""The methods of a loop that a program calls, except those that run and close it.
+"""The methods of a loop that a program calls, except those that run and close the loop.
 
 Each method checks its arguments and passes them to the part of the loop that does the work.
 """
@@ -24,6 +24,7 @@ from .log import describe
 from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .stats import Stats
+from .streams import Streams
 from .threads import ThreadCall, ThreadPool
 from .timers import RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
@@ -57,11 +58,12 @@ class LoopAPI:
     counters: Counters
     guard: Guard
     kernel: Kernel
+    streams: Streams
     timers: TimerHeap
     watchers: Watchers
 
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next.
+        """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next turn.
 
         An exception that the function raises is handled as `catch_errors` says.
 
@@ -80,7 +82,7 @@ class LoopAPI:
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function in the loop, like `call_soon`. May be called in any thread.
 
-        Wakes the loop if it sleeps. Functions passed by the same thread are called in order.
+        Wakes the loop if it is sleeping. Functions passed by the same thread are called in order.
 
         Args:
             fn: Called as `fn(*args)` in the loop's thread.
@@ -100,7 +102,7 @@ class LoopAPI:
 
         Args:
             delay: Seconds from now, where now is a fresh reading of the clock. Any finite number is allowed; a negative
-                one counts as 0.
+                number counts as 0.
             fn: Called as `fn(*args)` in the timers phase.
             *args: Arguments for `fn`.
 
@@ -226,15 +228,15 @@ class LoopAPI:
     ) -> ThreadCall:
         """Call a function in a daemon thread, and pass its result to the loop.
 
-        Up to four calls run at once, and up to 1,000 more wait. Closing the returned handle cancels the call: a call
-        that has begun runs to its end, but `on_done` is not called.
+        Up to four calls run at once, and up to 1,000 more may wait for a thread. Closing the returned handle cancels
+        the call: a call that has begun runs to its end, but `on_done` is not called.
 
         Args:
             fn: Called as `fn(*args)` in the thread.
             *args: Arguments for `fn`.
             on_done: `on_done(result, error)`, called in the loop's thread. `error` is None when `fn` returned.
                 Otherwise `result` is None, and `error` is the exception that `fn` raised, or a `ReactorError` because
-                too many calls wait or no thread can be started.
+                too many calls are waiting or no thread can be started.
 
         Returns:
             A handle; it keeps `run` running until the call is done.
@@ -254,9 +256,9 @@ class LoopAPI:
     ) -> Descriptor:
         """Call a function in each turn in which a descriptor is ready.
 
-        The descriptor stays yours: the reactor never reads, writes or closes it. It has to be non-blocking if `fn`
-        reads more than once. Close the returned handle first, and the descriptor afterwards. If the descriptor is
-        closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
+        The descriptor stays yours: the reactor never reads, writes or closes it. It must be non-blocking if `fn`
+        reads more than once per call. Close the returned handle first, and the descriptor afterwards. If the descriptor
+        is closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
 
         Args:
             fd: A number, or an object with `fileno()`: a pipe, a socket of another library, inotify, an eventfd.
@@ -281,7 +283,7 @@ class LoopAPI:
         return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # `self` is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
-        """Call a function once in each turn, before all other calls in the soon phase.
+        """Call a function once per turn, before all other calls in the soon phase.
 
         While there is an idler, the loop never sleeps, and occupies a whole processor core. Use idlers for work in
         small pieces.
@@ -338,7 +340,8 @@ class LoopAPI:
     def fileno(self) -> int:
         """Return the descriptor of the selector, for another event loop to watch.
 
-        It is readable when a descriptor of this reactor is ready. Timers do not make it readable: see `timeout`.
+        The selector's descriptor is readable when a descriptor of this reactor is ready. Timers do not make it
+        readable: see `timeout`.
 
         Raises:
             ReactorError: The selector has no descriptor (`poll` and `select` have none).
@@ -355,7 +358,9 @@ class LoopAPI:
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
-        return Stats(self.counters, len(self.timers), self._alive.count_handles())
+        drain = self.streams.drain
+        left = None if drain is None else drain.left()
+        return Stats(self.counters, len(self.timers), self._alive.count_handles(), left)
 
     def handles(self) -> list[Handle]:
         """Return all open handles: connections, listeners, look-ups, calls in threads, signal handlers...
@@ -365,9 +370,9 @@ class LoopAPI:
         return self._alive.handles()
 
     def why_alive(self, limit: int | None = None) -> list[str]:
-        """Return one line for each reason why `run` goes on: what waits, since when, and for what.
+        """Return one line for each reason why `run` goes on: what is waiting, since when, and for what.
 
-        40,000 lines take a fifth of a second.
+        Making 40,000 lines takes a fifth of a second.
 
         Args:
             limit: Maximum number of lines. None: all.

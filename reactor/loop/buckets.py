@@ -97,7 +97,7 @@ class Buckets:
         timer, earliest = self._timer, self._earliest()
         if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
             return
-        if self._buckets:  # make the new timer first: if that fails, the old one fires early and tries again
+        if self._buckets:  # make the new timer first: if that fails, the old timer fires early, and `_look` tries again
             self._timer = self._later(earliest - self._clock(), self._look)
             self._armed = earliest
         if timer is not None:
@@ -111,10 +111,10 @@ class Buckets:
         while left and self._buckets and (second := self._earliest()) <= now:
             bucket = self._buckets[second]
             for member in list(islice(bucket, left)):
-                if member in bucket:  # otherwise the check of another member has discarded it
+                if member in bucket:  # otherwise the check of another member has discarded this one
                     left -= 1
                     member.handle_look(now)
-                    bucket.pop(member, None)  # only after the check, because the check is repeated if memory runs out
+                    bucket.pop(member, None)  # only after the check: if memory runs out in it, the check is repeated
             if bucket:
                 break
             if self._buckets.get(second) is bucket:

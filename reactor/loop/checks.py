@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 def number(name: str, value: Any, unit: str = 'number of seconds') -> float:
     """Return a finite int or float, cut to FOREVER.
 
-    Raises TypeError for another type, and ValueError for NaN and infinity.
+    Raises TypeError if `value` is neither an int nor a float, and ValueError for NaN and infinity.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f'{name} must be a {unit}, not {shown(value)}')
@@ -57,7 +57,7 @@ def time_limit(name: str, value: Any, hint: str = '') -> float:
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, unit: str = 'number of bytes') -> int:
-    """Return an int from `least` to `most`. Raises TypeError for another type, ValueError if it is out of range."""
+    """Return an int from `least` to `most`. Raises TypeError if it is not an int, ValueError if it is out of range."""
     bounds = f'at least {least}' if most is None else f'{least} to {most}'
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'{name} must be a {unit}, {bounds}, not {shown(value)}')
@@ -67,7 +67,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None, unit: str 
 
 
 def optional_count(name: str, value: Any) -> int | None:
-    """Return an int of at least 0, or None. Raises TypeError for another type, ValueError below 0."""
+    """Return an int of at least 0, or None. Raises TypeError if it is neither, ValueError if it is negative."""
     if value is not None and type(value) is not int:
         raise TypeError(f'{name} must be None or an int, not {shown(value)}')
     if value is not None and value < 0:
@@ -94,7 +94,7 @@ def check_parts(selector: Any, kernel: Any) -> None:
 
 
 def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
-    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` other values."""
+    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` further values."""
     if not callable(fn):
         hint = '; was it called instead of passed?' if fn is None else ''
         raise TypeError(f'{name} must be callable, not {shown(fn)}{hint}')

@@ -1,11 +1,11 @@
 """Installs signal handlers and Python's wakeup descriptor in the process, and restores the previous ones.
 
-Other reactors and other code (asyncio, callers of `signal.signal`) install their own in the same process, and all of
-them start and stop in any order. So a claim is undone only while its handler or descriptor is still installed, and
-whatever was installed later is left alone.
+A claim is one such installation. Other reactors and other code (asyncio, callers of `signal.signal`) install handlers
+and descriptors of their own in the same process, and all of them start and stop in any order. So a claim is undone only
+while its handler or descriptor is still installed, and whatever was installed later is left alone.
 
-A dropped claim may still be called: code that replaced it with another handler may call it or reinstall it at any time.
-The claim then behaves like the handler that it had replaced, so a closed reactor never gets a signal.
+The handler of a dropped claim may still be called: code that replaced it with another handler may call it or reinstall
+it at any time. The claim then behaves like the handler that it had replaced, so a closed reactor never gets a signal.
 """
 
 from __future__ import annotations
@@ -69,24 +69,29 @@ class SignalClaim:
 
 
 class InterruptClaim(SignalClaim):
-    """The SIGINT handler while a loop runs. It replaces Python's own, which raises `KeyboardInterrupt` at any point."""
+    """The SIGINT handler that is installed while a loop runs.
+
+    It replaces Python's own handler, which may raise `KeyboardInterrupt` at any point of the code.
+    """
 
     __slots__ = ()
 
 
 def living(handler: Any) -> Any:
-    """Return `handler`, or if it was dropped, the latest of the earlier handlers that was not dropped."""
+    """Return `handler`. If it was dropped, return the latest handler before it that was not dropped."""
     while isinstance(handler, SignalClaim) and handler.fn is None:
         handler = handler.previous
     return handler
 
 
 class WakeupClaim:
-    """Installs a loop's bell as Python's wakeup descriptor. Each signal then writes a byte to it and wakes the loop.
+    """Installs a loop's bell, the sending end of its wakeup socket, as Python's wakeup descriptor.
 
-    Another reactor or other code may have installed its own descriptor before. A descriptor of other code is remembered
-    with its device and inode, because its number may later belong to another file. The bytes of signals are passed on
-    to that descriptor, and it is restored at the end.
+    Each signal then writes a byte to the bell and wakes the loop.
+
+    Another reactor or other code may already have installed its own descriptor. A descriptor of other code is
+    remembered with its device and inode, because its number may later belong to another file. The bytes of signals are
+    passed on to that descriptor, and it is restored at the end.
 
     `kernel.owners` lists the installed claims of all reactors in this process. When a reactor releases its claim, a
     claim that was installed on top of it takes over the descriptor that the released claim had remembered.
@@ -102,7 +107,7 @@ class WakeupClaim:
         self._below: Below = None
 
     def acquire(self) -> None:
-        """Install our bell if it is not installed."""
+        """Install our bell, unless it is installed already."""
         owners = self._kernel.owners
         if self in owners:
             self._install()
@@ -118,12 +123,12 @@ class WakeupClaim:
     def release(self) -> None:
         """Restore the previous descriptor, if our bell is still installed. Does nothing unless `acquire` was called.
 
-        If memory runs out, it can be called again, because the claim stays in `owners` until the last step.
+        If memory runs out, this method can be called again, because the claim stays in `owners` until the last step.
         """
         owners, below = self._kernel.owners, self._below
         if self not in owners:
             return
-        # First: if a signal arrives during this call, its handler calls `check`, which must not reinstall our bell.
+        # This comes first: if a signal arrives now, its handler calls `check`, which must not reinstall our bell.
         number, self._number = self._number, -1
         found = self._set(-1)
         if found == number or (found < 0 and isinstance(below, WakeupClaim)):
@@ -142,7 +147,7 @@ class WakeupClaim:
             self._install()
 
     def bell_replaced(self) -> None:
-        """Called when our bell is a new socket: install it, if the old one was installed."""
+        """Called when our bell was replaced by a new socket: install the new one if the old one was installed."""
         if self in self._kernel.owners:
             self._install()
 
@@ -156,7 +161,7 @@ class WakeupClaim:
         """Write the bytes of signals to the descriptor that was installed before ours."""
         below = self._below
         if isinstance(below, WakeupClaim):
-            below.pass_on(data)  # the other reactor's signal handlers ring its bell themselves
+            below.pass_on(data)  # this skips the other reactor, which its own signal handlers wake
         elif below is not None and self._number_of(below) >= 0:
             try:
                 self._kernel.write(below[0], data)

@@ -7,9 +7,13 @@ reactor adds to the attributes directly, so counting costs one addition. Names a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 LAG_BUCKETS = 16  # upper bounds of 1/1024 s times powers of two: 1 ms, 2 ms ... 16 s; the last bucket has no bound
+# Upper bounds in seconds for the times of requests, from an answer out of memory to one that a slow database delays.
+# Each is about twice the one before, so a quantile that Prometheus estimates is at most that factor off.
+REQUEST_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SLOW_PLACES = 20  # how many slow callbacks are remembered
 
 
@@ -96,6 +100,7 @@ class Counters(metaclass=Declared):
 
     # Connections.
     requests: int = count('Requests, counted when the application marks a connection as busy.')
+    requests_failed: int = count('Requests whose connection ended with an error before the application finished them.')
     connects: int = count('Outgoing connections established.')
     reads: int = count('Calls of recv on connections that returned bytes.')
     bytes_in: int = count('Bytes received, on connections and in datagrams.', 'received_bytes')
@@ -120,12 +125,18 @@ class Counters(metaclass=Declared):
     soon_time: float = seconds('Seconds spent in call_soon callbacks, signal handlers and calls from threads.')
     completions_time: float = seconds('Seconds spent in on_connect, on_written, on_drain, on_close and the like.')
 
-    # A list in the loop, a tuple in a snapshot.
+    # `timer_lag` is a list in the loop, and a tuple in a snapshot.
     timer_lag: Any = other(
         'Timers fired, by how late they were; the bounds are in Stats.lag_bounds.', 'timer_lag_seconds'
     )
     timer_lag_sum: float = other('Total seconds by which fired timers were late.', 'timer_lag_seconds')
-    # In the loop, a dict that maps each place to [count, longest].
+    # A list in the loop, a tuple in a snapshot.
+    request_seconds: Any = other(
+        'Requests finished, by how long the connection was busy; the bounds are in Stats.request_bounds.',
+        'request_seconds',
+    )
+    request_seconds_sum: float = other('Total seconds that finished requests took.', 'request_seconds')
+    # In the loop, `slow` is a dict that maps each place to [count, longest seconds].
     slow: Any = other('Slow callbacks as [place, count, longest seconds], at most 20.', 'slow_callback_places')
 
     def __init__(self) -> None:
@@ -135,10 +146,20 @@ class Counters(metaclass=Declared):
             setattr(self, name, 0.0)
         self.timer_lag = [0] * LAG_BUCKETS
         self.timer_lag_sum = 0.0
+        self.request_seconds = [0] * (len(REQUEST_BOUNDS) + 1)
+        self.request_seconds_sum = 0.0
         self.slow = {}
 
+    def count_request(self, seconds: float) -> None:
+        """Count a finished request that took this long."""
+        self.request_seconds[bisect_left(REQUEST_BOUNDS, seconds)] += 1
+        self.request_seconds_sum += seconds
+
     def count_slow(self, place: str, seconds: float) -> None:
-        """Count a slow callback that is defined at `place`. Beyond SLOW_PLACES places, the rarest is forgotten."""
+        """Count a slow callback that is defined at `place`.
+
+        If SLOW_PLACES other places are known already, the one with the lowest count is forgotten.
+        """
         known = self.slow.get(place)
         if known is not None:
             known[0] += 1

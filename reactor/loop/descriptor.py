@@ -90,7 +90,7 @@ class Descriptor(Handle):
     def close(self) -> None:
         self.loop.guard.check_thread()
         if self.fn is not None:
-            self.loop.watchers.remove(self)  # first, because memory or stack may run out in this step
+            self.loop.watchers.remove(self)  # the first step, because memory or stack may run out in it
             self._file = -1
             self.fn, self.args = None, ()
 
@@ -111,7 +111,7 @@ class Descriptor(Handle):
 
     def waits_for(self) -> str:
         waits = {0: 'set_events()', READ: 'input', WRITE: 'room for output', READ | WRITE: 'input or room for output'}
-        return waits.get(self.events, 'its end')  # UNHEARD: memory ran out while `events` was changed
+        return waits.get(self.events, 'its end')  # UNHEARD, if memory ran out while `events` was being changed
 
     def __repr__(self) -> str:
         if self.closed:
@@ -132,7 +132,7 @@ class Descriptor(Handle):
         elif readiness:
             fn(self, event, *self.args)  # type: ignore[misc]  # not None: a closed handle wants no events
         else:
-            loop.spins.no_progress(self)  # the event was for another descriptor, or this one is no longer ready
+            loop.spins.no_progress(self)  # the event was for another descriptor, or this descriptor is no longer ready
 
 
 def _number(file: Any) -> int:

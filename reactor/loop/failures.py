@@ -192,8 +192,8 @@ class Failures:
             self._log(exc, handle)
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
-        # Peers can cause exceptions at will. The listener limits how many are logged for its connections. In addition,
-        # equal exceptions of handles without such a limit are logged once in LOG_INTERVAL.
+        # Peers can cause exceptions at will. The listener limits how many are logged for its connections. For
+        # other handles, exceptions of the same type from the same code are logged at most once per LOG_INTERVAL.
         if handle is not None and not handle.may_log():
             return
         code, module, phases = _raised_in(exc)

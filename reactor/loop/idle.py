@@ -1,4 +1,4 @@
-"""Idlers: callbacks that are called once in every turn.
+"""Idlers: callbacks that are called once per turn.
 
 A loop without idlers spends nothing on them, not even a test. With an idler, a timer that is always due keeps the loop
 from sleeping. It fires in the timers phase and puts the idlers at the head of the queue for the soon phase.
@@ -31,7 +31,8 @@ class Idler(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
-        self.queued: bool = False  # whether it is in the soon queue, perhaps left by a turn that an exception ended
+        # Whether this idler is in the soon queue. An earlier turn has left it there if an exception ended that turn.
+        self.queued: bool = False
         self._idlers = idlers
         loop.watchers.park(self)
 
@@ -47,7 +48,7 @@ class Idler(Handle):
             self.fn, self.args = None, ()
 
     def handle_turn(self) -> None:
-        """Called by the loop, once in a turn."""
+        """Called by the loop, once per turn."""
         self.queued = False
         if self.fn is not None:
             self.fn(*self.args)
@@ -98,4 +99,5 @@ class Idlers:
             if not idler.queued:
                 self._soon.appendleft((idler.handle_turn, ()))
                 idler.queued = True
-        self._arm()  # due in the next turn; last, because the whole method is repeated if memory runs out
+        # The timer is due again in the next turn. It is set last, because if memory runs out, this method is repeated.
+        self._arm()

@@ -29,7 +29,7 @@ def log(level: str, message: str, *args: object, exc: BaseException | None = Non
         try:
             import logging
 
-            # Not `exc` itself: logging tests whether `exc_info` is true, and an exception may be false.
+            # Do not pass `exc` itself: `logging` tests whether `exc_info` is true, and an exception may be false.
             info = None if exc is None else (type(exc), exc, exc.__traceback__)
             getattr(logging.getLogger('reactor'), level)(message, *texts, exc_info=info)
         except MemoryError:
@@ -61,7 +61,7 @@ def name_of(fn: object) -> str:
         if type(name) is str:
             return describe(f'{module}.{name}')
     except Exception:
-        pass  # a callable object may have properties with these names that raise
+        pass  # a callable object may have properties with these names, and reading them may raise
     return describe(fn)
 
 
@@ -73,7 +73,7 @@ def place_of(code: CodeType, module: object) -> str:
 
 def _print(line: str, exc: BaseException | None) -> None:
     stderr = sys.stderr
-    if stderr is not None:  # None under pythonw, where print(file=None) would write to standard output
+    if stderr is not None:  # it is None under pythonw, and print(file=None) would write to standard output
         print(line, file=stderr)
         if exc is not None:
             sys.__excepthook__(type(exc), exc, exc.__traceback__)

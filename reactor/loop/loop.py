@@ -130,7 +130,7 @@ class Loop(LoopAPI):
             ReactorError: The reactor is running already.
             HandleClosed: The reactor is closed.
             OSError: The selector itself failed, for example because other code has closed its descriptor.
-            KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, and nothing that waits is lost.
+            KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, so no waiting call is lost.
         """
         if main is not None:
             callback('main', main)
@@ -238,7 +238,7 @@ class Loop(LoopAPI):
         self.close()
 
     def timeout(self) -> float | None:
-        """Return how long the next turn may wait, in seconds: 0 when calls wait, None for no limit."""
+        """Return how long the next turn may wait, in seconds: 0 when calls are waiting, None for no limit."""
         starved = self._starved
         if self._wakeup.calls or starved.count(None) < len(starved):
             return 0
@@ -315,14 +315,14 @@ class Loop(LoopAPI):
             if self.watchers.selector is not old:
                 self._blind_polls = 0
                 self.spins.selector_replaced(self.now)
-            else:  # it cannot be replaced now: sleep a little, and try again at the next such poll
+            else:  # the selector cannot be replaced now: sleep a little, and try again at the next such poll
                 self.kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
         signals = self._signals
         for key, mask in ready:
             if signals.interrupted:
-                signals.raise_interrupt()  # the rest of the batch is reported again by the next poll
+                signals.raise_interrupt()  # the next poll reports the remaining events again
             watcher = key.data
             try:
                 if mask & watcher.events & READ:
@@ -411,12 +411,12 @@ class Loop(LoopAPI):
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
-        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, Loop._run_main)
+        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, {Loop._run_main})
         # The phases are replaced only on this object: other loops keep their own.
         vars(self).update(slow.phases())
 
     def _enter(self, sleeps: bool = True) -> None:
-        thread = self.guard.check_idle()  # first: after `enter` nothing may fail before the `try` with `_leave`
+        thread = self.guard.check_idle()  # before `enter`, after which nothing may fail until the `try` with `_leave`
         self._signals.enter(sleeps)  # before any state changes: from here on Ctrl-C is raised only between callbacks
         self.guard.thread = thread
 
@@ -424,7 +424,7 @@ class Loop(LoopAPI):
         # If another exception has ended this call in the same turn, the exception of `main` is raised by the next call.
         self._stopping = self._main_error is not None
         self.guard.thread = None
-        self._signals.leave()  # last: from here on Ctrl-C may be raised anywhere
+        self._signals.leave()  # this comes last: from here on Ctrl-C may be raised anywhere
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:
@@ -434,7 +434,7 @@ class Loop(LoopAPI):
             self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
-        """Return whether a callback has forked and closed this loop in the child. That empties the queues."""
+        """Return whether `exc` arose because a callback has forked and closed the child's loop, emptying its queues."""
         return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:

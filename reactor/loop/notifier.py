@@ -1,8 +1,8 @@
 """Notifiers: callbacks in the loop that any thread can trigger.
 
-A flag merges several triggers into one call. It is set before the call is queued, and cleared before the callback runs,
-so each `trigger` is followed by a call that begins after it. When two threads set the flag at the same time, two calls
-may be queued; the second finds the flag cleared and does nothing.
+A flag merges several triggers into one call. The flag is set before the call is queued, and cleared before the callback
+runs, so at least one call of the callback begins after each `trigger`. When two threads set the flag at the same time,
+two calls may be queued; the second call finds the flag cleared and does nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Notifier(Handle):
             try:
                 self.loop.call_soon_threadsafe(self.handle_trigger)
             except BaseException:
-                self._triggered = False  # also after Ctrl-C: while the flag is set, no trigger queues a call
+                self._triggered = False  # after Ctrl-C, too: while the flag is set, no trigger queues a call
                 raise
 
     def handle_trigger(self) -> None:

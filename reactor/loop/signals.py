@@ -4,8 +4,8 @@ A Python signal handler may run in the middle of any code, so ours only sets a f
 callback runs later, in the loop. `claims.py` installs the handlers in the process and restores the previous ones.
 
 Without a wakeup descriptor, a signal does not end a waiting `select`, because Python retries the call (PEP 475). Other
-code may replace our descriptor, so our handler also writes to the wakeup. The handler runs before the retry, so the
-retried call returns at once.
+code may replace our descriptor, so our handler itself also writes to the wakeup socket. The handler runs before Python
+retries `select`, so the retried call returns at once.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class SignalHandler(Handle):
 
 
 class Signals:
-    """The signal handlers of one loop, including its SIGINT handler while it runs."""
+    """The signal handlers of one loop, including the SIGINT handler that is installed while the loop runs."""
 
     __slots__ = (  # noqa: RUF023  (grouped by purpose)
-        # the loop, and its parts that signals need
+        # the loop, and the parts of it that are used here
         '_loop', '_kernel', '_wakeup', '_soon',
         # the handlers, and which signals have arrived
         '_handlers', '_raised',
@@ -151,10 +151,13 @@ class Signals:
             )
 
     def enter(self, sleeps: bool) -> None:
-        """Called when the loop begins to run. From then on, SIGINT in the main thread raises only between callbacks."""
+        """Called when the loop begins to run.
+
+        If this is the main thread, SIGINT from now on raises KeyboardInterrupt only between callbacks.
+        """
         if self._kernel.in_main_thread():
             self.interrupted = False
-            self._take_interrupt()  # first: from here on SIGINT never raises in the middle of our own code
+            self._take_interrupt()  # this comes first: from here on SIGINT never raises in the middle of our own code
             try:
                 self._in_run = True
                 if sleeps:  # a loop that does not sleep needs only the flags, so run_once(0) costs a third less
@@ -179,7 +182,7 @@ class Signals:
         """Release the wakeup descriptor. This is the first half of `leave`."""
         if self._holds_wakeup:
             self._release_unneeded(False)
-            self._holds_wakeup = False  # last: if memory runs out above, the next call tries again
+            self._holds_wakeup = False  # this comes last: if memory runs out above, the next call tries again
 
     def _release_unneeded(self, by_run: bool) -> None:
         if not by_run and not self._handlers:
@@ -193,12 +196,15 @@ class Signals:
             self._in_run = False
             interrupts, self._interrupts = self._interrupts, None
             if interrupts is not None:
-                interrupts.drop()  # last: from here on SIGINT may raise anywhere
+                interrupts.drop()  # this comes last: from here on SIGINT may raise anywhere
         if self.interrupted:
             self.raise_interrupt()
 
     def give_back(self) -> None:
-        """In a fork, perhaps in the middle of `run`, undo everything that this loop has installed in the process."""
+        """Undo everything that this loop has installed in the process.
+
+        Called in a forked child, which may be in the middle of `run`.
+        """
         self.interrupted = False
         self.clear()
         self.leave()
@@ -209,11 +215,11 @@ class Signals:
         raise KeyboardInterrupt
 
     def collect(self, data: bytes) -> None:
-        """Called after the wakeup was rung: queue the callback of each signal whose flag is set."""
+        """Called with the bytes read from the wakeup socket: queue the callback of each signal whose flag is set."""
         raised = self._raised
         for signum, handler in self._handlers.items():
             if raised[signum]:
-                self._soon.append((handler.handle_signal, ()))  # first, because memory may run out
+                self._soon.append((handler.handle_signal, ()))  # before the flag is cleared: memory may run out here
                 raised[signum] = 0
         data = data.replace(b'\0', b'')  # drop the bytes that our own code wrote; the others are signal numbers
         if data:
@@ -240,10 +246,11 @@ class Signals:
 
 
 def _in_callback(frame: FrameType | None) -> bool:
-    """Return whether `frame` runs user code, with no frame of the reactor between it and the callback.
+    """Return whether an exception may be raised at `frame`: in a user's callback, or in code that the callback called.
 
-    An exception could end a function of the reactor halfway, or a function of the standard library that the reactor
-    called: a selector, for example, could then list a descriptor that the kernel does not watch.
+    It must not be raised while the callback is calling the reactor. It could then end a function of the reactor
+    halfway, or a function of the standard library that the reactor has called: a selector, for example, could then list
+    a descriptor that the kernel does not watch.
     """
     called = None
     while frame is not None and not _is_ours(frame):
@@ -251,7 +258,7 @@ def _in_callback(frame: FrameType | None) -> bool:
     if called is None or frame is None or _module(called) in _CALLED or frame.f_code.co_name == '_poll':
         return False
     if _module(frame) == _PACKAGE + 'loop.watcher':
-        return False  # a selector whose class is the user's own
+        return False  # the user's code is a custom selector, and the reactor is calling one of its methods
     while frame is not None and _is_ours(frame):
         if frame.f_code.co_name in _PHASES:
             return True

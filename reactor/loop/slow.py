@@ -34,14 +34,14 @@ class SlowWatch:
         counters: Counters,
         phases: Phases,
         queues: tuple[deque[Any], deque[Any], deque[Any]],
-        run_main: Callable[..., None],
+        callers: set[Callable[..., None]],
     ) -> None:
         self._limit = limit
         self._clock = clock
         self._counters = counters
         self._dispatch, self._run_timers, self._run_soon, self._run_completions = phases
         self._due, self._soon, self._completions = queues
-        self._run_main = run_main  # a method of the loop, queued with the user's `main` as its argument
+        self.callers: set[Callable[..., None]] = callers  # the methods that call their first argument, such as `main`
         self._reported = -REPORT_INTERVAL
         self._callbacks = 0  # how many callbacks have run in this turn
 
@@ -68,7 +68,8 @@ class SlowWatch:
         for _ in range(count):
             if not self._due:
                 break
-            fn, began = self._due[0].fn, self._clock()
+            timer = self._due[0]
+            fn, began = self._behind(timer.fn, timer.args), self._clock()
             self._run_timers(1)
             self._judge('timers', began, fn)
 
@@ -85,7 +86,7 @@ class SlowWatch:
         """Run the completions phase, one completion at a time."""
         for _ in range(count):
             if not self._completions:
-                break  # a callback has forked, as in `run_soon`
+                break  # a callback has forked and closed the loop in the child, as in `run_soon`
             handle, fn, _args = self._completions[0]
             if type(fn) is FunctionType:
                 fn = callback_of(handle, fn)
@@ -98,7 +99,7 @@ class SlowWatch:
             return fn
         if issubclass(type(fn.__self__), Handle):
             return callback_of(fn.__self__, fn)
-        return args[0] if fn.__func__ is self._run_main else fn
+        return args[0] if fn.__func__ in self.callers else fn
 
     def judge_turn(self, seconds: float) -> None:
         """Called at the end of each turn with its duration in seconds, without the wait in the selector."""

@@ -1,7 +1,8 @@
-"""`loop.spins`: finds and stops busy loops, in which a handle or selector is ready in every turn without progress.
+"""`loop.spins`: finds and stops busy loops, in which a handle or selector is ready in every turn but makes no progress.
 
 A handle that was dispatched and could do nothing reports that here. A handle that does so in STALLED turns in a row is
-parked for a moment, counted, and logged once per episode. Progress is not recorded, so it costs nothing.
+parked (not watched) for a moment. This is counted, and logged at most once every EPISODE seconds. A handle that makes
+progress reports nothing, so progress costs nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from .watcher import Handle, Watchers
 
 STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
 STALLED_AGAIN = 10  # the same limit for a handle that was parked before, and has made progress since then
-MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled each time, so a stalled handle costs less than 1 % of a core
-MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished ones are forgotten
+# The first and the longest pause of a stalled handle, in seconds. The pause is doubled each time, so a stalled handle
+# costs less than 1 % of a core.
+MOMENT, LONGEST_MOMENT = 0.01, 0.25
+MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished stalls are forgotten
 BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced
 BLIND_PAUSE = 0.02  # seconds to sleep after such a poll while the selector cannot be replaced
 
@@ -52,9 +55,9 @@ class Spins:
     def no_progress(self, handle: Handle) -> None:
         """Called by a handle that was dispatched and could do nothing.
 
-        A handle that is parked for this keeps its `events`. If epoll still reports a descriptor that other code has
-        closed, the events reach no handle while this one is parked. The loop then replaces the selector, which ends the
-        problem.
+        A handle that is parked here keeps its `events`. If epoll still reports a descriptor that other code has closed,
+        these events reach no handle while this handle is parked. The loop then replaces the selector, and the new
+        selector does not report them.
         """
         if self.stalled(handle) and not self._watchers.is_parked(handle):
             readiness = self._kernel.readiness(handle.fileno(), handle.events)
@@ -80,7 +83,7 @@ class Spins:
         return stall.row >= STALLED
 
     def resume_row(self, handle: Handle) -> None:
-        """Have a just unparked handle continue its row if it makes no progress in the next turn either."""
+        """Called when a parked handle is watched again: its row continues if it makes no progress in the next turn."""
         stall = self.stalls.get(handle)
         if stall is not None:
             stall.turn = self._counters.loop_count
@@ -119,7 +122,7 @@ class Spins:
                 f'{type(selector).__name__}.select failed: {exc}; the loop can no longer wait; look for code that '
                 'closes descriptors that it does not own, then close this reactor and make a new one',
             ) from None
-        # `select` on Windows fails when nothing is watched: only the wakeup was watched, and it is parked.
+        # `select` on Windows fails when nothing is watched. Here only the wakeup was watched, and it is now parked.
         self._kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
         return 0
 

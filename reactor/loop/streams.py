@@ -5,18 +5,33 @@ It is kept in sets and dicts of handles, because a slot in each connection would
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from .timers import Timer
 from .watcher import Handle
+
+
+class DrainUnderWay(Protocol):
+    """What the loop knows of a drain, see `net/drain.py`."""
+
+    def left(self) -> tuple[int, float]: ...
+
+    def hasten(self, timeout: float, lame_duck: float) -> None: ...
+
+    def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer: ...
 
 
 class Streams:
     """State of some connections, and the buffers that all TLS connections of the loop share."""
 
-    __slots__ = ('busy', 'proxy_headers', 'suspended', 'tls_buffers', 'tls_class')
+    __slots__ = ('busy', 'drain', 'proxy_headers', 'suspended', 'tls_buffers', 'tls_class')
 
     def __init__(self) -> None:
-        self.busy: set[Handle] = set()  # connections whose application owes the peer a response; see `Stream.busy`
+        # Connections whose application owes the peer a response, each with the time when the request began. See
+        # `Stream.busy`.
+        self.busy: dict[Handle, float] = {}
+        self.drain: DrainUnderWay | None = None  # set by `Reactor.drain`
         self.proxy_headers: dict[Handle, Any] = {}  # the headers of connections that came through a proxy
         # Connections that do not receive, because a layer above them still has messages for the user. The value is
         # False while the user has paused reading. See `stream.suspend_reading`.

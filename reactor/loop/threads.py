@@ -97,7 +97,7 @@ class ThreadPool:
         """Queue a call. `on_done` gets a `ReactorError` if too many calls wait or no thread can be started."""
         call = ThreadCall(self._loop, fn, args, on_done)
         turn = self._loop.counters.loop_count
-        # At most once in a turn, because peers can cause as many look-ups as they like.
+        # Search the queue for cancelled calls at most once per turn, because peers can cause any number of look-ups.
         if len(self._queue) >= QUEUE_LIMIT and turn != self._swept:
             self._swept = turn
             self._drop_cancelled()
@@ -154,7 +154,7 @@ class ThreadPool:
                         return
                     result = error = None
                     # `close` may run at the same time, and clears the function before the arguments. So the arguments
-                    # are read first: if the function is still set then, they belong to it.
+                    # are read first: if the function is still set afterwards, they are its arguments.
                     args, fn = call.args, call.fn
                     if fn is None:
                         call = None

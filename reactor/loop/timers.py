@@ -29,7 +29,7 @@ class Timer:
     """A call in the future, as returned by `call_later` and `call_at`.
 
     `deadline` is the time when it is due, in seconds of the loop's clock, and None after it has fired or was cancelled.
-    A timer has only five slots, because a server may have one for each connection. `TimerHeap` creates and fills it.
+    A timer has only five slots, because a server may have one for each connection. `TimerHeap` creates the timers.
     """
 
     __slots__ = ('args', 'deadline', 'delay', 'fn', 'timers')
@@ -46,7 +46,7 @@ class Timer:
         if deadline is not None:
             timers = self.timers
             at = timers.at
-            pending = timers.pending - 1  # first the steps in which memory or stack may run out, then the changes
+            pending = timers.pending - 1  # steps that may run out of memory or stack come before all changes
             if timers.unreferenced:
                 timers.unreferenced.discard(self)
             if at.get(deadline) is self:  # nearly always true, because timers rarely share a deadline
@@ -131,7 +131,7 @@ class RepeatingTimer(Timer):
         beats = (now - deadline) // self.delay + 1
         if deadline + beats * self.delay <= now:  # rounding gave a deadline that is not in the future
             beats += 1
-        # With an interval near the smallest float, `beats` is infinite.
+        # With an interval near the smallest float, `beats` is infinite, and `min` picks the second value.
         deadline = min(deadline + beats * self.delay, now + self.delay)
         self.timers.insert(self, deadline)  # the timer stays pending
         self.deadline: float | None = deadline
@@ -157,11 +157,11 @@ class TimerHeap:
         self.counters: Counters = counters
         self.buckets: Buckets = Buckets(clock, self.unreferenced_later)
         self.second: int = 0  # a recent whole second of the clock: one object that connections share as a timestamp
-        self.pending: int = 0  # how many timers will fire, in the heap or due
+        self.pending: int = 0  # how many timers will fire, whether they are in the heap or in `due`
         self.unreferenced: set[Timer] = set()  # the pending timers that do not keep the loop running
         self.heap: list[float] = []
         self.at: dict[float, Any] = {}  # maps a deadline to its timer, or to an OrderedDict if several share it
-        self.due: deque[Timer] = deque()  # timers that were collected and not run yet
+        self.due: deque[Timer] = deque()  # timers that have been collected, and have not run yet
         # Maps each timer that was moved after it had been collected to the number of its entries in `due` to skip.
         self.moved: dict[Timer, int] = {}
 
@@ -260,7 +260,7 @@ class TimerHeap:
         heap, at, due = self.heap, self.at, self.due
         while heap and heap[0] <= now:
             deadline = heap[0]
-            entry = at.get(deadline)  # removed only after it is in `due`, so nothing is lost if memory runs out
+            entry = at.get(deadline)  # deleted only once its timers are in `due`: if memory runs out, none is lost
             if type(entry) is OrderedDict:
                 due.extend(entry)
                 del at[deadline]
@@ -283,7 +283,7 @@ class TimerHeap:
         return False
 
     def move(self, timer: Timer, deadline: float) -> None:
-        """Make `timer`, pending or not, due at `deadline`. If memory runs out, it stays as it was."""
+        """Make `timer`, pending or not, due at `deadline`. If memory runs out, the timer stays as it was."""
         was, pending = timer.deadline, self.pending + (timer.deadline is None)
         if was == deadline and self._put_last(timer):
             return
@@ -379,7 +379,7 @@ class TimerHeap:
         self.buckets.clear()
 
     def compact(self) -> None:
-        """Drop the deadlines without timers once they make up half of the heap, so that each costs O(1)."""
+        """Drop the deadlines without timers once they make up half of the heap, so that dropping each costs O(1)."""
         heap, at = self.heap, self.at
         if not at:
             heap.clear()

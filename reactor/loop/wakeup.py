@@ -1,8 +1,9 @@
 """The wakeup: how threads and signals reach a loop that sleeps in its selector.
 
-It consists of a queue of calls from other threads, and a socketpair; the loop watches one end of it. A byte in the
-socket is only a doorbell: the calls are in the queue, and each signal has a flag. So one byte is enough for all waiting
-calls, a full socket loses nothing, and the sockets can be replaced when other code has closed them.
+The wakeup consists of a queue of calls from other threads, and a socketpair. Threads and signals write to one end, the
+bell, and the loop watches the other end. A byte only wakes the loop, as a doorbell would: the calls are in the queue,
+and each signal has a flag. So one byte is enough for all waiting calls, a full socket loses nothing, and the sockets
+can be replaced when other code has closed them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DOORBELL_BYTES = 4096  # the most bytes read in one turn; after many signals, th
 
 
 class Wakeup(Handle):
-    """The doorbell of one loop. It is never a reason to keep running."""
+    """The doorbell of one loop: the handle that wakes it. An open doorbell does not keep `run` going."""
 
     __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # its sockets, and their state
@@ -87,7 +88,7 @@ class Wakeup(Handle):
                 self._ring()
             except EXHAUSTION:
                 if entry not in self.calls:
-                    return  # the loop has taken it already
+                    return  # the loop has taken the call already
                 self.calls.remove(entry)  # the caller gets the exception, so this call must not be made
                 raise
 
@@ -130,7 +131,8 @@ class Wakeup(Handle):
             return
 
     def _hang_up(self) -> None:
-        # Ending the stream needs no memory. The loop reads end of file, makes the calls and replaces the sockets.
+        # Shutting down the bell needs no memory. The loop then reads end of file, makes the calls and replaces the
+        # sockets.
         self._hung_up = True
         try:
             self._bell.shutdown(SHUT_WR)
@@ -168,7 +170,7 @@ class Wakeup(Handle):
 
     def _replace(self) -> None:
         if self._hung_up:
-            why = 'could not be rung because the kernel had no memory'
+            why = 'could not be written to because the kernel had no memory'
         else:
             why = 'was closed by other code; look for code that closes descriptors that it does not own'
         self.loop.watchers.remove(self)
@@ -180,14 +182,14 @@ class Wakeup(Handle):
         try:
             self._open()
         except (OSError, ReactorError) as exc:
-            # Perhaps no descriptor is left. Until the sockets can be opened, a timer reads the calls and flags.
+            # There may be no descriptor left. Until the sockets can be opened, a timer reads the calls and flags.
             self.loop.timers.unreferenced_later(REOPEN, self._reopen, why)
             text = f'the wakeup socket cannot be replaced yet ({exc}), so calls from threads are delayed: it {why}'
         self.on_replaced()
         self._take(b'')  # queue the calls that could not wake the loop
         now = self.loop.timers.clock()
         last, self._replaced_at = self._replaced_at, now
-        if now - last >= EPISODE:  # last: a Ctrl-C in the logger must not leave the loop without a wakeup
+        if now - last >= EPISODE:  # log this last: a Ctrl-C in the logger must not leave the loop without a wakeup
             log('warning', '%s', text)
 
     def _take(self, data: bytes) -> None:

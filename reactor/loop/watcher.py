@@ -3,7 +3,7 @@
 An open handle is in exactly one of two places: in the map of the selector if it wants events, or parked if it wants
 none. There is no other registry, so a handle that is in neither place is not kept alive.
 
-A registration without events would still report a hang-up for ever. So a handle that wants no events is unregistered.
+A registration without events would keep reporting a hang-up. So a handle that wants no events is unregistered.
 A descriptor that other code has closed is never reported by epoll, and makes `select` fail. Its handle is evicted:
 unregistered by the number of the descriptor.
 """
@@ -36,8 +36,8 @@ class Handle:
     Attributes:
         loop: Its reactor.
         since: When it was opened, in seconds of the loop's clock.
-        events: Which events of its descriptor it wants. The loop tests this right before each call, which is the only
-            guard against stale events.
+        events: Which events of its descriptor it wants. The loop tests `events` right before each call of the handle;
+            nothing else guards against stale events.
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
@@ -94,7 +94,7 @@ class Handle:
         """Called when a callback of the handle raised an exception that no `on_error` has handled."""
 
     def may_log(self) -> bool:
-        """Return whether an exception of a callback of the handle may be logged now."""
+        """Return whether an exception from a callback of the handle may be logged now."""
         return True
 
     def has_log_limit(self) -> bool:
@@ -102,7 +102,7 @@ class Handle:
         return False
 
     def handle_lost(self, exc: OSError) -> None:
-        """Called when other code has closed the descriptor. Its number may belong to another file: do not close it."""
+        """Called when other code has closed the descriptor. Do not close it: its number may belong to another file."""
 
     def handle_refused(self, exc: Exception) -> None:
         """Called when the kernel has no memory to watch the descriptor, which is no longer watched."""
@@ -154,7 +154,7 @@ class Watchers:
         handle.events = events
 
     def defer(self, handle: Handle, events: int) -> None:
-        """Add a newly opened handle that wants `events`, but is not registered before `settle`."""
+        """Add a newly opened handle that wants `events`, but is not registered until `settle` is called."""
         self.park(handle)
         handle.events = events
 
@@ -176,7 +176,7 @@ class Watchers:
         return handle in self._parked
 
     def set_events(self, handle: Handle, events: int) -> None:
-        """Change the events that an open handle wants. 0 parks it."""
+        """Change the events that an open handle wants. 0 parks the handle."""
         was = handle.events
         if events == was or was == UNHEARD:
             return
@@ -211,7 +211,7 @@ class Watchers:
             elif not parked:
                 self._parked.pop(handle, None)
             handle.loop.completions.append((handle, refuse, (exc,)))
-        except MemoryError:  # no memory even for that: the next turn begins with this handle
+        except MemoryError:  # no memory even for the completion: the next turn begins with this handle
             handle.events = UNHEARD
             starved = handle.loop.failures.starved
             starved.append(handle)
@@ -226,7 +226,7 @@ class Watchers:
             loop.streams.suspended.pop(handle, None)
         if self._half_parked:
             self._finish_parking()
-        referenced = self.referenced - 1  # first the steps in which memory or stack may run out, then the changes
+        referenced = self.referenced - 1  # steps that may run out of memory or stack come before all changes
         if handle in self._parked:
             del self._parked[handle]
         else:
@@ -268,7 +268,7 @@ class Watchers:
         try:
             new = self._kernel.new_selector_like(old)
         except (OSError, TypeError):
-            return old  # no descriptor is left, or the user's own class needs arguments: keep the old one
+            return old  # no descriptor is left, or the user's own class needs arguments: keep the old selector
         failed: list[tuple[Handle, Exception]] = []
         try:
             has_room = self._kernel.room_of(new)
@@ -279,7 +279,7 @@ class Watchers:
                     failed.append((key.data, exc))
         except EXHAUSTION:
             new.close()
-            return old  # keep the old one: nothing was changed
+            return old  # keep the old selector, in which nothing was changed
         self.selector, self._map, self._has_room = new, new.get_map(), has_room
         old.close()
         self._fail_all(failed)
@@ -313,14 +313,14 @@ class Watchers:
         return handle.fileno() != fd or not self._kernel.is_open(fd)
 
     def evict_closed(self) -> bool:
-        """Evict all handles whose descriptor is closed. Return whether there was one."""
+        """Evict all handles whose descriptor is closed. Return whether there were any."""
         lost = OSError(errno.EBADF, 'closed by other code')
         dead = [(key.data, lost) for key in self._map.values() if self.is_lost(key.data, key.fd)]
         self._fail_all(dead)
         return bool(dead)
 
     def disown(self) -> None:
-        """In a fork, make all handles want no events, because the open descriptors belong to the parent."""
+        """In a fork, set the `events` of all handles to 0, because the open descriptors belong to the parent."""
         self.referenced = 0
         for handle in self:
             handle.events = 0
@@ -345,7 +345,7 @@ class Watchers:
             # handle was closed unnoticed. A handle without a socket watches a user's descriptor, and must not replace
             # another handle.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # memory ran out in the last attempt, and the handle may only be in the map
+            if holder is handle:  # memory ran out in the last attempt: the handle is in the map, but may not be polled
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return

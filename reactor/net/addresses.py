@@ -17,7 +17,7 @@ from ..loop.log import describe
 
 Address = tuple[int, Any]  # the family, and the address in the form that `bind` and `connect` take
 PASSIVE = AI_PASSIVE
-MAPPED = '::ffff:'  # the prefix with which an IPv6 socket shows an IPv4 peer
+MAPPED = '::ffff:'  # the prefix of an IPv4 peer's address on an IPv6 socket
 MOST_ADDRESSES = 1024  # at most this many addresses of a name are tried; a name server can return 4,000
 LONGEST_PATH = 107  # bytes of sun_path on Linux, without the final NUL; the BSDs have 103
 
@@ -166,8 +166,8 @@ def show(address: Any) -> str:
     elif type(address) is bytes and address[:1] == b'\0':
         text = '@' + address[1:].decode('utf-8', 'backslashreplace')
     else:
-        text = describe(address)  # addresses of other families too, such as (3, 1024) for AF_VSOCK
-    # A peer may have chosen the text, which must not add lines to a log.
+        text = describe(address)  # also formats addresses of other families, such as (3, 1024) for AF_VSOCK
+    # A peer may have chosen the text, and a line break in it must not add lines to a log.
     return (text if text.isprintable() else repr(text)) or 'unnamed'
 
 

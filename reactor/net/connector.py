@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
-ATTEMPTS_PER_TURN = 64  # the most attempts that fail at once, for example without a route; each takes 20 µs
+ATTEMPTS_PER_TURN = 64  # the most attempts per turn: each may fail at once (no route), and takes 20 µs
 # A Unix socket with a full backlog refuses at once, and the selector does not report when the backlog has room.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 
@@ -94,7 +94,7 @@ class Connector:
         self._timer: Timer | None = None
         self._next: Timer | None = None
         self._retry_delay = UNIX_RETRY
-        stream.writer = Writer()  # bytes written before the stream is connected wait here
+        stream.writer = Writer()  # for the bytes that are written before the stream is connected
         outgoing = loop.counters.outgoing + 1
         loop.watchers.park(stream)
         loop.counters.outgoing = outgoing
@@ -140,7 +140,7 @@ class Connector:
 
     def handle_closed(self, stream: Stream) -> None:
         """Called when the stream has ended before it was connected."""
-        self._end()  # first: if memory or stack runs out here, this can be called again
+        self._end()  # done first: if it runs out of memory, this method is called again, and counts only once
         self._loop.counters.outgoing -= 1
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
@@ -305,7 +305,7 @@ class Attempt(Handle):
         if not error:
             error = self._error_of_peer(sock)
             if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
-                return  # a spurious event: still connecting. If such events go on, other code has read the error
+                return  # a spurious event: still connecting. If more events follow, other code has read the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
     def _error_of_peer(self, sock: socket) -> int:
@@ -319,7 +319,7 @@ class Attempt(Handle):
         return 0
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        # A socket reports its error only once, so the error may be lost now.
+        # A socket reports its error only once, and that report may have been lost when memory or stack ran out.
         if self.connector.stream.state is CONNECTING:
             self.connector.stream.reset(exc)
         return True

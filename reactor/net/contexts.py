@@ -14,7 +14,7 @@ CONTEXTS = {True: 'ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)', False: 
 def hint(ssl: Any, exc: SSLError) -> str:
     """Return the advice for the error message of a failed handshake."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f'{exc.verify_message}; trust its issuer in the context, or pass a server_hostname= that it has'
+        return f'{exc.verify_message}; trust its issuer in the context, or pass server_hostname= with a name in it'
     reason = getattr(exc, 'reason', None)  # not every SSLError has a reason
     if reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
         return 'the peer does not speak TLS; check the port'

@@ -36,7 +36,7 @@ READ_SIZE = 65536  # bytes: longer than any UDP datagram, so none is cut; a Unix
 # Linux reports the length of a Unix datagram before it is received. On other systems, Unix datagrams have a few
 # kilobytes at most.
 PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
-DROPS = slice(32, 36)  # the bytes of the last of the nine numbers in SO_MEMINFO
+DROPS = slice(32, 36)  # where SO_MEMINFO has the count of dropped datagrams, the last of its nine numbers
 
 
 # The arguments of the callbacks of a datagram socket.
@@ -53,13 +53,13 @@ class DatagramSocket(DatagramSender):
     Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
 
     Attributes:
-        on_datagram: Called as `on_datagram(sock, data, address)` for each datagram, empty ones included. None:
+        on_datagram: Called as `on_datagram(sock, data, address)` for each datagram, even if it is empty. None:
             datagrams are read and dropped.
         on_send_error: Called as `on_send_error(sock, exc)` with the OSError when the kernel has refused a datagram, or
             an ICMP message reports that a datagram was not delivered. It is called at most once a turn;
             `stats().datagram_errors` counts all errors. The socket stays open.
-        on_drain: Called as `on_drain(sock)` when the queue is empty again after `send` returned False because it was
-            full.
+        on_drain: Called as `on_drain(sock)` when the queue is empty again, if `send` has returned False because the
+            queue was full.
         on_close: Called once, as `on_close(sock, exc)`, when the socket has ended. `exc` is None after `close`,
             otherwise the error that ended it.
         on_error: Called as `on_error(sock, exc)` when another callback raised. None: the exception is logged, at most
@@ -103,7 +103,7 @@ class DatagramSocket(DatagramSender):
         self.on_error: OnDatagramError | None = on_error
         for name, arguments in ARGUMENTS.items():
             check_callback(name, getattr(self, name), arguments)
-        self.lookup: ThreadCall | None = None  # pending while the name of the peer is looked up
+        self.lookup: ThreadCall | None = None  # pending while the name of the peer is being looked up
         self._reading = True  # whether the socket reads as soon as it is open
         self._last_log = -LOG_INTERVAL
 
@@ -129,7 +129,7 @@ class DatagramSocket(DatagramSender):
                 return
             address = unmapped(source)
             if self.peer is not None and self._family != AF_UNIX and address[:2] != self.peer[:2]:
-                continue  # from another peer, sent before the socket was connected
+                continue  # this datagram is from another peer, and arrived before the socket was connected
             counters.datagrams_in += 1
             counters.bytes_in += len(data)
             self._sender, self._source = address, source
@@ -283,13 +283,13 @@ class DatagramSocket(DatagramSender):
     # -- methods for opening (internal)
 
     def attach(self, sock: socket) -> None:
-        """Open the handle on a bound or connected socket (internal). Raises like `Watchers.add`."""
+        """Open the handle on a bound or connected socket (internal). Raises the same errors as `Watchers.add`."""
         self.take(sock)
         self.loop.watchers.add(self, READ)
         self.state = OPEN
 
     def take(self, sock: socket) -> None:
-        """Take the socket and record its family, its peer, and the length of its longest datagram (internal)."""
+        """Take over the socket and record its family, its peer, and the length of its longest datagram (internal)."""
         self._family = sock.family
         self._longest = {AF_INET: LONGEST_IPV4, AF_UNIX: sys.maxsize}.get(sock.family, LONGEST_IPV6)
         try:
@@ -323,7 +323,7 @@ class DatagramSocket(DatagramSender):
     # -- private methods
 
     def _next_size(self) -> int:
-        # How many bytes to receive so that the next datagram is whole. The kernel is asked only for a Unix socket.
+        # How many bytes to ask for, so that the next datagram is received whole. Called only for Unix sockets.
         if not PEEK:
             return READ_SIZE
         return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))

@@ -60,7 +60,7 @@ class DatagramConnector:
         sock, error = self._socket, None
         for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
             try:
-                sock.sock = connected_udp(  # assigned first: `finish` closes it if a later step fails
+                sock.sock = connected_udp(  # assigned at once, so that `finish` closes it if a later step fails
                     self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
                 )
                 sock.take(sock.sock)

@@ -1,4 +1,4 @@
-"""The write side of a datagram socket: `send`, and the queue of datagrams that wait to be sent.
+"""The write side of a datagram socket: `send`, and the queue of datagrams that are waiting to be sent.
 
 A datagram is sent whole and at once if the kernel accepts it. Otherwise it waits, in order, until there is room. The
 queue holds `max_queued` bytes. When it is full, the newest datagram is dropped and `send` returns False, so the caller
@@ -9,7 +9,7 @@ socket without a peer is always reported as writable, even while the queue of a 
 receiver has its own line in the queue: a full receiver delays only its own datagrams, and a timer makes the next
 attempt.
 
-A failed send costs one datagram, never the socket. Errors are reported by a completion, at most one in a turn.
+A failed send costs one datagram, never the socket. Errors are reported by a completion, at most one per turn.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LOST = State('CLOSED')  # the socket has failed, and `on_close` has not been cal
 # The limit applies to each socket and direction, as in libuv: a flood of datagrams must not delay other handles.
 DATAGRAMS_PER_TURN = 32
 RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again; doubled while all of them are full
-TRIES_PER_TURN = 256  # at most this many full receivers are tried in a turn
+TRIES_PER_TURN = 256  # at most this many full receivers are tried per turn
 MAX_QUEUED = 1 << 20  # bytes; the queue is used only while the kernel's buffer is full, and a longer one adds delay
-DATAGRAM_COST = 256  # bytes added to the size of each queued datagram, so that empty ones are limited too
+DATAGRAM_COST = 256  # bytes added to the size of each queued datagram, so that empty datagrams are limited too
 LONGEST_IPV4 = 65507  # bytes: the most that a length of 16 bits allows, minus the headers
 LONGEST_IPV6 = 65527
 
@@ -99,7 +99,7 @@ class DatagramSender(Handle):
         self._retry_delay = RETRY
         self._full_at = -EPISODE  # the time of the last `_report_full`
         self._error: OSError | None = None  # if set, a completion that passes it to `on_send_error` is queued
-        # The sender of the last datagram, in the user's form and in the kernel's: replies to it need no check.
+        # The sender of the last datagram, in the user's form and in the kernel's. A reply to it needs no address check.
         self._sender: Any = None
         self._source: Any = None
 
@@ -140,7 +140,7 @@ class DatagramSender(Handle):
 
     @property
     def queued(self) -> int:
-        """How many datagrams wait to be sent. In `on_close`: how many were never sent."""
+        """How many datagrams are waiting to be sent. In `on_close`: how many were never sent."""
         return self._queued
 
     @property
@@ -164,7 +164,7 @@ class DatagramSender(Handle):
             if done is None:
                 tries -= 1
                 full += 1
-                lines[receiver] = lines.pop(receiver)  # move it to the end: other receivers come first
+                lines[receiver] = lines.pop(receiver)  # moved to the end, so that other receivers come first
                 continue
             sent += 1
             line.popleft()
@@ -180,7 +180,7 @@ class DatagramSender(Handle):
             self._await_room(sent)
 
     def handle_retry(self) -> None:
-        """Called by the timer: try again, because full receivers may have room now."""
+        """Called by the timer: try to send again, because full receivers may have room now."""
         self._retry = None
         self.handle_write()
 
@@ -203,7 +203,7 @@ class DatagramSender(Handle):
             self.loop.watchers.evict(self)
             return
         self.loop.counters.datagram_errors += 1
-        if self._error is None:  # otherwise an error is already queued for this turn; a peer could cause many
+        if self._error is None:  # otherwise an error is already queued for this turn; a peer could cause many errors
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 
@@ -227,7 +227,7 @@ class DatagramSender(Handle):
     def _check_length(self, length: int, target: Any) -> None:
         longest, address = self._longest, target or self.peer
         if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
-            longest = LONGEST_IPV4  # a dual-stack socket sends it over IPv4
+            longest = LONGEST_IPV4  # a dual-stack socket sends this datagram over IPv4
         if length > longest:
             raise ValueError(f'a datagram can have at most {longest} bytes here, not {length}')
 
@@ -313,7 +313,7 @@ class DatagramSender(Handle):
             what = f'{len(self._lines)} receivers are' if self._per_receiver else "the kernel's buffer is"
             log(
                 'warning',
-                '%s: %s full while %d datagrams wait; the next attempts are made every %g s',
+                '%s: %s full while %d datagrams are waiting; the next attempts are made every %g s',
                 self,
                 what,
                 self._queued,

@@ -4,12 +4,13 @@ A check runs about every CHECK_INTERVAL seconds and goes through the open handle
 The phases are those of load balancers (the drain of HAProxy and Envoy). "Lame duck" is Google's term ("Site Reliability
 Engineering", chapter 20):
 
+    callbacks   The functions of `add_drain_callback` are called. They may write, and set `busy`.
     lame duck   `draining` is True and nothing else changes: health checks can fail, and answers can say
                 `Connection: close`.
-    refusing    A listener is closed only when its queue is empty: the kernel has already accepted the clients in the
-                queue. On Linux, new SYNs are dropped once a check has found the queue empty, and the listener is closed
-                at the next check, so that handshakes under way can complete. A paused or full listener stays open until
-                it has accepted the clients in its queue.
+    refusing    A listener is closed only when its accept queue is empty, because the kernel has already accepted the
+                clients in the queue. On Linux, new SYNs are dropped once a check has found the queue empty. The
+                listener is closed at the next check, so that handshakes under way can complete. A paused or full
+                listener stays open until it has accepted the clients in its queue.
     finishing   Idle connections are closed; busy ones may finish. When no connection is left, `stop` is called.
     timeout     The remaining connections are reset.
 
@@ -21,11 +22,14 @@ for that long, if its client was accepted or answered at the last moment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..errors import DrainTimeout
 from ..loop.checks import seconds
+from ..loop.streams import DrainUnderWay
+from ..loop.timers import Timer
 from ..loop.watcher import Handle
 from .addresses import show
 from .listener import Listener
@@ -35,14 +39,15 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
+DrainCallback = tuple[Callable[..., object], tuple[Any, ...]]
 Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # values: the state of the stream, and when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
 CHECK_INTERVAL = 0.1  # seconds between two checks
-CHECK_COST = 1.5e-4  # seconds of interval per open handle: 100 times the cost of its check, so checks use 1 % of a CPU
+CHECK_COST = 1.5e-4  # seconds between checks, per handle: 100 times the cost of its check, so checks use 1 % of a CPU
 CLOSES_PER_TURN = 256  # idle connections closed in a turn; busy ones must be served in between
-EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they write again
+EOF_WAIT = 1.0  # seconds for peers to end their side; many peers do so only when they write again
 
 
 class Drain:
@@ -54,32 +59,53 @@ class Drain:
         # when it began, when it must end, and its timers
         '_began', '_deadline', '_aborting', '_asking', '_checking',
         # the results of the last check
-        '_accepts', '_idle', '_silent_since',
+        '_accepts', '_idle', '_left', '_silent_since',
     )  # fmt: skip
 
-    def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
+    def __init__(self, loop: Loop, timeout: float, lame_duck: float, callbacks: list[DrainCallback]) -> None:
         self._loop = loop
         self.over: bool = False
         self._began = loop.timers.clock()
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
         self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
-        # When the drain began to wait only for peers that have not ended their side. None: something else is left.
+        self._left: int | None = None  # how many connections the last check has found to wait for
+        # When the drain began to wait only for peers that have not ended their side. None: it waits for others, too.
         self._silent_since: float | None = None
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()
         later = loop.timers.later
+        timers: list[Timer] = []
         try:
-            self._aborting = later(timeout, self._abort)
-            self._asking = later(lame_duck, self._ask_listeners)
-            self._checking = later(lame_duck, self._check)
+            for fn, args in callbacks:  # first, because these timers and those of the steps may be due in the same turn
+                timers.append(self.call(fn, args))
+            timers.append(later(timeout, self._abort))
+            timers.append(later(lame_duck, self._ask_listeners))
+            timers.append(later(lame_duck, self._check))
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
-            self.over = True  # set first: cancelling the timers may fail too, and then they do nothing
-            for name in ('_aborting', '_asking'):
-                if hasattr(self, name):
-                    getattr(self, name).cancel()
+            self.over = True  # set first: if cancelling fails too, the timers that remain do nothing
+            for timer in timers:
+                timer.cancel()
             raise
+        self._aborting, self._asking, self._checking = timers[-3:]
+
+    def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
+        """Have `fn(seconds, *args)` called in the timers phase, with the seconds that are left until the timeout."""
+        return self._loop.timers.later(0, self.run_callback, fn, args)
+
+    def run_callback(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Called by the timer of a callback."""
+        if not self.over:
+            fn(max(0.0, self._deadline - self._loop.timers.clock()), *args)
+
+    def left(self) -> tuple[int, float]:
+        """Return for how many connections the drain waits, and the seconds until they are reset.
+
+        The number is that of the last check. Before the first check, it is the number of all accepted connections.
+        """
+        left = self._loop.counters.incoming if self._left is None else self._left
+        return (0, 0.0) if self.over else (left, max(0.0, self._deadline - self._loop.timers.clock()))
 
     def hasten(self, timeout: float, lame_duck: float) -> None:
         """Called when `drain` is called again: each step happens at the earlier of its old and its new time."""
@@ -110,22 +136,22 @@ class Drain:
                 else:
                     taking = taking or handle.events != 0
         if taking and accepts != before:
-            self._asking.reset(0)  # paused and full listeners are asked at the next check
+            self._asking.reset(0)  # paused and full listeners are left for the next check
 
     def _check(self) -> None:
         """Close connections that have been idle for long enough; stop the loop when no connection is left."""
-        self._checking.reset(CHECK_INTERVAL)  # first: this may raise
+        self._checking.reset(CHECK_INTERVAL)  # done first, because `reset` may raise
         if self._asking.deadline is None:
             self._ask_listeners()
         handles, now = self._served(), self._loop.timers.clock()
         idle: Idle = WeakKeyDictionary()
-        waits, silent, closed = 0, [], 0
+        waits, listeners, silent, closed = 0, 0, [], 0
         busy, suspended = self._loop.streams.busy, self._loop.streams.suspended
         for handle in handles:
             if handle in busy and not handle.closed:
                 waits += 1
             elif not isinstance(handle, Stream):
-                waits += isinstance(handle, Listener)
+                listeners += isinstance(handle, Listener)
             elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
@@ -145,8 +171,8 @@ class Drain:
                 closed += 1
                 handle.close()
                 waits += handle.sock is not None
-        self._idle = idle
-        if waits:
+        self._idle, self._left = idle, waits + len(silent)
+        if waits or listeners:
             self._silent_since = None
         elif not silent or self._waited_for_peers(now):
             for stream in silent:
@@ -193,12 +219,14 @@ class Drain:
         self._loop.stop()
 
 
-def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
+def begin_drain(
+    loop: Loop, drain: DrainUnderWay | None, timeout: float, lame_duck: float, callbacks: list[DrainCallback]
+) -> DrainUnderWay:
     """Begin the drain of a loop, or make a drain under way end earlier; see `Reactor.drain`."""
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()
     if drain is None:
-        return Drain(loop, timeout, lame_duck)
+        return Drain(loop, timeout, lame_duck, callbacks)
     drain.hasten(timeout, lame_duck)
     return drain
 

@@ -1,9 +1,9 @@
 """How a connection ends: by `close`, by `abort` or by a failure, and always with `on_close` as its last completion.
 
-`Connection` is the base of a stream: its slots, its state, and the ways it can end. All of them lead to `finish`, which
-first appends the last completion. The other steps of `finish` cannot fail or can be repeated, so running out of memory
-never leaves a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called directly here,
-each as the last step of a method that the loop calls.
+`Connection` is the base of a stream: its slots, its state, and the ways it can end. All these ways lead to `finish`,
+which first appends the last completion. The other steps of `finish` cannot fail or can be repeated, so running out of
+memory never leaves a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called directly
+here, each as the last step of a method that the loop calls.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Ending:
     """The facts about the end of one connection.
 
     Attributes:
-        by_user: The user has ended it, so a later write is the user's mistake.
+        by_user: The user has ended the connection, so a later write is the user's mistake.
         exc: The error of a failed send, for `on_close`.
         linger: The timer that limits how long closing may take.
     """
@@ -55,10 +55,10 @@ class Ending:
         self.linger: Timer | None = None
 
 
-# All connections share these two objects, which never change. WAITED, in an open connection: bytes had to wait for the
-# peer once. The peer may therefore be sending, and closing has to wait for its end of file. UNREPORTED, in a closed
-# connection: the user has not ended it, and `on_close` has not been called yet. A write is then dropped and does not
-# raise.
+# All connections share these two objects, which never change. WAITED in an open connection means that bytes had to wait
+# for the peer at some time. The peer may therefore be sending, and closing has to wait for the peer's end of file.
+# UNREPORTED in a closed connection means that the user has not ended the connection, and that `on_close` has not been
+# called yet. A write is then dropped and does not raise.
 WAITED = Ending()
 UNREPORTED = Ending()
 
@@ -69,7 +69,7 @@ class Connection(Handle):
     __slots__ = (  # noqa: RUF023  (grouped by purpose)
         # set by users
         'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'data',
-        # its socket, its state, the bytes that wait to be sent, and the facts about its end
+        # its socket, its state, the bytes waiting to be sent, and the facts about its end
         'sock', 'state', 'writer', 'ending',
         # its options, the listener or connector that made it, and its peer
         'options', 'origin', 'peer',
@@ -104,12 +104,12 @@ class Connection(Handle):
         the connection is reset and `on_close` gets a `WriteTimeout`.
 
         Closing a socket with unread bytes would reset the connection, and bytes on their way to the peer would be lost.
-        So if bytes may be unread, because reading is paused or because a write had to wait, the write side is ended
+        So if there may be unread bytes, because reading is paused or because a write had to wait, our side is ended
         first, and the peer's bytes are dropped until the peer ends its side too.
         """
         state = self.state
         if state is OPEN and self.writer is None and self.ending is None and self.events & READ:
-            self.finish(None)  # no bytes wait to be sent, and none are known to be unread
+            self.finish(None)  # no bytes are waiting to be sent, and none are known to be unread
             self.ending = None
             return
         if state is CONNECTING or (state.half and not self.buffered):
@@ -117,7 +117,7 @@ class Connection(Handle):
         elif not state.closed:
             self.begin_closing(by_user=True)
         else:
-            self.on_data = None  # sending has failed: bytes received before are no longer wanted
+            self.on_data = None  # sending has failed, and bytes received before that are no longer wanted
         self.refuse_writes()
 
     def abort(self, exc: BaseException | None = None) -> None:
@@ -151,7 +151,7 @@ class Connection(Handle):
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait to be sent. In `on_close`: how many bytes the kernel never accepted."""
+        """How many bytes are waiting to be sent. In `on_close`: how many bytes the kernel never accepted."""
         return 0 if self.writer is None else self.writer.buffered
 
     # -- methods for the loop
@@ -159,7 +159,7 @@ class Connection(Handle):
     def handle_closed(self, exc: BaseException | None) -> None:
         """Called as the last completion of a connection: call `on_close`, then drop the user's callbacks and data."""
         if self.sock is not None or self.origin is not None:
-            Connection.finish(self, exc)  # memory or stack ran out before the first call was done
+            Connection.finish(self, exc)  # memory or stack ran out before the first call of `finish` was done
         on_close = self.on_close
         called = True
         self.on_error = None  # an exception in on_close is logged
@@ -173,18 +173,27 @@ class Connection(Handle):
         finally:
             if called:
                 streams = self.loop.streams
-                if streams.busy:
-                    streams.busy.discard(self)
                 if streams.proxy_headers:
                     streams.proxy_headers.pop(self, None)
                 self.writer, self.ending = SHUT, None
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
+                if streams.busy:  # last: when this runs out of stack it is repeated, and then `on_close` is None
+                    self._end_request(exc)
+
+    def _end_request(self, exc: BaseException | None) -> None:
+        began, counters = self.loop.streams.busy.pop(self, None), self.loop.counters
+        if began is None:
+            return
+        if exc is None:
+            counters.count_request(self.loop.timers.clock() - began)
+        else:
+            counters.requests_failed += 1
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
-        """Called as a completion after a failed send: deliver the bytes received before, then end the connection."""
+        """Called as a completion after a failed send: deliver the bytes received before it, then end the connection."""
         if self.state is not FAILED:
             return
-        if self.loop.streams.suspended.get(self):  # first, a layer above delivers the messages that it holds
+        if self.loop.streams.suspended.get(self):  # first, a framing passes on the messages that it holds
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -214,7 +223,7 @@ class Connection(Handle):
         self.reset(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        """Called when memory or stack ran out while the connection was read, written or opened.
+        """Called when memory or stack ran out while the connection was being read, written or opened.
 
         Bytes may be lost, so the connection is reset. Returns False if the connection has ended already: only its last
         completions are left then, and they can be repeated.
@@ -264,13 +273,13 @@ class Connection(Handle):
         self.finish(exc.with_traceback(None))
 
     def write_failed(self, exc: OSError, lost: bytes = b'') -> None:
-        """Called when a send has failed. Bytes that the peer sent before are still delivered.
+        """Called when a send has failed. Bytes that the peer sent before that are still delivered.
 
         A completion delivers them, because the send may come from a user's write, during which no callback may run.
 
         Args:
             exc: The error.
-            lost: The bytes of that write. `buffered` counts them from here on.
+            lost: The bytes that were to be sent. From here on, `buffered` counts them.
         """
         if self.writer is None:
             self.writer = Writer()
@@ -309,7 +318,7 @@ class Connection(Handle):
         self.ending = ending
         self.state = CLOSING
         self.on_data = None  # further input is read and dropped
-        timeouts, self.timeouts = self.timeouts, None  # first: if the check cannot be cancelled, it finds nothing to do
+        timeouts, self.timeouts = self.timeouts, None  # None first: if the check cannot be cancelled, it does nothing
         if timeouts is not None:
             self.loop.timers.buckets.discard(self, timeouts.second)  # type: ignore[arg-type]  # a `Stream`
         if self.buffered:

@@ -1,4 +1,4 @@
-"""Parts of files that wait to be sent. Their bytes are not copied into memory.
+"""Parts of files that are waiting to be sent. Their bytes are not copied into memory.
 
 Each `FilePart` owns a duplicate of the user's descriptor, and closes the duplicate when the part is freed. So a
 connection that ends also closes its files. One call sends a limited number of bytes.
@@ -15,12 +15,12 @@ from ..kernel import Kernel
 from ..kernel.sockets import send_first
 from ..loop.checks import shown
 
-# The most bytes that one call sends, and therefore that one connection sends in a turn. This takes about as long as a
+# The most bytes that one call sends, and therefore that one connection sends per turn. This takes about as long as a
 # few recvs, so other connections do not starve.
 FILE_BYTES_PER_TURN = 262144
 READ_FILE_SIZE = 65536  # bytes read at once where sendfile cannot be used; they are in memory for one call only
-# A shorter part is read during the call, which costs less than another descriptor. This must not be less than the
-# writer's GATHER_BELOW: `Writer.extend` relies on that.
+# A part with fewer bytes is read in `send_file`, which costs less than another descriptor. This must not be less than
+# the writer's GATHER_BELOW: `Writer.extend` relies on that.
 READ_BELOW = 4096
 
 # Errors of sendfile which mean that the kernel, the filesystem or the socket does not support it, or that the file has
@@ -70,12 +70,12 @@ class FilePart:
         if sent is None:
             return send_first(sock, [self.read(READ_FILE_SIZE)])
         if not sent:
-            raise self._failed('it became shorter while it was sent')
+            raise self._failed('it became shorter while it was being sent')
         return sent
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, at most `size`. Used for TLS, and where `sendfile` cannot be used."""
-        why = 'it became shorter while it was sent'
+        why = 'it became shorter while it was being sent'
         data = b''
         try:
             data = self._kernel.read_file(self._fd, self._offset + self.sent, min(self._count - self.sent, size))
@@ -95,7 +95,10 @@ class FilePart:
 
 
 def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> FilePart | bytes:
-    """Return the part of a file that `send_file` sends, or its bytes if they are few. Raises like `send_file`."""
+    """Return the part of a file that `send_file` sends, or its bytes if they are few.
+
+    Raises the same errors as `send_file`.
+    """
     if not hasattr(file, 'fileno'):
         raise TypeError(f'send_file() takes an open file with a descriptor, not {shown(file)}')
     for name, number in ('offset', offset), ('count', 0 if count is None else count):
@@ -115,5 +118,5 @@ def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> File
         return FilePart(kernel, kernel.copy_of_file(fd), offset, wanted, label)
     data = kernel.read_file(fd, offset, wanted) if wanted else b''
     if len(data) < wanted:
-        raise SendFileError(f'{label} became shorter while it was read; nothing was sent')
+        raise SendFileError(f'{label} became shorter while it was being read; nothing was sent')
     return data

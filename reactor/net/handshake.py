@@ -26,9 +26,9 @@ from .writer import MARK_COST, SHUT
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# The limit on handshake steps in a turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
-# of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept
-# reconnecting doubled the 99th percentile of the latency of the other clients; with 2 steps it grew by a fifth.
+# The most handshake steps per turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
+# of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps per turn, ten clients that kept
+# reconnecting doubled the 99th percentile of the latency of the other clients; with 2 steps, it grew by a fifth.
 HANDSHAKES_PER_TURN = 2
 
 
@@ -92,11 +92,11 @@ class HandshakeStream(Stream):
             return  # the descriptor was lost, and `on_close` will be called
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
-            # Not during this call, which an `sni_callback` may have made inside another handshake.
+            # Not done during this call, because an `sni_callback` may have called `start_tls` inside another handshake.
             stream.decrypt_later()
 
     def limit_handshake(self, seconds: float, deadline: float | None) -> None:
-        """Start the timer of the handshake: it may take `seconds`, and must be done by `deadline`."""
+        """Start the timer of the handshake, which may take `seconds` and must be done by `deadline`."""
         self.state = CONNECTING
         kind: type[Exception] = HandshakeTimeout
         timers = self.loop.timers
@@ -108,14 +108,14 @@ class HandshakeStream(Stream):
     # -- methods for the loop
 
     def handle_waiting(self) -> None:
-        """Called as a completion once a turn while handshakes wait: let the first of them take a step in the next turn.
+        """Called as a completion, once per turn while handshakes are waiting: queue the next step of the first few.
 
-        So the cost of a turn does not depend on how many clients wait.
+        The steps are taken in the next turn. So the cost of a turn does not depend on the number of waiting clients.
         """
         shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
         waiting, count, stream = shared.waiting, 0, self
         if shared.handshakes[0] > turn:
-            return  # the waiting streams have ended, and the completion of newer ones has already done this
+            return  # these streams have ended, and the completion of newer waiting streams has already done this
         while waiting and count < HANDSHAKES_PER_TURN:
             stream = next(iter(waiting))
             completions.append((stream, HandshakeStream.handle_handshake, ()))
@@ -132,7 +132,7 @@ class HandshakeStream(Stream):
             self._shake_hands()
 
     def handle_held_writes(self) -> None:
-        """Called as a completion after `on_connect` or `on_secured`: send the held writes."""
+        """Called as a completion after `on_connect` or `on_secured`: send the writes held during the handshake."""
         if self.tls.held is not None:
             self.send_held()
         self.end_after_held()
@@ -223,7 +223,7 @@ class HandshakeStream(Stream):
         if writer is None:
             self.loop.completions.append((self, Stream.handle_drain, ()))
         elif writer is not SHUT:
-            writer.full = True  # so that on_drain is called, even if few bytes wait
+            writer.full = True  # so that on_drain is called, even if few bytes are waiting
 
     def end_after_held(self) -> None:
         """Carry out the `write_eof` or `close` that the user called during the handshake."""
@@ -239,7 +239,7 @@ class HandshakeStream(Stream):
             self.loop.completions.append((self, type(self).handle_records, ()))
 
     def send_tls(self, data: bytes) -> None:
-        """Send a record of TLS itself, after the buffered bytes and regardless of the limits."""
+        """Send a record of TLS itself, such as an alert, after the buffered bytes and regardless of the limits."""
         writer = self.writer
         if not data:
             return
@@ -264,7 +264,7 @@ class HandshakeStream(Stream):
     def fail(self, what: str, exc: SSLError | None, advice: str) -> None:
         """End the connection with a `TLSError` that says what the peer did, why, and what to do."""
         failed_before = self.state.closed
-        self.send_tls(self.tls.pending_output())  # the alert, which lets the peer know why
+        self.send_tls(self.tls.pending_output())  # the alert, which lets the peer know why the connection ends
         why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
         error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
         error.__cause__ = exc
@@ -305,11 +305,11 @@ class HandshakeStream(Stream):
         if self.state is not OPEN:
             pass  # sending has failed; the held writes stay, because `buffered` counts bytes that were never sent
         elif session.held or session.last is not None:
-            # Sent after `on_connect`, which may decide that this peer must not get the writes, and abort.
+            # Held writes are sent after `on_connect`, which may abort the connection if this peer must not get them.
             self.loop.completions.append((self, HandshakeStream.handle_held_writes, ()))
         else:
             session.held = None
-        self.decrypt_later()  # after `on_connect`; nothing more is read before that
+        self.decrypt_later()  # done after `on_connect`; nothing more is read before that call
 
 
 def buffers_of(loop: Loop) -> Buffers:

@@ -1,8 +1,8 @@
 """Listeners: sockets that accept streams. `net/endpoints.py` builds them from the options of `listen_*`.
 
-A listener counts its open connections and holds no reference to them. Its socket is watched only while it may accept.
-So when the user, its limit or the descriptor limit stops it, clients wait in the kernel's backlog, and the selector
-never reports readiness that is not used.
+A listener counts its open connections and holds no reference to them. Its socket is watched only while the listener may
+accept. So while it is stopped by the user, by its own limit or by the descriptor limit, clients wait in the kernel's
+backlog, and the selector never reports readiness that is not used.
 
 At the descriptor limit `accept` fails and the socket stays readable, so a loop that keeps polling it would spin. The
 listener therefore pauses until one of its connections closes, or for ACCEPT_PAUSE seconds. It does the same when any
@@ -99,10 +99,10 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
-        # The time when the last TCP handshakes are over; set once new clients are dropped.
+        # The time when the last TCP handshakes will be over; set once new clients are being dropped.
         self._handshakes_over: float | None = None
         self._inherited = inherited  # whether other processes may accept from the socket, now or later
-        self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit its options
+        self._options_inherited = loop.kernel.nodelay_inherited  # whether accepted sockets inherit those of `sock`
         self._batch = 1  # accepts to try in the next turn: one too many costs an exception, one too few costs a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -190,7 +190,9 @@ class Listener(Handle):
     def handle_closed(self, stream: Stream) -> None:
         """Called when an accepted connection has been closed, so there is room for another."""
         counters = self.loop.counters
-        if not self.events:  # first: the steps after it cannot fail, so the listener is never left paused
+        # This comes first: if memory runs out here, the method is called again. The later steps cannot fail, so a
+        # listener that is paused because it is full always resumes.
+        if not self.events:
             self.loop.completions.append((self, Listener.handle_room, ()))
         incoming = counters.incoming - 1
         self.open_connections -= 1
@@ -202,7 +204,7 @@ class Listener(Handle):
             self._end_back_off()
 
     def handle_pause_over(self) -> None:
-        """Called by the timer: try again. If accept fails again, the series of failures continues."""
+        """Called by the timer: accept again. If `accept` fails again, the series of failures continues."""
         self.loop.spins.resume_row(self)
         self._end_back_off()
 
@@ -240,16 +242,16 @@ class Listener(Handle):
         self.handle_drain()
 
     def accept_queue_empty(self) -> bool:
-        """Return whether the accept queue is empty and, where the kernel can ensure this, stays so until the close.
+        """Return whether the accept queue is empty and, where the kernel can ensure this, stays empty until the close.
 
-        On Linux, once a check has found it empty, new SYNs are dropped. A later check finds the clients whose handshake
-        was under way.
+        On Linux, new SYNs are dropped once a check has found the queue empty. A later check then finds the clients
+        whose handshake was under way at that time.
         """
         kernel = self.loop.kernel
         if kernel.has_clients(self.sock):
             return False
         if self._inherited:
-            return True  # other processes that have the socket accept later clients
+            return True  # other processes that share the socket will accept later clients
         now = self.loop.timers.clock()
         if self._handshakes_over is None:
             self._handshakes_over = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
@@ -346,7 +348,7 @@ class Listener(Handle):
     def _back_off(self, exc: Exception) -> None:
         counters = self.loop.counters
         counters.accept_pauses += 1
-        if counters.accepts == self._accepts_before:  # nothing was accepted in between, so this is the same episode
+        if counters.accepts == self._accepts_before:  # nothing was accepted since the last error: the same episode
             self._last_trouble = self.loop.timers.clock()
         self._accepts_before = counters.accepts
         self._retry = self.loop.timers.unreferenced_later(ACCEPT_PAUSE, Listener.handle_pause_over, self)

@@ -26,13 +26,15 @@ HIGH_WATER = 65536  # buffered bytes; this and LOW_WATER are asyncio's defaults
 LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # buffered bytes, the same limit as in waitress
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
-MAX_EMPTY_RECORDS = 32  # TLS records in a row, as in BoringSSL. Servers send two tickets, and new keys come with data.
+# TLS records without data in a row; the same limit as in BoringSSL. Honest peers stay far below it: a server sends only
+# two session tickets in a row, and a KeyUpdate is followed by data.
+MAX_EMPTY_RECORDS = 32
 LINGER = 30.0  # seconds that `close` may take; asyncio allows the same for a TLS shutdown
 MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and each call allocates this much memory
 MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: the limits of Linux; other systems allow as much or more
 
 
-# Options that a method lacks although other methods have them. The values say why; error messages show them.
+# Options that a method lacks although other methods have them. The values say why, and are shown in error messages.
 OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
 SIDE = 'it cannot know which side of TLS to take; call start_tls() on the connection that it returns'
 UNFIT = {
@@ -56,12 +58,12 @@ class Shared:
     def __init__(self) -> None:
         # The last turn in which TLS handshakes took steps, and the number of these steps.
         self.handshakes: tuple[int, int] = (0, 0)
-        self.waiting: OrderedDict[Any, None] | None = None  # streams that wait for their next handshake step
+        self.waiting: OrderedDict[Any, None] | None = None  # streams waiting for their next handshake step
         self.logged_at: float = -LOG_INTERVAL  # when an exception in a callback was last logged
         self.refusal_logged_at: float = -LOG_INTERVAL  # when a refused client was last logged
 
     def may_log(self, now: float) -> bool:
-        """Return whether an exception in a callback may be logged now: at most once in LOG_INTERVAL."""
+        """Return whether an exception in a callback may be logged now: at most once per LOG_INTERVAL."""
         if now - self.logged_at < LOG_INTERVAL:
             return False
         self.logged_at = now
@@ -130,7 +132,7 @@ class Options:
             marks = f'{shown(low_water)} and {shown(high_water)}'
             raise ValueError(f'low_water and high_water must be 0 <= low_water <= high_water, not {marks}')
         self.read_size: int = whole('read_size', read_size, 1, MOST_READ_SIZE)
-        # 0 counts as 1: `write` returns False when any byte waits, and True when none does.
+        # 0 counts as 1: `write` then returns False if any byte is waiting to be sent, and True if none is.
         self.high_water: int = max(1, high_water)
         self.low_water: int = low_water
         self.max_buffered: int = whole('max_buffered', max_buffered, 1)

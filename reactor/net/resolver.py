@@ -55,7 +55,7 @@ class LookUp(Handle):
             self._call = call = fn(*args)
             if call is not None:
                 call.unref()
-            loop.watchers.park(self)  # last: a look-up that could not begin must not keep the loop running
+            loop.watchers.park(self)  # parked last: a look-up that could not begin must not keep the loop running
         except BaseException:
             self.on_done = None  # an answer that still arrives is dropped
             raise
@@ -84,7 +84,7 @@ class LookUp(Handle):
     def close(self) -> None:
         self.loop.guard.check_thread()
         if self.on_done is not None:
-            self.loop.watchers.remove(self)  # first, because this step may run out of memory or stack
+            self.loop.watchers.remove(self)  # done first, because this step may run out of memory or stack
             if self._timer is not None:
                 self._timer.cancel()
             if self._call is not None:
@@ -165,7 +165,7 @@ def look_up(
 def look_up_name(
     loop: Loop, kernel: Kernel, host: str, address: Any, on_done: Callable[[str | None, Exception | None], object]
 ) -> ThreadCall:
-    """Find a name in a thread and call `on_done(name, error)` in the loop; one of the two is None.
+    """Look up the name of `address` in a thread and call `on_done(name, error)` in the loop; one of the two is None.
 
     Close the returned handle to cancel.
     """

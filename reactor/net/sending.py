@@ -1,9 +1,9 @@
 """The write side of a stream: `write`, `writelines`, `send_file` and `write_eof`.
 
 As much of a write as the kernel accepts is sent at once. The rest waits in a `Writer` (`writer.py`), and so does each
-later write, until the selector reports room. `conn.writer is None` is the only check on the fast path. So there must be
-a writer, or `SHUT`, whenever a write is not a plain one, because bytes wait, or the stream is connecting, ending or
-closed.
+later write, until the selector reports room. `conn.writer is None` is the only check on the fast path. So `conn.writer`
+must be a `Writer`, or `SHUT`, whenever a write cannot simply be sent: while bytes are waiting to be sent, and while the
+stream is connecting, ending or closed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Sender(Connection):
             *args: Arguments for `on_written`.
 
         Returns:
-            True if you can go on writing. False if `high_water` or more bytes wait now: stop writing until `on_drain`.
-            False also if the connection has failed: the bytes are dropped, and `on_close` will be called.
+            True if you can go on writing. False if `high_water` or more bytes are waiting now: stop writing until
+            `on_drain`. False also if the connection has failed: the bytes are dropped, and `on_close` will be called.
 
         Raises:
-            ConnectionClosed: You called `close`, `abort` or `write_eof` before, or `on_close` was called.
+            ConnectionClosed: You have called `close`, `abort` or `write_eof`, or `on_close` has been called.
             TypeError: `data` is not bytes, or `on_written` is not callable.
 
         A write that raises anything, including MemoryError and RecursionError, has sent nothing. If memory or stack
@@ -62,7 +62,7 @@ class Sender(Connection):
         except OSError as exc:
             self.write_failed(exc, data)
             return False
-        except MemoryError as exc:  # perhaps there was no memory for the result, after the bytes were sent
+        except MemoryError as exc:  # the bytes may have been sent, if there was no memory for the result only
             return self.lose(exc)
         try:
             loop = self.loop
@@ -126,8 +126,8 @@ class Sender(Connection):
         to files too: after a long file, close in `on_written`.
 
         Args:
-            file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after
-                this call. Its position is ignored and, except on Windows, not moved.
+            file: A regular file, open for reading. A duplicate of its descriptor is kept, so the file may be closed
+                after this call. Its position is ignored and, except on Windows, not moved.
             offset: The position of the first byte to send.
             count: How many bytes to send; None: up to the present end of the file. If the file becomes shorter before
                 they are sent, the connection is reset and `on_close` gets a `SendFileError`.
@@ -148,10 +148,11 @@ class Sender(Connection):
         return self._queue((file_part(self.loop.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
-        """End the write side after the buffered bytes. The peer then reads end of file; this side can still receive.
+        """Shut down the write side after the buffered bytes are sent. The peer then reads end of file.
 
-        This is the safe way to end while the peer may still be sending: call `write_eof`, then wait for `on_eof`. When
-        both sides have ended, the connection closes by itself. Does nothing if the write side has ended already.
+        This side can still receive, so `write_eof` is the safe way to end while the peer may still be sending: call it,
+        then wait for `on_eof`. When both sides have ended, the connection closes by itself. Does nothing if the write
+        side has ended already.
         """
         state = self.state
         if not state.takes_writes or self.has_ended_writing():
@@ -211,14 +212,14 @@ class Sender(Connection):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
-        """Called as a completion after `on_written` and `on_drain`: unless those wrote more, stop waiting for room."""
+        """Called as a completion after `on_written` and `on_drain`: unless they wrote more, stop waiting for room."""
         if self.writer is None:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 
     # -- methods for other modules
 
     def refuses(self, ended: bool) -> bool:
-        """Return whether a write is dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
+        """Return whether a write must be dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
         if ended:
             raise ConnectionClosed(
                 f'write to {show(self.peername)} after close(), abort() or write_eof(): '

@@ -1,10 +1,10 @@
 """The TLS side of a connection, without its socket: take handshake steps, decrypt and encrypt.
 
 OpenSSL does not limit the work of one call: a single `SSL_read` processes every record without data that it can see.
-And an `ssl.MemoryBIO` never returns memory. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at
-a time, and its output is taken right after each call. Two rules follow:
+And an `ssl.MemoryBIO` never shrinks. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at a
+time, and its output is taken right after each call. Two rules follow:
 
-    Both buffers are empty whenever no call into OpenSSL runs, so all connections of a loop share one pair.
+    Both buffers are empty whenever no call into OpenSSL is running, so all connections of a loop share one pair.
     The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, so every version of
     OpenSSL behaves the same.
 """
@@ -23,8 +23,8 @@ HEADER = 5  # bytes: the type of a record, two for its version, two for its leng
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
 LARGEST_RECORD = 16384 + 2048  # bytes after the header, in TLS 1.2 (RFC 5246, 6.2.3)
 RECORD = 16384  # bytes of plaintext in the largest record
-RECORDS_PER_TURN = 4  # records with data: one recv may return four of 16 KiB; further small ones wait for the next turn
-HANDSHAKE_RECORDS = 64  # per step: more than a whole flight has; 64 fragments of one byte take 0.1 ms
+RECORDS_PER_TURN = 4  # records with data: one recv may return four of 16 KiB; any further ones wait for the next turn
+HANDSHAKE_RECORDS = 64  # records in a step: more than a whole flight has; 64 fragments of one byte take 0.1 ms
 SLICE = 65536  # bytes encrypted before the output buffer is emptied, because it never shrinks
 EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so each KiB counts as one more record
 
@@ -33,9 +33,9 @@ class Buffers:
     """The two buffers between us and OpenSSL, shared by all TLS connections of a loop.
 
     A call that fails may leave bytes in the buffers. Such bytes belong to a connection that cannot go on, and are
-    dropped before the next call. While `inside` is True, OpenSSL runs and may call a function of the user, such as an
-    `sni_callback`. The bytes in the buffers then belong to the connection for which OpenSSL runs. Calls for other
-    connections set these bytes aside and put them back.
+    dropped before the next call. While `inside` is True, OpenSSL is running and may call a function of the user, such
+    as an `sni_callback`. The bytes in the buffers then belong to the connection for which OpenSSL is running. Calls for
+    other connections set these bytes aside and put them back.
     """
 
     __slots__ = ('incoming', 'inside', 'outgoing', 'ssl')
@@ -72,7 +72,7 @@ class TLSSession:
         peer_certificate: The peer's certificate as `ssl.SSLSocket.getpeercert` returns it: a dict, which is empty if
             the certificate was not verified. None if the peer sent none.
         peer_certificate_der: The same certificate as bytes in DER form, or None.
-        ssl_object: The `ssl.SSLObject`, for further facts; None until connected. Do not read from it, write to it or
+        ssl_object: The `ssl.SSLObject`, for further details; None until connected. Do not read from it, write to it or
             shut it down.
     """
 
@@ -89,9 +89,9 @@ class TLSSession:
         self.buffers: Buffers = buffers
         self.ssl: Any = buffers.ssl
         self.ssl_object: SSLObject = None  # type: ignore[assignment]  # None until connected
-        self._incoming = b''  # buffered ciphertext, which begins where a record begins
+        self._incoming = b''  # buffered ciphertext; its first byte is always the first byte of a record
         self.on_secured: CallbackAndArgs = (None, ())
-        # Writes that wait for the end of a handshake, in order. None when no handshake is under way.
+        # Writes that are waiting for the end of a handshake, in order. None when no handshake is under way.
         self.held: list[tuple[list[bytes], CallbackAndArgs]] | None = []
         self.held_bytes: int = 0
         self.full: bool = False  # a held write has returned False, so `on_drain` must follow
@@ -187,7 +187,7 @@ class TLSSession:
         finally:
             buffers.inside = False
         if done:
-            self._incoming = buffers.incoming.read() + self._incoming  # the first records of data
+            self._incoming = buffers.incoming.read() + self._incoming  # the first records with data
             return True
         self.more = record_end(self._incoming, 0) > 0
         if self.over and not self.more:
@@ -224,7 +224,7 @@ class TLSSession:
                 self.empty = 0
         except self.ssl.SSLWantReadError:
             self.empty += 1 + length // EMPTY_WEIGHT
-        except self.ssl.SSLZeroReturnError:  # takes the place of an empty read if our side has ended before
+        except self.ssl.SSLZeroReturnError:  # raised instead of an empty read if our side has already ended
             self.ended = True
         except self.ssl.SSLError as error:
             exc = error.with_traceback(None)
@@ -247,7 +247,7 @@ class TLSSession:
     # -- output for the peer
 
     def pending_output(self) -> bytes:
-        """Take the output of OpenSSL's last call for the peer: handshake messages, alerts, new keys."""
+        """Take the bytes for the peer that OpenSSL's last call has made: handshake messages, alerts, key updates."""
         outgoing = self.buffers.outgoing
         return outgoing.read() if outgoing.pending else b''
 

@@ -37,7 +37,7 @@ from .addresses import PASSIVE, is_abstract, show
 from .options import Options
 
 MOST_BACKLOG = (1 << 31) - 1  # the largest C int; the kernel reduces it to its own limit
-DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted anyway
+DEFER_SECONDS = 1  # how long a client may send nothing before it is accepted anyway
 
 
 def check_stream_socket(sock: Any, argument: str) -> None:
@@ -86,7 +86,7 @@ def check_bound(sock: Any) -> None:
 def listening_tcp(
     kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool, defer_accept: bool
 ) -> socket:
-    """Make a listening TCP socket. A host name is looked up, which blocks. None: all addresses, IPv4 and IPv6."""
+    """Make a listening TCP socket. A host name is looked up, which blocks. None means all addresses, IPv4 and IPv6."""
     sock = bound_tcp(kernel, host, port, reuse_port=reuse_port)
     try:
         prepare_listener(kernel, sock, options, backlog, defer_accept)
@@ -155,7 +155,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
             except OSError:
                 if not dual:
                     raise
-                close_socket(sock)  # OpenBSD has no dual-stack sockets: IPv4 alone, as on a machine without IPv6
+                close_socket(sock)  # OpenBSD has no dual-stack sockets: use IPv4 alone, as on a machine without IPv6
                 return _bound(kernel, kind, '0.0.0.0', port, reuse_port)
         try:
             sock.bind(address)
@@ -172,7 +172,7 @@ def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: in
     sock.setblocking(False)
     if sock.family in (AF_INET, AF_INET6):
         if kernel.nodelay_inherited:
-            set_stream_options(sock, options)  # once here instead of for each connection
+            set_stream_options(sock, options)  # set once here instead of for each connection
         if defer_accept and TCP_DEFER_ACCEPT >= 0:
             sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, DEFER_SECONDS)
     sock.listen(backlog)
@@ -194,7 +194,7 @@ def set_accepted_options(sock: socket, options: Options) -> None:
 
 
 def set_stream_options(sock: socket, options: Options) -> None:
-    """Set TCP_NODELAY and keepalive. On some systems this fails if the peer has gone; reading reports that."""
+    """Set TCP_NODELAY and keepalive. If the peer has gone, some systems refuse this; reading then reports it."""
     try:
         if options.nodelay:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -228,8 +228,8 @@ def listening_unix(
     A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone, and an error
     is raised. `mode` is set before the socket listens.
 
-    Two programs may do this at the same time. A socket that is bound but does not listen yet looks like a stale one. So
-    the directory is locked: the second program waits, and then finds that the first one listens.
+    Two programs may do this at the same time, and a socket that is bound but not listening yet looks like a stale
+    socket. So the directory is locked: the second program waits, and then finds that the first one is listening.
     """
     sock = kernel.socket(AF_UNIX, SOCK_STREAM)
     unlink, lock = None, -1
@@ -303,8 +303,21 @@ def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
         return
     probe = kernel.socket(AF_UNIX, SOCK_STREAM)
     try:
-        refused = probe.connect_ex(path) == errno.ECONNREFUSED
+        answer = probe.connect_ex(path)
     finally:
         close_socket(probe)
-    if refused and kernel.socket_file(path) == found:
-        kernel.unlink(path)  # otherwise another program listens there, and `bind` raises
+    if answer == errno.EACCES:
+        raise _foreign(path, 'this user may not check whether a program listens there')
+    if answer == errno.ECONNREFUSED and kernel.socket_file(path) == found:
+        try:
+            kernel.unlink(path)  # otherwise another program is listening there, and `bind` raises
+        except PermissionError:
+            raise _foreign(path, 'this user may not remove it, although no program listens there') from None
+
+
+def _foreign(path: str | bytes, why: str) -> OSError:
+    return OSError(
+        errno.EACCES,
+        f'cannot listen on {show(path)}: the socket file there belongs to another user, and {why}; '
+        'remove the file, or choose another path',
+    )

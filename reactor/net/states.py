@@ -7,7 +7,7 @@
                                 HALF ── write_eof ──> HALF_ENDING ── last byte ──> CLOSED
 
     close() with bytes waiting         ──> CLOSING ── last byte sent ──> LINGERING ── FIN ──> CLOSED
-    close() with perhaps unread bytes  ──> LINGERING
+    close() when bytes may be unread   ──> LINGERING
     close() with neither               ──> CLOSED
     FIN without on_eof                 ──> CLOSING with bytes waiting, otherwise CLOSED
     a send failed                      ──> FAILED ── received bytes are delivered ──> CLOSED
@@ -17,9 +17,9 @@
 in HALF with no byte buffered, `write_eof` leads to CLOSED at once. CLOSED is the last state. The descriptor is closed
 then, and only `on_close` remains to be called.
 
-There are ten states. The code reads their attributes and compares them only by identity, because several states have
-the same name. The name is what users see in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The design follows h11's
-`_state.py`.
+There are ten states. The code reads the attributes of states and compares states only by identity, because several
+states have the same name. The name is what users see in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The design
+follows h11's `_state.py`.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Stream(Sender):
             return  # sending has failed: received bytes are delivered, and then the connection ends
         over, next_look = timeouts.look(self.options, self.peername, self.events & READ != 0, self.buffered > 0, now)
         if over is not None and type(over) is not WriteTimeout and self._has_input():
-            # Bytes of the peer have arrived and are read next: a callback was slow, or reading was paused.
+            # Bytes from the peer have arrived and are read next: a callback was slow, or reading was paused until now.
             over, next_look = None, now + 1
         if over is not None:
             self.reset(over)
@@ -156,7 +156,7 @@ class Stream(Sender):
             if hasattr(layer, 'handle_resumed'):
                 layer.handle_resumed(self)
             else:
-                continue_reading(self)  # another callback has replaced the layer
+                continue_reading(self)  # another callback has replaced `on_data`: no messages are held
 
     def may_log(self) -> bool:
         return self.options.shared.may_log(self.loop.timers.clock())
@@ -190,9 +190,9 @@ class Stream(Sender):
     ) -> None:
         """Switch this connection to TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
 
-        Buffered bytes are sent first, in plain text; later writes are encrypted. Plain text that the peer sent after
-        its request for TLS must not be used: refuse it in the chunk that `on_data` got. Bytes that arrive later make
-        the handshake fail. `close` during the handshake drops the writes made since `start_tls`.
+        Buffered bytes are sent first, in plain text; later writes are encrypted. If the chunk that `on_data` got has
+        plain text after the peer's request for TLS, refuse that text: it must not be used. Plain text that arrives
+        later makes the handshake fail. `close` during the handshake drops the writes made since `start_tls`.
 
         Args:
             context: An `ssl.SSLContext`.
@@ -227,9 +227,9 @@ class Stream(Sender):
         """Call `on_data` again. Does nothing if reading is not paused or has ended.
 
         Bytes that have already been received come first, later in this turn or in the next: messages that
-        `reactor.framing` holds, and data that TLS has not decrypted yet. `Stream.resume_reading` can be passed as
-        `on_drain` for any kind of stream, so that a server that pauses reading when `write` returns False reads again
-        when its client has caught up.
+        `reactor.framing` holds, and data that TLS has not decrypted yet. For any kind of stream,
+        `Stream.resume_reading` can be passed as `on_drain`. A server that pauses reading when `write` returns False
+        then reads again as soon as its client has caught up.
         """
         self.set_reading(True)
 
@@ -240,7 +240,7 @@ class Stream(Sender):
 
     @property
     def unread(self) -> bool:
-        """Whether bytes from the peer wait to be read; False while connecting and after the connection has ended."""
+        """Whether bytes from the peer are waiting to be read; False while connecting and after the end."""
         return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
     # -- properties
@@ -273,34 +273,38 @@ class Stream(Sender):
 
     @property
     def busy(self) -> bool:
-        """Whether you owe the peer an answer. `drain` waits for busy connections and closes the others.
+        """Whether you owe the peer an answer. `drain` waits for busy connections and closes idle ones.
 
         Set it to True at the first byte of a request: nothing else can see a partial request, so without this `drain`
         might close the connection. Set it to False after the answer. In `on_close` it still has the last value. Each
-        change to True increments `stats().requests`. Setting it on a closed connection does nothing. Raises TypeError
-        for a value that is not a bool.
+        change to True increments `stats().requests`. Each change to False adds the time of the request to
+        `stats().request_seconds`. A connection that ends with an error while it is busy increments
+        `stats().requests_failed` instead. Setting it on a closed connection does nothing. Raises TypeError for a value
+        that is not a bool.
         """
         return self in self.loop.streams.busy
 
     @busy.setter
     def busy(self, busy: bool) -> None:
-        all_busy = self.loop.streams.busy
+        loop, all_busy = self.loop, self.loop.streams.busy
         if busy is False:
-            all_busy.discard(self)
+            began = all_busy.pop(self, None)
+            if began is not None:
+                loop.counters.count_request(loop.timers.clock() - began)
         elif busy is not True:
             raise TypeError(f'busy must be True or False, not {busy!r}')
         elif self not in all_busy and (self.sock is not None or self.state is CONNECTING):
-            all_busy.add(self)
-            self.loop.counters.requests += 1
+            all_busy[self] = loop.now  # the request has waited since then, and connections of a turn share the float
+            loop.counters.requests += 1
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """Replace all three time limits of this connection. They begin now, or once it is connected.
+        """Replace all three time limits of this connection. They begin now, or once the connection is made.
 
         A limit that expires resets the connection, up to a second late and never early.
 
         Args:
             read: Seconds without a byte received, until `ReadTimeout`; None: no limit.
-            write: Seconds in which bytes wait and the kernel accepts none, until `WriteTimeout`; None: no limit.
+            write: Seconds in which bytes are waiting and the kernel accepts none, until `WriteTimeout`; None: no limit.
             idle: Seconds without a byte in either direction, until `IdleTimeout`; None: no limit.
 
         Raises:
@@ -342,7 +346,7 @@ class Stream(Sender):
     # -- methods for opening (internal)
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
-        """Open the stream on a connected socket (internal). Raises like `Watchers.add`; then the stream is not open.
+        """Open the stream on a connected socket (internal). If `Watchers.add` raises, the stream is not open.
 
         If `deferred`, `handle_first_read` reads first, and then registers the stream.
         """
@@ -412,8 +416,8 @@ class Stream(Sender):
 def suspend_reading(stream: Stream) -> None:
     """Receive nothing until `continue_reading`, because a layer above holds messages for the user (internal).
 
-    To the user the stream still reads: `reading` is True until `pause_reading`. The layer is the stream's `on_data`.
-    After `resume_reading`, its method `handle_resumed(stream)` is called in the completions phase.
+    To the user the stream still seems to be reading: `reading` is True until `pause_reading`. The layer is the stream's
+    `on_data`. After `resume_reading`, its method `handle_resumed(stream)` is called in the completions phase.
     """
     if stream not in stream.loop.streams.suspended:
         stream.pause_reading()

@@ -3,9 +3,9 @@
 The limits themselves are in the connection's `Options`. A `Timeouts` object, which only connections with a limit have,
 records when bytes were last received and sent. The time limit of a TLS handshake is in `handshake.py`.
 
-Moving bytes costs one reading of the clock and no timer, because the connection is checked only in the second in which
-a limit may expire (`loop/buckets.py`). A limit that does not apply now, because no byte waits to be sent or because
-reading is paused, is checked again at the earliest time when it could expire.
+Sending or receiving bytes costs one reading of the clock and no timer, because the connection is checked only in the
+second in which a limit may expire (`loop/buckets.py`). A limit that does not apply now, because no byte is waiting to
+be sent or because reading is paused, is checked again at the earliest time when it could expire.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Timeouts:
             options: The options with the limits.
             peername: The address of the peer, for the message.
             reads: Whether input is wanted: reading is neither paused nor over.
-            waits: Whether bytes wait to be sent.
+            waits: Whether bytes are waiting to be sent.
             now: A reading of the loop's clock.
         """
         received_at, sent_at = self.received_at, self.sent_at

@@ -77,7 +77,7 @@ class TLSStream(HandshakeStream):
             self._decrypt()
 
     def handle_records(self) -> None:
-        """Called as a completion: decrypt records beyond a turn's limit, or received with the handshake's end."""
+        """Called as a completion: decrypt records beyond a turn's limit, or those after the end of the handshake."""
         self.tls.more = False
         if self.state is CONNECTING:
             self.shake_hands_in_turn()
@@ -88,7 +88,7 @@ class TLSStream(HandshakeStream):
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
-            # The buffered records come first, a few in each turn.
+            # The buffered records come first, a few per turn.
             self.loop.completions.append((self, TLSStream.handle_last_reads, (left,)))
         else:
             Stream.handle_last_reads(self, left)
@@ -160,7 +160,7 @@ class TLSStream(HandshakeStream):
     ) -> bool:
         """Like `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
 
-        The ciphertext waits in memory. Send a long file in parts, each in the `on_written` of the previous part.
+        The ciphertext is buffered in memory. Send a long file in parts, each in the `on_written` of the previous part.
         """
         part = file_part(self.loop.kernel, file, offset, count)
         if not isinstance(part, FilePart):
@@ -203,7 +203,7 @@ class TLSStream(HandshakeStream):
         if state is OPEN or state is HALF:
             self.send_close_notify()
             if self.ending is None:
-                # The peer may be sending, because TLS itself sends tickets, new keys and a close_notify.
+                # The peer may be sending, because TLS itself sends tickets, key updates and a close_notify.
                 self.ending = WAITED
         Stream.close(self)
 
@@ -231,7 +231,7 @@ class TLSStream(HandshakeStream):
             self.decrypt_later()  # the selector does not report records that are buffered here
 
     def finish(self, exc: BaseException | None) -> None:
-        Stream.finish(self, exc)  # first: it appends the completion
+        Stream.finish(self, exc)  # done first, so that `on_close` is called even if a later step fails
         session = self.tls
         session.held = None  # `held_bytes` stays, because `buffered` counts bytes that were never sent
         session.on_secured = (None, ())
@@ -248,7 +248,7 @@ class TLSStream(HandshakeStream):
     # -- private methods
 
     def _close_after_handshake(self) -> None:
-        """Finish the handshake that the peer has begun, within `linger` seconds, because writes wait for its end."""
+        """Finish the peer's new handshake within `linger` seconds, because held writes are waiting for its end."""
         session = self.tls
         if session.last is not TLSStream.close:
             session.last = TLSStream.close

@@ -1,9 +1,10 @@
 """The bytes of one stream that the kernel has not accepted yet, and the callbacks that follow them.
 
-A stream has a `Writer` only while bytes wait, so idle connections stay small, and the only check that a plain write
-makes is `conn.writer is None`. A callback is kept as a mark: a position in the stream, counted in bytes since the
-writer was made, so that a mark never moves. Large `bytes` are kept by reference, and small pieces are gathered into one
-growing buffer. Buffered bytes are never moved, so the cost of writes is proportional to the number of their bytes.
+A stream has a `Writer` only while bytes are waiting to be sent, so idle connections stay small. The only check that a
+plain write makes is `conn.writer is None`. A callback is kept as a mark: a position in the stream, counted in bytes
+since the writer was made, so that a mark never moves. Large `bytes` are kept by reference, and small pieces are
+gathered into one growing buffer. Buffered bytes are never moved, so the cost of writes is proportional to the number of
+their bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ GATHER_BELOW = 4096  # bytes; copying fewer costs less than another buffer in se
 GATHER_UP_TO = 65536
 # IOV_MAX is 1024, but the kernel accepts only what fits into the socket's buffer. Preparing more would be wasted work.
 BUFFERS_PER_SEND = 64
-FILE_COST = 16384  # bytes of `max_buffered` that each open file uses up: at most 1,024 files wait for a peer
+FILE_COST = 16384  # bytes of `max_buffered` that each open file uses up: at most 1,024 files may wait for a peer
 # The most callbacks that become due after one send. The peer decides when it reads, and 130,000 callbacks may be
 # waiting at that time. Calling all of them at once would take about 60 ms.
 MARKS_PER_SEND = 1024
@@ -30,7 +31,7 @@ MARK_COST = 128  # bytes of `max_buffered` that each mark uses up, so that tiny 
 
 
 class Writer:
-    """The bytes of one stream that wait to be sent, and their callbacks.
+    """The bytes of one stream that are waiting to be sent, and their callbacks.
 
     Attributes:
         full: The high-water mark was reached, and the buffer has not yet fallen to the low-water mark again.
@@ -52,7 +53,7 @@ class Writer:
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait to be sent."""
+        """How many bytes are waiting to be sent."""
         return self._queued - self._sent
 
     @property
@@ -68,7 +69,7 @@ class Writer:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was ever written."""
+        """Whether nothing has been written yet."""
         return not (self._queued or self.marks)
 
     def extend(
@@ -77,7 +78,7 @@ class Writer:
         on_written: Callable[..., object] | None,
         args: tuple[Any, ...],
     ) -> int:
-        """Append all pieces, or none if this raises, and return how many bytes wait now.
+        """Append all pieces, or none if this raises, and return how many bytes are waiting now.
 
         A memoryview is copied. `bytes` of GATHER_BELOW bytes or more are not.
         """
@@ -141,7 +142,7 @@ class Writer:
         left = self.marks[MARKS_PER_SEND - 1][0] - self._sent
         for index, buffer in enumerate(buffers):
             if type(buffer) is FilePart:
-                break  # a file is sent alone
+                break  # a part of a file is sent by a call of its own
             if len(buffer) > left:
                 buffers[index:] = [memoryview(buffer)[:left]] if left else []
                 break
@@ -196,7 +197,7 @@ def check_buffers(buffers: object) -> None:
 
 
 def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
-    """Return the bytes that a user writes as `bytes`, or as a view of single bytes; raise TypeError for other types."""
+    """Return bytes or a view of single bytes. Raise TypeError if `data` is not bytes, bytearray or memoryview."""
     if type(data) is bytes:
         return data
     if not isinstance(data, (bytes, bytearray, memoryview)):

@@ -7,7 +7,7 @@
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
 
 All three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for the workers
-of `reactor.serve` (`workers.stats`).
+of `reactor.serve` (`workers.stats`). On a control socket with `workers=workers`, each worker answers for itself.
 
 Monitoring must not disturb the program: it never keeps `run` running and never delays shutdown. Its errors are logged,
 and close only its own connections. Each part is imported on first use, so that a program that only reads the counters

@@ -14,9 +14,10 @@ from typing import Any
 from .. import __version__
 from .arguments import CommandLineParser
 from .asking import TIMEOUT, ControlClient, NoAnswer
-from .commands import COMMANDS
 from .report import report
 from .tables import TABLES, printable
+from .worker_commands import ASKED, PARENT
+from .worker_commands import WORKER_COMMANDS as COMMANDS  # the commands of any socket, and all arguments
 
 DESCRIPTION = """\
 Inspect a running program through its control socket. The program opens it with
@@ -27,16 +28,20 @@ EPILOG = f"""\
 commands (default: stats):
 {chr(10).join(f'  {name:<10} {what}' for name, (what, _) in COMMANDS.items())}
 
+With serve_control(r, PATH, workers=workers) in the parent of workers, {', '.join(ASKED)} are
+answered by every worker; a worker that does not answer within a second is named.
+
 examples:
   python -m reactor.observe /run/app.sock                       the counters of the program
   python -m reactor.observe /run/app.sock stats phases --watch 1
   python -m reactor.observe /run/app.sock handles --kind Stream --limit 20
+  python -m reactor.observe /run/app.sock handles --worker 0    of one worker; {PARENT}: of the parent itself
   python -m reactor.observe /run/app.sock drain --drain-timeout 60   shut down without losing a request
   python -m reactor.observe --report                            one page for a bug report
 
 exit status: 0 success, 1 no answer or an error, 2 invalid arguments"""
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
-OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # options that are sent as arguments of a command
+OPTIONS = 'limit', 'kind', 'worker', 'drain_timeout', 'lame_duck'  # options that are sent as arguments of a command
 
 
 def seconds(text: str) -> float:
@@ -65,6 +70,7 @@ def parser() -> CommandLineParser:
     )
     top.add_argument('--limit', type=int, help='handles, why_alive: the number of entries to list')
     top.add_argument('--kind', help='handles: list only this kind, such as Stream')
+    top.add_argument('--worker', metavar='NAME', help=f'ask only this worker, such as 0, or {PARENT}')
     top.add_argument(
         '--drain-timeout',
         type=float,

@@ -10,20 +10,22 @@ handles are open: a truncated list says so.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .. import Reactor, __version__
+from .. import Reactor, __version__, inspection
+from ..inspection import LIMIT
 from ..loop.checks import shown
 from ..loop.counters import TIMES
 from ..loop.log import describe, log
-from .counters import Snapshot, Source, combined
+from .counters import Snapshot, Source, combined, health_of
 
-LIMIT = 100  # number of handles or reasons in an answer, by default
 MOST = 1000  # the largest `limit`
-LONGEST_TEXT = 500  # characters for each handle or reason; longer texts are cut
 DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, by default
+
+# Maps each command to its help text and its arguments. An argument has a function that checks it, and a help text.
+Arguments = dict[str, tuple[Callable[[Any], Any], str]]
+CommandTable = dict[str, tuple[str, Arguments]]
 
 
 class CommandError(Exception):
@@ -31,76 +33,81 @@ class CommandError(Exception):
 
 
 class Commands:
-    """The commands, for one reactor or for the parent of workers."""
+    """The commands, for one reactor.
+
+    Attributes:
+        known: The commands and their arguments, like `COMMANDS`.
+    """
+
+    known: CommandTable
 
     def __init__(self, r: Reactor, source: Source, drain: Callable[[float, float], object]) -> None:
         self._r = r
         self._source = source
         self._drain = drain
+        self.known = COMMANDS
+
+    def handle(self, line: bytes, reply: Callable[[bytes], object]) -> None:
+        """Call `reply(answer)`, now or later, with the answer to the request `line`."""
+        reply(self.answer(line))
 
     def answer(self, line: bytes) -> bytes:
         """Return the answer to the request `line`, with its newline. Never raises."""
+        return self.attempt(self._do, line)
+
+    def parse(self, line: bytes) -> tuple[str, dict[str, Any]]:
+        """Return the name of a command and its arguments. Raises `CommandError`."""
+        name, arguments = _parse(line, self.known)
+        return name, _checked(name, arguments, self.known[name][1])
+
+    def attempt(self, fn: Callable[..., dict[str, Any]], *args: Any) -> bytes:
+        """Return the answer line for what `fn(*args)` returns or raises. Never raises."""
         try:
-            name, arguments = _parse(line)
-            answer = getattr(self, f'do_{name}')(**_checked(name, arguments))
-            return json.dumps({'ok': True, **answer}).encode() + b'\n'
+            return json.dumps({'ok': True, **fn(*args)}).encode() + b'\n'
         except CommandError as exc:
             return refusal(str(exc))
         except Exception as exc:  # raised by the source or a handle; it must not harm the program
             log('error', 'exception in a command of the control socket', exc=exc)
             return refusal(f'{type(exc).__name__}: {describe(exc)}; see the log for the traceback')
 
+    def _do(self, line: bytes) -> dict[str, Any]:
+        name, arguments = self.parse(line)
+        answer: dict[str, Any] = getattr(self, f'do_{name}')(**arguments)
+        return answer
+
     def do_help(self) -> dict[str, Any]:
         """List the commands and their arguments."""
         return {
             'commands': {
                 name: {'what': what, 'arguments': {key: about for key, (_, about) in arguments.items()}}
-                for name, (what, arguments) in COMMANDS.items()
+                for name, (what, arguments) in self.known.items()
             }
         }
 
     def do_stats(self) -> dict[str, Any]:
-        """Return the counters of each reactor and their sum."""
+        """Return the counters of each reactor and their sum; for workers, also the state of the service."""
         workers = self._source()
+        health = health_of(workers)
         return {
             'version': __version__,
             'clock': self._r.kernel.clock(),
-            'draining': self._r.draining,
+            'draining': self._r.draining or (health is not None and health.draining),
             'workers': workers,
             'sum': combined(workers.values()),
+            **({} if health is None else {'service': health.as_dict()}),
         }
 
     def do_phases(self) -> dict[str, Any]:
         """Return the time spent in each phase since the start. Subtract two answers to get the time between them."""
-        stats = self.do_stats()
-        return {
-            'clock': stats['clock'],
-            'workers': {name: _phases(counters) for name, counters in stats['workers'].items()},
-            'sum': _phases(stats['sum']),
-        }
+        return phases_of(self.do_stats())
 
-    def do_handles(self, kind: str = '', limit: int = LIMIT) -> dict[str, Any]:
+    def do_handles(self, **arguments: Any) -> dict[str, Any]:
         """Count the open handles by kind, and describe up to `limit` of them."""
-        handles = self._r.handles()
-        kinds = Counter(type(handle).__name__ for handle in handles)
-        if kind:
-            handles = [handle for handle in handles if type(handle).__name__ == kind]
-        now = self._r.kernel.clock()
-        listed = [
-            {
-                'handle': describe(handle)[:LONGEST_TEXT],
-                'seconds': round(now - handle.since, 1),
-                'waits_for': handle.waits_for()[:LONGEST_TEXT],
-                'keeps_running': self._r.watchers.is_referenced(handle),
-            }
-            for handle in handles[:limit]
-        ]
-        return {'kinds': kinds, 'handles': listed, 'left_out': len(handles) - len(listed)}
+        return inspection.handles(self._r, **arguments)
 
-    def do_why_alive(self, limit: int = LIMIT) -> dict[str, Any]:
+    def do_why_alive(self, **arguments: Any) -> dict[str, Any]:
         """Return the reasons that `Reactor.why_alive` lists."""
-        reasons = [reason[:LONGEST_TEXT] for reason in self._r.why_alive(limit + 1)]
-        return {'reasons': reasons[:limit], 'more': len(reasons) > limit}
+        return inspection.why_alive(self._r, **arguments)
 
     def do_drain(self, drain_timeout: float = DRAIN_TIMEOUT, lame_duck: float = LAME_DUCK) -> dict[str, Any]:
         """Call `Reactor.drain`, or the `drain` that was passed to `serve_control`."""
@@ -112,9 +119,19 @@ class Commands:
         return {'drain_timeout': drain_timeout, 'lame_duck': lame_duck}
 
 
+def phases_of(stats: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of the command `phases` that belongs to an answer of `stats`."""
+    return {
+        'clock': stats['clock'],
+        'workers': {name: _phases(counters) for name, counters in stats['workers'].items()},
+        'sum': _phases(stats['sum']),
+    }
+
+
 def _phases(counters: Snapshot) -> dict[str, Any]:
-    seconds = {name.removesuffix('_time'): counters[name] for name in TIMES}
-    return {'seconds': seconds, **{name: counters[name] for name in ('loop_count', 'timer_lag', 'timer_lag_sum')}}
+    seconds = {name.removesuffix('_time'): counters.get(name, 0.0) for name in TIMES}
+    others = {'loop_count': 0, 'timer_lag': [], 'timer_lag_sum': 0.0}
+    return {'seconds': seconds, **{name: counters.get(name, empty) for name, empty in others.items()}}
 
 
 def _whole(value: Any) -> int:
@@ -129,21 +146,20 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
     return value
 
 
 HOW_MANY = _whole, f'the number of entries to list, 1 to {MOST} (default {LIMIT})'
-# Maps each command to its help text and its arguments. An argument has a function that checks it, and a help text.
-COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
+COMMANDS: CommandTable = {
     'help': ('the commands and their arguments', {}),
     'stats': ('the counters of each reactor and their sum', {}),
     'phases': ('the seconds spent in each phase of the turn, and how late timers fired', {}),
     'handles': (
         'the open handles of the process that owns the socket',
-        {'kind': (_word, 'the class of the handles to list, such as Stream'), 'limit': HOW_MANY},
+        {'kind': (word, 'the class of the handles to list, such as Stream'), 'limit': HOW_MANY},
     ),
     'why_alive': ('why the process that owns the socket is still running', {'limit': HOW_MANY}),
     'drain': (
@@ -167,7 +183,7 @@ def refusal(why: str) -> bytes:
     return json.dumps({'ok': False, 'error': why}).encode() + b'\n'
 
 
-def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
+def _parse(line: bytes, known: CommandTable) -> tuple[str, dict[str, Any]]:
     text = line.decode('utf-8', 'replace').strip()
     if text.startswith('{'):
         try:
@@ -177,8 +193,8 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
         name = arguments.pop('do', None)
     else:
         name, arguments = text, {}
-    if not isinstance(name, str) or name not in COMMANDS:
-        raise CommandError(f'unknown command; the commands are {", ".join(COMMANDS)}')
+    if not isinstance(name, str) or name not in known:
+        raise CommandError(f'unknown command; the commands are {", ".join(known)}')
     return name, arguments
 
 
@@ -186,8 +202,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    _, known = COMMANDS[name]
+def _checked(name: str, arguments: dict[str, Any], known: Arguments) -> dict[str, Any]:
     checked = {}
     for key, value in arguments.items():
         if key not in known:

@@ -14,20 +14,24 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .. import READ, FrameTooLong, Reactor, ReactorError, Stream
 from ..errors import EXHAUSTION
 from ..framing import Frames
 from ..kernel.sockets import close_socket
+from ..loop.checks import shown
 from ..loop.descriptor import Descriptor
 from ..loop.log import log
 from ..net.addresses import check_path, is_abstract
 from ..net.options import Options, check_callback
 from ..net.sockets import listening_unix
+from ..serve.workers import Workers
 from .commands import Commands, refusal
 from .counters import Source
 from .counters import source as source_of
+from .worker_commands import WorkerCommands
 
 LONGEST_LINE = 4096  # bytes in a request
 MOST_CLIENTS = 8  # connected at once; further clients wait in the backlog
@@ -46,15 +50,20 @@ def serve_control(
     *,
     mode: int = 0o600,
     drain: Callable[[float, float], object] | None = None,
+    workers: Workers | None = None,
 ) -> ControlSocket:
     """Open a control socket, for `python -m reactor.observe PATH` or any client that sends it a line.
 
     Args:
         r: The reactor to inspect.
         path: Path of the socket file. It is created, and removed when the returned handle or the reactor is closed.
-        source: Source of the counters. Default: the counters of `r`.
+        source: Source of the counters. Default: the counters of the workers, or of `r` without `workers`.
         mode: Permissions of the file. Every user with write permission can see everything and drain the program.
         drain: Called as `drain(timeout, lame_duck)`, in seconds, for the command `drain`. Default: `r.drain`.
+        workers: The workers, in the parent process of `reactor.serve`. The commands `stats`, `phases`, `handles` and
+            `why_alive` are then answered by each worker, including workers that drain. A worker that does not answer
+            within a second is named in the answer. With the argument `worker`, such as
+            `{"do": "handles", "worker": "0"}`, one worker answers; with "parent", the parent does.
 
     Returns:
         The control socket, a handle that does not keep `run` running.
@@ -69,8 +78,14 @@ def serve_control(
         )
     check_callback('source', source)
     check_callback('drain', drain)
+    if not (workers is None or callable(getattr(workers, 'ask', None))):
+        raise TypeError(f'workers must be the `Workers` that serve.run passes to on_start, not {shown(workers)}')
     r.guard.check()
-    return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.drain))
+    if workers is None:
+        commands = Commands(r, source or source_of(r), drain or r.drain)
+    else:
+        commands = WorkerCommands(r, source or workers.stats, drain or r.drain, workers)
+    return ControlSocket(r, path, mode, commands)
 
 
 class ControlSocket(Descriptor):
@@ -184,7 +199,7 @@ class ControlSocket(Descriptor):
 
 
 class ControlSession:
-    """The unanswered requests of one client."""
+    """The unanswered requests of one client. Reading is paused until the current request has been answered."""
 
     __slots__ = ('_commands', '_frames')
 
@@ -194,38 +209,50 @@ class ControlSession:
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         self._frames.feed(data)
-        self._answer(conn)
+        self.go_on(conn)
 
     def on_eof(self, conn: Stream) -> None:
         """Answer the last request, even without a newline, and close."""
         rest = self._frames.rest()
         if rest.strip():
-            conn.write(self._commands.answer(rest))
-        conn.close()
+            self._commands.handle(rest, partial(self._end, conn))
+        else:
+            conn.close()
 
     def go_on(self, conn: Stream) -> None:
         """Answer the next request. Called in a later turn, or when the client has read the last answer."""
-        if not conn.closed:
-            conn.resume_reading()
-            self._answer(conn)
-
-    def _answer(self, conn: Stream) -> None:
+        if conn.closed:
+            return
         try:
             line = self._frames.line()
         except FrameTooLong:
-            conn.write(refusal(f'a request may have at most {LONGEST_LINE} bytes'))
-            conn.close()
+            self._end(conn, refusal(f'a request may have at most {LONGEST_LINE} bytes'))
             return
         if line is None:
-            return
-        room = conn.write(self._commands.answer(line)) if line.strip() else True
-        if room and not len(self._frames):
+            conn.resume_reading()
             return
         conn.pause_reading()
-        if room:
-            # Continue in the next turn. Unlike call_soon, a timer can be unreferenced, so that it does not keep the
-            # program running.
-            conn.loop.call_later(0, self.go_on, conn).unref()
+        if line.strip():
+            self._commands.handle(line, partial(self._reply, conn))
+        else:
+            self._later(conn)
+
+    def _reply(self, conn: Stream, answer: bytes) -> None:
+        if not conn.closed and conn.write(answer):
+            self._later(conn)
+
+    def _later(self, conn: Stream) -> None:
+        if not len(self._frames):
+            conn.resume_reading()
+            return
+        # Continue in the next turn. Unlike call_soon, a timer can be unreferenced, so that it does not keep the
+        # program running.
+        conn.loop.call_later(0, self.go_on, conn).unref()
+
+    def _end(self, conn: Stream, answer: bytes) -> None:
+        if not conn.closed:
+            conn.write(answer)
+            conn.close()
 
 
 def _on_error(conn: Stream, exc: Exception) -> None:

@@ -12,15 +12,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
-from .. import Reactor
+from .. import Reactor, inspection
 from ..loop.counters import Counters
 from ..loop.stats import Stats, most_frequent
+
+if TYPE_CHECKING:
+    from ..serve.health import Health
 
 Snapshot = dict[str, Any]
 Source = Callable[[], dict[str, Snapshot]]
 
+HISTOGRAMS = 'timer_lag', 'request_seconds'  # lists of counts
 HAS_PROC = os.path.exists('/proc/self/statm')
 
 
@@ -34,7 +39,14 @@ def source(r: Reactor) -> Source:
 
 def _counters_of(r: Reactor) -> dict[str, Snapshot]:
     r.guard.check_thread()
-    return {'0': {**r.stats().as_dict(), 'pid': os.getpid()}}
+    return {'0': inspection.counters(r)}
+
+
+def health_of(workers: dict[str, Snapshot]) -> Health | None:
+    """Return the state of the service if the counters come from `workers.stats`, otherwise None."""
+    # Not `isinstance`: importing `reactor.serve` would double the time to import this package.
+    health: Health | None = getattr(workers, 'health', None)
+    return health
 
 
 def combined(many: Iterable[Snapshot]) -> Snapshot:
@@ -44,14 +56,17 @@ def combined(many: Iterable[Snapshot]) -> Snapshot:
         many: Counters as a source returns them.
 
     Returns:
-        The sum of each counter. If `many` is empty, all counters are 0.
+        The sum of each counter; of `drain_seconds`, the maximum. If `many` is empty, all counters are 0. The reactors
+        may run different versions of this library: a counter that one of them lacks counts as 0.
     """
     total = Stats(Counters(), 0, 0).as_dict()  # all counters, each 0
     slow: dict[str, list[Any]] = {}
     for counters in many:
         for name, value in counters.items():
-            if name == 'timer_lag':
-                total[name] = [a + b for a, b in zip(total[name], value, strict=True)]
+            if name in HISTOGRAMS:
+                total[name] = [a + b for a, b in zip_longest(total[name], value, fillvalue=0)]
+            elif name == 'drain_seconds':
+                total[name] = max(total[name], value)
             elif name == 'slow':
                 for place, count, longest in value:
                     before = slow.get(place, [place, 0, 0.0])

@@ -1,33 +1,26 @@
-"""Metrics for Prometheus, through `prometheus_client`: `pip install 'selectors-reactor[metrics]'`.
-
-Each counter that `loop/counters.py` declares becomes a metric with the same help text. Names and units follow `promtool
-check metrics`. Every metric has the label `worker`, whose value is the reactor's name in the source. Prometheus adds up
-the workers, because it notices when a worker has restarted. Timer lag is a histogram, because a gauge would miss the
-worst moments between two scrapes.
+"""Metrics for Prometheus and health checks, through `prometheus_client`: `pip install 'selectors-reactor[metrics]'`.
 
 The cost of a scrape does not depend on the number of open connections. That is why `ProcessCollector` of
-`prometheus_client` is not included: it lists all descriptors, which takes 18 ms for 18,000 of them.
+`prometheus_client` is not included: it lists all descriptors, which takes 37 ms for 18,000 of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .. import Listener, Reactor, Stats, __version__
-from ..loop.counters import COUNTS, GAUGES, TIMES
+from .. import Listener, Reactor
 from ..net.options import check_callback
-from .counters import Snapshot, Source, memory
+from .counters import Source, health_of
 from .counters import source as source_of
+from .families import families
 from .responder import Request, listen_http
 
 OPEN_METRICS = 'application/openmetrics-text; version=1.0.0'
-PHASES = {name: name.removesuffix('_time') for name in TIMES}
 
 
 class ReactorCollector(Collector):
@@ -44,82 +37,11 @@ class ReactorCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Return the metrics without values. The registry calls this when the collector is registered."""
-        return list(_metrics({}))
+        return list(families({}))
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics with their current values."""
-        return list(_metrics(self._source()))
-
-
-def metric_name(name: str) -> str:
-    """Return the Prometheus name of a counter, without the suffix for its type."""
-    return f'reactor_{Stats.declared[name].metric or name}'
-
-
-def _metrics(workers: dict[str, Snapshot]) -> Iterator[Metric]:
-    info = InfoMetricFamily('reactor', 'The version of the reactor library.')
-    info.add_metric([], {'version': __version__})
-    yield info
-    for name in COUNTS:
-        metric = CounterMetricFamily(metric_name(name), Stats.declared[name].help, labels=['worker'])
-        for worker, counters in workers.items():
-            metric.add_metric([worker], counters[name])
-        yield metric
-    yield _phases(workers)
-    yield _timer_lag(workers)
-    yield _slow_places(workers)
-    yield from _gauges(workers)
-
-
-def _phases(workers: dict[str, Snapshot]) -> Metric:
-    text = 'Seconds spent in each phase of the turn; "idle" is the time inside the selector.'
-    metric = CounterMetricFamily('reactor_phase_seconds', text, labels=['worker', 'phase'])
-    for worker, counters in workers.items():
-        for name, phase in PHASES.items():
-            metric.add_metric([worker, phase], counters[name])
-    return metric
-
-
-def _timer_lag(workers: dict[str, Snapshot]) -> Metric:
-    text = 'How late timers fired, in seconds: the best sign of an overloaded loop.'
-    metric = HistogramMetricFamily('reactor_timer_lag_seconds', text, labels=['worker'])
-    bounds = [*map(str, Stats.lag_bounds), '+Inf']
-    for worker, counters in workers.items():
-        counts = counters['timer_lag']
-        buckets = [(bound, sum(counts[: n + 1])) for n, bound in enumerate(bounds)]
-        metric.add_metric([worker], buckets, counters['timer_lag_sum'])
-    return metric
-
-
-def _slow_places(workers: dict[str, Snapshot]) -> Metric:
-    text = 'Slow callbacks by the place in the code where they are defined, the 20 most frequent of each worker.'
-    metric = CounterMetricFamily('reactor_slow_callback_places', text, labels=['worker', 'place'])
-    for worker, counters in workers.items():
-        for place, count, _ in counters['slow']:
-            metric.add_metric([worker, place], count)
-    return metric
-
-
-def _gauges(workers: dict[str, Snapshot]) -> Iterator[Metric]:
-    connections = GaugeMetricFamily(
-        'reactor_connections', 'Connections open now: accepted (incoming) or connected (outgoing).',
-        labels=['worker', 'direction'],
-    )  # fmt: skip
-    for worker, counters in workers.items():
-        for direction in GAUGES:
-            connections.add_metric([worker, direction], counters[direction])
-    yield connections
-    for name in ('handles', 'timers'):
-        metric = GaugeMetricFamily(metric_name(name), Stats.declared[name].help, labels=['worker'])
-        for worker, counters in workers.items():
-            metric.add_metric([worker], counters[name])
-        yield metric
-    resident = GaugeMetricFamily('reactor_resident_memory_bytes', 'Resident memory of the process.', labels=['worker'])
-    for worker, counters in workers.items():
-        taken = memory(counters['pid'])
-        if taken is not None:
-            resident.add_metric([worker], taken)
-    yield resident
+        return list(families(self._source()))
 
 
 def serve_metrics(
@@ -132,20 +54,30 @@ def serve_metrics(
     hosts: Iterable[str] = (),
     ready: Callable[[], bool] | None = None,
 ) -> Listener:
-    """Serve /metrics for Prometheus and /healthz for health checks, from the reactor's own loop.
+    """Serve /metrics for Prometheus, and /ready and /live for health checks, from the reactor's own loop.
 
-    /healthz answers 200 `ok`, or 503 with `draining` after `r.drain`, or with `not ready` when `ready` returns False.
-    A scrape blocks the loop for about a millisecond.
+    /ready asks whether clients should be sent here. It answers 200 `ok`, or 503 with the reason: `draining` after
+    `r.drain` and while all workers shut down, `no worker` when no worker serves (all have failed, are starting or do
+    not report), or `not ready` when `ready` returns False. Use it for load balancers and for Kubernetes' readiness
+    probe. /healthz is another name for it.
+
+    /live asks whether a restart would help. It answers 200 as long as the loop runs, also during a drain, and 503
+    `hung` only when no worker reports and `hang_timeout` of `serve.run` is None, so that none is replaced. Use it for
+    Kubernetes' liveness probe.
+
+    A scrape blocks the loop for about a millisecond for each worker.
 
     Args:
         r: The reactor that serves the pages.
         host: Host name or address to listen on, as for `listen_tcp`.
         port: Port number; 0 picks a free one, which is then in `address` of the returned listener.
-        source: Source of the counters. Default: the counters of `r`.
+        source: Source of the counters. Default: the counters of `r`. With `workers.stats`, the health checks are about
+            the workers; with another source, only about `r`.
         registry: Metrics to serve instead of the reactor's. To serve both, register a `ReactorCollector` in it.
         hosts: Host names that requests may use on loopback, besides `localhost` and addresses.
-        ready: Called without arguments for each request to /healthz; returns whether the program can serve clients now.
-            It can return False while a database is unreachable, for example.
+        ready: Called without arguments for each request to /ready; returns whether the program can serve clients now.
+            It can return False while a database is unreachable, for example. It is not called while a worker or the
+            drain is the reason for 503.
 
     Returns:
         The listener. It does not keep `run` running, and a drain leaves it open.
@@ -156,17 +88,21 @@ def serve_metrics(
     """
     check_callback('source', source)
     check_callback('ready', ready)
+    source = source or source_of(r)
     if registry is None:
         registry = CollectorRegistry()
-        registry.register(ReactorCollector(source or source_of(r)))
-    return listen_http(r, host, port, _Pages(r, registry, ready).answer, hosts=hosts)
+        registry.register(ReactorCollector(source))
+    return listen_http(r, host, port, _Pages(r, source, registry, ready).answer, hosts=hosts)
 
 
 class _Pages:
-    __slots__ = ('_r', '_ready', '_registry')
+    __slots__ = ('_r', '_ready', '_registry', '_source')
 
-    def __init__(self, r: Reactor, registry: CollectorRegistry, ready: Callable[[], bool] | None) -> None:
+    def __init__(
+        self, r: Reactor, source: Source, registry: CollectorRegistry, ready: Callable[[], bool] | None
+    ) -> None:
         self._r = r
+        self._source = source
         self._registry = registry
         self._ready = ready
 
@@ -174,18 +110,29 @@ class _Pages:
         if request.path == '/metrics':
             encode, kind = choose_encoder(_accepted(request.headers.get('accept', '')))
             request.reply(200, kind, encode(self._registry))
-        elif request.path == '/healthz':
-            status, health = self._health()
-            request.reply(status, 'text/plain', health)
+        elif request.path in ('/ready', '/healthz'):
+            _reply(request, self._not_ready())
+        elif request.path == '/live':
+            _reply(request, self._not_alive())
         else:
-            request.reply(404, 'text/plain', b'not found; the pages are /metrics and /healthz\n')
+            request.reply(404, 'text/plain', b'not found; the pages are /metrics, /ready and /live\n')
 
-    def _health(self) -> tuple[int, bytes]:
-        if self._r.draining:
-            return 503, b'draining\n'
-        if self._ready is not None and not self._ready():
-            return 503, b'not ready\n'
-        return 200, b'ok\n'
+    def _not_ready(self) -> str | None:
+        health = health_of(self._source())
+        if self._r.draining or (health is not None and health.draining):
+            return 'draining'
+        if health is not None and not health.ready:
+            return 'no worker'
+        return 'not ready' if self._ready is not None and not self._ready() else None
+
+    def _not_alive(self) -> str | None:
+        health = health_of(self._source())
+        return 'hung' if health is not None and health.stuck else None
+
+
+def _reply(request: Request, trouble: str | None) -> None:
+    status = 200 if trouble is None else 503
+    request.reply(status, 'text/plain', f'{trouble or "ok"}\n'.encode())
 
 
 def _accepted(accept: str) -> str:

@@ -10,6 +10,7 @@ A sample has requests per second, shares of the turn, timer lag, CPU time and me
 from __future__ import annotations
 
 import os
+from itertools import zip_longest
 from time import monotonic, process_time, time
 from typing import Any
 
@@ -134,9 +135,12 @@ class Watched:
             self.rates, self.shares, self.lag, self.changed_at = {}, {}, [], now
         elif elapsed > 0:
             self.changed_at = now
-            self.rates = {name: (counters[name] - before[name]) / elapsed for name in RATES}
-            self.shares = {name: (counters[name] - before[name]) / elapsed for name in TIMES}
-            self.lag = [new - old for new, old in zip(counters['timer_lag'], before['timer_lag'], strict=True)]
+            # The worker may run another version of this library, which lacks a counter.
+            grown = {name: counters.get(name, 0) - before.get(name, 0) for name in (*RATES, *TIMES)}
+            self.rates = {name: grown[name] / elapsed for name in RATES}
+            self.shares = {name: grown[name] / elapsed for name in TIMES}
+            lags = counters.get('timer_lag', ()), before.get('timer_lag', ())
+            self.lag = [new - old for new, old in zip_longest(*lags, fillvalue=0)]
         elif now - self.changed_at > SILENT:
             self.rates, self.shares, self.lag = {}, {}, []
 
@@ -163,7 +167,7 @@ class Watched:
     @property
     def connections(self) -> int:
         """The number of open connections."""
-        count: int = self.counters['incoming'] + self.counters['outgoing']
+        count: int = self.counters.get('incoming', 0) + self.counters.get('outgoing', 0)
         return count
 
     @property
@@ -193,8 +197,8 @@ def loop_seconds(counters: Snapshot) -> float:
 
 
 def lateness(lags: list[list[int]]) -> list[int | None]:
-    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices; None if no timer fired."""
-    counts = [sum(column) for column in zip(*filter(None, lags), strict=True)]
+    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices; all None if no timer fired."""
+    counts = [sum(column) for column in zip_longest(*lags, fillvalue=0)]
     total, seen = sum(counts), 0
     found: list[int | None] = []
     if not total:

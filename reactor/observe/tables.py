@@ -6,7 +6,10 @@ characters are replaced, so that no text can send commands to the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 from ..loop.counters import COUNTS, GAUGES, TIMES
@@ -57,7 +60,8 @@ def stats(answer: Answer, before: Answer | None = None) -> list[str]:
             rows.append([name, shown(total[name]), *rate, *(shown(one.get(name)) for one in workers)])
     pids = ', '.join(str(one.get('pid')) for one in answer['workers'].values())
     lines = [f'reactor {printable(answer["version"])}, pid {pids}' + (', draining' if answer['draining'] else '')]
-    lines += ['', *table(rows), *_left_out(answer)]
+    lines += [_service(answer['service'])] if 'service' in answer else []
+    lines += ['', *table(rows), *_left_out(answer), *_silent(answer)]
     slow = [[place, count, f'{longest:.3f} s'] for place, count, longest in total['slow']]
     return [*lines, '', *table([['slow callbacks', 'times', 'longest'], *slow])] if slow else lines
 
@@ -73,11 +77,13 @@ def phases(answer: Answer, before: Answer | None = None) -> list[str]:
     for phase in parts[0]['seconds']:
         shares = [_share(part['seconds'], phase) for part in parts]
         rows.append([phase, f'{parts[0]["seconds"][phase]:,.3f}', *shares])
-    return [*table(rows), *_left_out(answer), '', *_lateness(parts[0])]
+    return [*table(rows), *_left_out(answer), *_silent(answer), '', *_lateness(parts[0])]
 
 
 def handles(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Format the list of open handles."""
+    """Format the list of open handles, of one reactor or of each worker."""
+    if 'workers' in answer:
+        return _each(answer, handles)
     kinds = sorted(answer['kinds'].items(), key=lambda item: (-item[1], item[0]))
     lines = [f'{sum(answer["kinds"].values()):,} open: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds)]
     for one in answer['handles']:
@@ -89,7 +95,9 @@ def handles(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def why_alive(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Format the reasons why the loop is still running."""
+    """Format the reasons why the loop is still running, of one reactor or of each worker."""
+    if 'workers' in answer:
+        return _each(answer, why_alive)
     lines = [printable(reason) for reason in answer['reasons']] or ['nothing keeps the program running']
     return [*lines, 'and more; use --limit to list more'] if answer['more'] else lines
 
@@ -126,9 +134,29 @@ def _columns(answer: Answer) -> list[str]:
     return names[:MOST_COLUMNS] if len(names) > 1 else []
 
 
+def _service(service: Answer) -> str:
+    states = Counter(worker['state'] for worker in service['workers'])
+    parts = [f'{count} {state}' for state, count in sorted(states.items(), key=itemgetter(1), reverse=True)]
+    failed = sum(service['restarts'].values())
+    return f'workers: {", ".join(parts) or "none"}' + (f'; {failed} failed so far' if failed else '')
+
+
 def _left_out(answer: Answer) -> list[str]:
     more = len(answer['workers']) - MOST_COLUMNS
     return [f'and {more} more workers; --json shows all of them'] if more > 0 else []
+
+
+def _silent(answer: Answer) -> list[str]:
+    return [printable(f'worker {name}: {error}') for name, error in answer.get('silent', {}).items()]
+
+
+def _each(answer: Answer, format_one: Callable[[Answer], list[str]]) -> list[str]:
+    lines: list[str] = []
+    for one in answer['workers']:
+        state = '' if one['state'] == 'serving' else f', {one["state"]}'
+        lines += [*[''] * bool(lines), printable(f'worker {one["worker"]} (pid {one["pid"]}{state})')]
+        lines += [printable(one['error'])] if 'error' in one else format_one(one)
+    return lines or ['there is no worker']
 
 
 def _rates(answer: Answer, before: Answer | None) -> dict[str, float]:
@@ -150,7 +178,7 @@ def _since(now: Answer, before: Answer | None) -> Answer:
         return now
     return {
         'seconds': {phase: value - before['seconds'][phase] for phase, value in now['seconds'].items()},
-        'timer_lag': [new - old for new, old in zip(now['timer_lag'], before['timer_lag'], strict=True)],
+        'timer_lag': [new - old for new, old in zip_longest(now['timer_lag'], before['timer_lag'], fillvalue=0)],
         'timer_lag_sum': now['timer_lag_sum'] - before['timer_lag_sum'],
     }
 
@@ -164,7 +192,7 @@ def _together(parts: list[Answer]) -> Answer:
     first = parts[0]
     return {
         'seconds': {phase: sum(part['seconds'][phase] for part in parts) for phase in first['seconds']},
-        'timer_lag': [sum(counts) for counts in zip(*(part['timer_lag'] for part in parts), strict=True)],
+        'timer_lag': [sum(counts) for counts in zip_longest(*(part['timer_lag'] for part in parts), fillvalue=0)],
         'timer_lag_sum': sum(part['timer_lag_sum'] for part in parts),
     }
 

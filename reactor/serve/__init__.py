@@ -12,7 +12,12 @@
 The modules `systemd` and `certificates` are useful with a single process, too.
 """
 
+from .health import Health, Snapshots, WorkerState
+from .logs import JSONFormatter, TextFormatter
 from .running import run
+from .worker import WorkerListeners
 from .workers import Workers
 
-__all__ = ['Workers', 'run']
+__all__ = [
+    'Health', 'JSONFormatter', 'Snapshots', 'TextFormatter', 'WorkerListeners', 'WorkerState', 'Workers', 'run',
+]  # fmt: skip

@@ -1,19 +1,24 @@
 """The addresses that workers listen on, and the sockets bound to them.
 
 On Linux each worker has its own listening socket (SO_REUSEPORT). With that option alone, a second copy of the program
-could be started by mistake, and would silently get half of the connections. So the port is first bound without the
-option, which fails if another program is listening on it.
+could be started by mistake, and would silently get half of the connections. So the first socket binds and listens
+without the option: the kernel lets only one such socket listen, even if two programs try at the same moment. The option
+is set afterwards, so that the other sockets of this program can join.
 """
 
 from __future__ import annotations
 
+import errno
+import random
 import re
 import sys
+import time
 from collections.abc import Callable
-from socket import SOCK_STREAM
+from socket import SOCK_STREAM, SOL_SOCKET
 from typing import Any
 
 from ..kernel import Kernel
+from ..kernel.platforms import SO_REUSEPORT
 from ..kernel.sockets import close_socket
 from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
@@ -21,6 +26,9 @@ from ..net.sockets import bound_tcp, check_stream_socket, listening_unix
 
 # Only on Linux does SO_REUSEPORT distribute connections among the listeners.
 DIVIDED = sys.platform == 'linux'
+TRIES = 20  # how often to try to listen; two programs that call listen() at the same moment can both fail
+LEFT_BEHIND = 'It is perhaps a worker that an earlier start of this program left behind; it ends when its drain is over'
+LONGEST_PAUSE = 0.02  # seconds between two tries; the pauses are random, so that one of two programs comes first
 
 
 class ListenAddress:
@@ -28,6 +36,7 @@ class ListenAddress:
 
     def __init__(self, address: Any, backlog: int) -> None:
         self._unlink: Callable[[], None] | None = None
+        self._first: Any = None  # the socket that has claimed the port, until a worker gets it
         self._backlog = backlog
         self._where = where = parse(address)
         self.shared: Any = where
@@ -37,20 +46,22 @@ class ListenAddress:
                 Kernel(), check_path(where), Options(), backlog=backlog, mode=mode
             )
         elif isinstance(where, tuple):
-            self.shared = self._bind(False) if where[1] or not DIVIDED else None
+            self.shared = self._claim()
             if DIVIDED:
-                self.close()
-            else:
-                self.shared.listen(backlog)
+                self._first, self.shared = self.shared, None
+                self._first.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+                self._where = where[0], self._first.getsockname()[1]
 
     def socket_for_worker(self, listening: bool = True) -> Any:
         """Return a new socket if the kernel distributes connections among sockets, otherwise the shared socket."""
         if self.shared is not None:
             return self.shared
+        if self._first is not None:  # it listens, even if `listening` is false
+            sock, self._first = self._first, None
+            return sock
         sock = self._bind(True)
         if listening:
             sock.listen(self._backlog)
-        self._where = self._where[0], sock.getsockname()[1]
         return sock
 
     def close(self, sock: Any = None) -> None:
@@ -61,10 +72,32 @@ class ListenAddress:
             close_socket(sock)
 
     def remove(self) -> None:
-        """Close the shared socket and remove the file of a Unix socket."""
+        """Close the sockets that no worker has, and remove the file of a Unix socket."""
         self.close()
+        if self._first is not None:
+            close_socket(self._first)
         if self._unlink is not None:
             self._unlink()
+
+    def _claim(self) -> Any:
+        """Return a socket that listens without SO_REUSEPORT. Raises OSError if another socket listens on the port."""
+        tries = TRIES
+        while True:
+            try:
+                sock = self._bind(False)
+                try:
+                    sock.listen(self._backlog)
+                    return sock
+                except BaseException:
+                    close_socket(sock)
+                    raise
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+                tries -= 1
+                if not tries:
+                    raise OSError(exc.errno, f'{exc.strerror}. {LEFT_BEHIND}') from None
+            time.sleep(random.uniform(0, LONGEST_PAUSE))
 
     def _bind(self, reuse_port: bool) -> Any:
         host, port = self._where

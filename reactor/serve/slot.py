@@ -24,12 +24,21 @@ class Slot:
         self.team = team
         self.number = number
         self.listeners: list[Any] = []
-        self._open(listening)
+        try:
+            self._open(listening)
+        except BaseException:
+            self._close()
+            raise
         self.serving: WorkerProcess | None = None
         self.starting: WorkerProcess | None = None
-        self.counters: dict[str, Any] = {}  # the latest counters reported by the serving worker
+        team.restarts.setdefault(str(number), 0)
         self._pause = 0.0
         self._restart: Timer | None = None
+
+    @property
+    def occupied(self) -> bool:
+        """Whether a worker serves or is starting. Otherwise the slot waits to start its worker again."""
+        return self.serving is not None or self.starting is not None
 
     def start(self) -> None:
         """Start a worker. When it is ready, it takes over, and the worker that served until then drains."""
@@ -50,9 +59,9 @@ class Slot:
 
     def on_failed(self, child: WorkerProcess | None, what: str) -> None:
         """Called when a worker could not be started, or has exited although it was not asked to."""
+        self.team.restarts[str(self.number)] += 1
         if child is not None and child is self.serving:
             self.serving = None
-            self.counters = {}
         else:
             self.starting = None
             self.team.give_up(self)

@@ -37,9 +37,9 @@ def inherited_sockets() -> list[tuple[str, socket.socket]]:
     environment variables that announced them are removed from `os.environ`, so a second call finds nothing.
 
     Returns:
-        A list of (name, socket), in the order of the unit; empty if no sockets were passed. The name is the value of
-        `FileDescriptorName=` in the .socket unit, by default the name of the unit. It is 'unknown' if the
-        service manager passed no names.
+        A list of (name, socket), in the order in which the .socket unit lists them; empty if no sockets were passed.
+        The name is the value of `FileDescriptorName=` in that unit, by default the name of the unit. It is 'unknown'
+        if the service manager passed no names.
 
     Raises:
         ReactorError: A descriptor is not such a socket, but a connection (`Accept=yes`), for example. None of the
@@ -113,12 +113,16 @@ def notify(**fields: object) -> bool:
     where = os.environ.get('NOTIFY_SOCKET')
     if not where:
         return False
+    return _send(where, fields, PATIENCE)
+
+
+def _send(where: str, fields: dict[str, object], patience: float) -> bool:
     lines = [f'{name}={str(value).translate(CONTROL)[:LONGEST_VALUE]}' for name, value in fields.items()]
     try:
         if where[0] not in '/@' or not hasattr(socket, 'AF_UNIX'):
             raise OSError('only Unix sockets are supported')
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(PATIENCE)
+            sock.settimeout(patience)
             sock.connect('\0' + where[1:] if where[0] == '@' else where)
             sock.send('\n'.join(lines).encode(errors='replace'))
     except OSError as exc:
@@ -175,4 +179,7 @@ def watchdog(r: Reactor) -> Timer | None:
 
 
 def _beat() -> None:
-    notify(WATCHDOG=1)
+    # A beat does not wait for a busy service manager, so that a full queue does not block the loop at each beat.
+    where = os.environ.get('NOTIFY_SOCKET')
+    if where:
+        _send(where, {'WATCHDOG': 1}, 0.0)

@@ -14,14 +14,21 @@ class Team:
     r: Reactor
     argv: list[str]
     listen_addresses: list[ListenAddress]
-    patience: float  # seconds that a leaving worker has until it is killed
-    start_timeout: float  # seconds
-    hang_timeout: float | None  # seconds
+    patience: float  # seconds that a leaving worker has until it is killed, unless its own program says otherwise
+    times: tuple[float, ...]  # arguments of `drain` for leaving workers; empty: the times that `run` was given
+    start_timeout: float  # seconds, as in the program of the latest worker
+    hang_timeout: float | None  # seconds, unless the worker's own program says otherwise
     status: int  # the exit status of the program
+    slots: list[Any]  # empty during shutdown
     leaving: set[Any]  # the worker processes that drain
+    restarts: dict[str, int]  # for each slot, how many of its workers have failed
 
     def go_on(self) -> None:
         """Called after each change: take the next step of a round of replacements, or stop the loop."""
+        raise NotImplementedError
+
+    def compare(self, child: Any, fixed: dict[str, str]) -> None:
+        """Called when a worker has started, with what a restart of its program would change."""
         raise NotImplementedError
 
     def give_up(self, slot: WorkerSlot) -> None:
@@ -37,7 +44,6 @@ class WorkerSlot(Protocol):
     listeners: list[Any]
     serving: Any
     starting: Any
-    counters: dict[str, Any]
 
     def start(self) -> None: ...
     def on_ready(self, child: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""Watching files and directories for changes, with the library watchdog (the extra `paths`).
+"""Watches files and directories for changes, with the `watchdog` package (the extra `paths`).
 
 watchdog was chosen over watchfiles because it needs only the standard library; watchfiles requires anyio.
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 QUEUE_LIMIT = 1000  # changes waiting for the loop; further changes are merged into one change of the watched path
-LAST_JOIN = 1.0  # seconds to wait for watchdog's thread when the reactor is closed; it takes up to half a second
+LAST_JOIN = 1.0  # seconds to wait when the reactor is closed: watchdog's thread takes up to half a second to end
 
 # Maps watchdog's event types to our changes. Its other types, for opening and closing files, are ignored.
 CHANGES = {'created': 'created', 'modified': 'changed', 'attrib': 'changed', 'deleted': 'deleted'}
@@ -138,8 +138,8 @@ class Changes:
     __slots__ = ('_events', '_folder', '_gone', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
 
     def __init__(self, folder: str, name: str | None, path: str) -> None:
-        self.ended: bool = False  # the directory has been deleted, and all changes have been taken
-        self._gone = False  # the directory has been deleted
+        self.ended: bool = False  # whether the directory has been deleted, and all changes have been taken
+        self._gone = False  # whether the directory has been deleted
         self._folder = folder
         self._name = name
         self._path = path
@@ -222,7 +222,7 @@ def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args
         from watchdog.observers import Observer
     except ImportError:
         raise ReactorError(
-            "watch_path needs the library watchdog; install it with pip install 'selectors-reactor[paths]'"
+            "watch_path needs the watchdog package; install it with pip install 'selectors-reactor[paths]'"
         ) from None
     # For a file, watch its directory: a watch on the file itself would end when the file is replaced.
     given, folder, name = kernel.find_path(path)

@@ -226,7 +226,7 @@ class Process(Handle):
         if status is None:
             return False
         how = (status, None) if status >= 0 else (None, -status)
-        self.loop.completions.append((self, Process.handle_exit, how))  # done now, because `_forget` may lack memory
+        self.loop.completions.append((self, Process.handle_exit, how))  # before `_forget`, which may run out of memory
         self._forget()
         return True
 
@@ -340,7 +340,7 @@ def check_environment(env: Any) -> None:
 
 
 def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:
-    """Return the numbers of the descriptors to pass on. Raises TypeError or ValueError, or OSError for a closed one."""
+    """Return the numbers of the descriptors to pass on. Raises TypeError or ValueError, or OSError if one is closed."""
     if not hasattr(fds, '__iter__') or isinstance(fds, str | bytes):
         raise TypeError(f'pass_fds must be a list of descriptor numbers or objects with a fileno(), not {shown(fds)}')
     numbers = [fd.fileno() if hasattr(fd, 'fileno') else fd for fd in fds]

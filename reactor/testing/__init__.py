@@ -5,7 +5,7 @@ It simulates failures of every kind and takes no real time. The same seed always
     SimKernel         the simulated operating system: `Reactor(kernel=SimKernel(seed))`
     Simulation        one checked run: `Simulation(seed).run(main)`
     SimulationFailed  raised by a run that failed, with the seed and the end of the trace
-    World             the object passed to each program: it has the reactor, a random generator, and random trouble
+    World             the object passed to each program: it has the reactor, and makes random decisions and failures
 
 The pytest fixture is in `reactor.testing.fixture`. `python -m reactor.testing --seeds N` tests the reactor itself.
 """

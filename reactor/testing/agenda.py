@@ -46,7 +46,7 @@ class Agenda(Platform):
         self.trace.append((self.time, what, fd, detail))
 
     def moved(self, what: str, fd: int, detail: Any = None) -> None:
-        """Add a line to the trace, and count the call as progress."""
+        """Add a line to the trace, and count the call that caused it as progress."""
         self.progress += 1
         self.trace.append((self.time, what, fd, detail))
 

@@ -26,7 +26,7 @@ PACKAGE = __name__.partition('.')[0] + '.'
 TESTING = __name__.rpartition('.')[0]
 LONGEST_WAIT = 86_400.0  # seconds: long waits are clamped to a day
 ROUNDED = 0.0011  # seconds by which the timeout of a poll may be rounded up
-PROMPT = 2.0  # seconds: longer than a handle stays parked, and than a listener pauses after a failed accept
+PROMPT = 2.0  # seconds: longer than a handle stays parked, or a listener pauses after a failed accept
 
 
 class Call:
@@ -158,7 +158,7 @@ class Calls:
         if call in waiting:
             waiting.remove(call)
         if call.turn == self.ledger.turns and call.set_in >= CALLS and not self.ledger.cut:
-            wrong(f'law 5: {call.__qualname__} was scheduled by a call in this turn, but runs in it')
+            wrong(f'law 5: {call.__qualname__} was scheduled by a call, but runs in the same turn')
 
     def _check_timer(self, call: Call) -> None:
         ledger, wrong = self.ledger, self.ledger.violations.append
@@ -173,7 +173,7 @@ class Calls:
         if (deadline, call.order) < self._fired and not ledger.cut:
             wrong(f'law 3: a timer due at {deadline} fired after a timer due at {self._fired[0]}')
         if call.turn == ledger.turns and call.set_in >= TIMERS and not ledger.cut:
-            wrong(f'law 5: the timer of {call.__qualname__} was set by a timer in this turn, but fired in it')
+            wrong(f'law 5: the timer of {call.__qualname__} was set by a timer, but fired in the same turn')
         self._fired = deadline, call.order
         call.deadline = None
         for timer in (timer for timer, its in self.timers.items() if its is call):
@@ -188,7 +188,7 @@ class Calls:
         self._fired = (-inf, 0)
         self.timers = {timer: call for timer, call in self.timers.items() if timer.deadline is not None}
         for kind, waiting in self.soon.items():
-            if waiting and timeout != 0 and kind == 'call_soon':  # call_soon_threadsafe wakes the loop
+            if waiting and timeout != 0 and kind == 'call_soon':  # call_soon_threadsafe wakes a sleeping loop
                 wrong(f'the loop sleeps for {timeout} s, although {kind} of {waiting[0].__qualname__} is waiting')
             if waiting and waiting[0].turn < ledger.turns - 1 and not ledger.cut:
                 if kind == 'call_soon' or not self._wakeup_failed():

@@ -17,7 +17,7 @@ from .network import Network
 from .platforms import STDIO
 
 FIRST_HANDLE, HANDLE_STEP = 400, 4  # sockets on Windows are numbered 400, 404, 408 and so on
-# Calls whose failure ends a connection. If another call fails, the connection stays open.
+# Calls whose failure ends a connection. If any other call fails, the connection stays open.
 ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
 LOST = ('shutdown', errno.EBADF)
 UNREAD = {'recv', 'register', 'modify'}  # if one of these calls fails, bytes that have arrived are not read
@@ -55,7 +55,7 @@ class Descriptors(Network):
             fail(error)
 
     def failing(self, name: str, fd: int) -> int:
-        """Count a call like `call`, but return the error number; 0 if the call succeeds."""
+        """Count a call as `call` does, but return the error number; 0 if the call succeeds."""
         self.calls += 1
         if self.faults.on:
             self.throw_signals()

@@ -2,12 +2,12 @@
 
 The other checks look at past events, so they cannot see that the loop has forgotten something. Each condition here
 stands for a promise to the user: bytes that can be read are read, waiting bytes are sent when the kernel has room, a
-client in a backlog is accepted, and a time limit ends its connection. Conditions are read from the simulated kernel,
-the ledger and public attributes, never from the internal state of the reactor.
+client in a backlog is accepted, and an expired limit ends its connection. Conditions are read from the simulated
+kernel, the ledger and public attributes, never from the internal state of the reactor.
 
 A condition is late if it exceeds its time limit at POLLS polls in a row. One poll is not enough: a callback that takes
 a minute, or a computer that was asleep, delays everything but breaks no promise. When the kernel refuses a call, the
-time starts again.
+time of the condition starts again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Dues:
             elif end.ended_in and not (record.secured or waits):
                 yield 'an end of file can be read', number, PROMPT, floor
         if waits and end.ready & EVENT_WRITE and not record.secured:
-            yield 'bytes wait, and the kernel has room for them', (number, end.sent), PROMPT, floor
+            yield 'bytes are waiting, and the kernel has room for them', (number, end.sent), PROMPT, floor
         low = stream.options.low_water or 0
         if record.awaits_drain and stream.on_drain is not None and waits <= low and end.sent > record.marks_set_at:
             yield 'the low-water mark is reached, so on_drain must be called', number, 0.0, floor

@@ -1,6 +1,7 @@
-"""Checks for how connections end: once, for the right reason, and without losing a promised byte.
+"""Check how connections end: once, for the right reason, and without losing bytes that must arrive.
 
-They run when `on_eof` or `on_close` is called. A reason is right only if the simulated kernel or the user caused it.
+The checks run when `on_eof` or `on_close` is called. A reason is right only if the simulated kernel or the user caused
+it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from .files import End
 from .ledger import Ledger
 from .watched import WatchedStream
 
-# The errors that a connection may end with, besides errors of the kernel and exceptions raised by its callbacks.
+# The errors that a connection may end with, besides errors from the kernel and exceptions raised by its callbacks.
 REASONS = (
     errors.ReadTimeout, errors.WriteTimeout, errors.IdleTimeout, errors.ConnectTimeout, errors.WriteBufferFull,
     errors.TLSError, errors.DrainTimeout, errors.ResolveError, errors.SendFileError, errors.TooSlow,
@@ -19,7 +20,7 @@ REASONS = (
 
 
 class Ends:
-    """Checks for how the connections of one reactor end."""
+    """Checks how the connections of one reactor end."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -44,7 +45,7 @@ class Ends:
         self._check_reset(stream, exc)
 
     def check_whole(self, stream: WatchedStream) -> None:
-        """Check that all bytes of the peer arrived before its end of file."""
+        """Check that all bytes from the peer arrived before its end of file."""
         record = stream.record
         end, peer = self.ledger.end_of(stream), self.ledger.peer_of(record)
         if end is None or end.peer is None:
@@ -65,7 +66,7 @@ class Ends:
             self.ledger.wrong(stream, f'it received an end of file with {len(end.inbox)} bytes still unread')
         if peer is None or peer.dropped or peer.end is None or peer.end.reported or end.dead:
             return
-        discarded = peer.end.gone and peer.end.sent < len(peer.offered)  # the peer's own checks cover this
+        discarded = peer.end.gone and peer.end.sent < len(peer.offered)  # checked when the peer itself ends
         if end.ended_in and len(peer.offered) != end.received and not discarded:
             self.ledger.wrong(stream, f'the peer wrote {len(peer.offered)} bytes and ended, but {end.received} arrived')
 
@@ -174,6 +175,6 @@ class Ends:
         aborted = record.closed_by == 'abort' and not record.gone_before
         aborted = aborted or isinstance(exc, errors.WriteTimeout | errors.WriteBufferFull) or exc in record.raised
         if aborted and end.lingers and not end.dead:
-            self.ledger.wrong(stream, f'it ended with {exc!r}, but its peer is not reset')
+            self.ledger.wrong(stream, f'it ended with {exc!r}, but its peer gets no reset')
         if record.closed_by != 'abort' and exc is None and not end.lingers and not self.ledger.closing:
-            self.ledger.wrong(stream, 'it ended cleanly, but its peer is reset')
+            self.ledger.wrong(stream, 'it ended cleanly, but its peer gets a reset')

@@ -20,7 +20,7 @@ from .agenda import Agenda
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
 SYN_RETRY = 1_000_000_000  # ns until Linux retransmits a SYN that was dropped because the backlog was full
-SILENCE = 127_000_000_000  # ns until Linux gives up a connect that gets no answer
+SILENCE = 127_000_000_000  # ns until Linux gives up on a connect that gets no answer
 LOOPBACK = 20_000  # ns: the latency between the two ends of a socketpair that is a TCP connection
 DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT does not report a silent client
 

@@ -59,7 +59,7 @@ class SimKernel(Descriptors):
     Windows has no Unix sockets and no SO_REUSEPORT. It numbers sockets from 400 in steps of 4, fails with ENOTSOCK
     instead of EBADF and with EWOULDBLOCK instead of EINPROGRESS, and sends one buffer at a time. A reset erases unread
     bytes. The wakeup is a TCP connection (`socketpair` in CPython's Lib/socket.py). The clock has steps of 15.6 ms, or
-    waits end up to 15.6 ms too early, or both.
+    waits can be too short by up to 15.6 ms, or both.
 
     `trace` lists the events as (time in ns, name, descriptor, detail); `show_trace` renders it as text.
     """
@@ -226,7 +226,7 @@ class SimKernel(Descriptors):
         raise gaierror(EAI_NONAME, 'simulated: name or service not known')
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        # The thread's function runs as a whole, while the loop sleeps.
+        # The thread's function runs from beginning to end while the loop is sleeping.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
         self.threads += 1
@@ -287,7 +287,7 @@ class SimKernel(Descriptors):
     def chmod(self, path: str | bytes, mode: int) -> None:
         self.call('chmod', -1)
 
-    # -- used in this file
+    # -- private methods
 
     def _run_thread(self, target: Callable[[], None]) -> None:
         self.running_thread = 1000 + self.next_number()

@@ -107,7 +107,7 @@ class Network(Agenda):
         return 0
 
     def refuse(self, end: End) -> None:
-        """Refuse a client: nothing listens at the address it connects to."""
+        """Refuse a client: no socket is listening at the address to which it connects."""
         self._fail_connect(end, errno.ECONNREFUSED)
 
     def give_up(self, end: End) -> None:

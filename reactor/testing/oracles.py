@@ -50,7 +50,7 @@ MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time pa
 MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
 MOST_TURNS = 200_000
 MOST_TURNS_AT_ONCE = 20_000  # the most turns in a row during which no time passes
-READ_PER_TURN = 65536  # the most bytes to read from one connection in a turn: one recv
+READ_PER_TURN = 65536  # the most bytes to read from one connection per turn: one recv
 
 
 @cache
@@ -81,7 +81,7 @@ class WatchedDatagramSocket(DatagramSocket):
 
 
 class Datagrams:
-    """The sizes of the datagrams that a socket has accepted. Each datagram waits, was sent, or has failed."""
+    """The sizes of the datagrams that a socket has accepted. Each of them is waiting, was sent, or has failed."""
 
     def __init__(self, max_queued: int) -> None:
         self.max_queued = max_queued
@@ -185,7 +185,7 @@ class Oracles:
         self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
         self._idle_polls = 0
         self._idle_since = 0
-        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # the limit one turn ago
+        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # each listener's limit one turn ago
         self._last: tuple[int, Any, int] = (0, None, 0)  # a time, and the progress counts and turns at that time
 
     # -- called by the reactor
@@ -217,7 +217,7 @@ class Oracles:
     # -- turns
 
     def check_turn(self, timeout: float | None) -> None:
-        """Check the turn before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
+        """Check the last turn, before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
         self.ledger.turns += 1
         self.ledger.inside = None
         self._check_bounds()
@@ -311,9 +311,9 @@ class Oracles:
         for sock, taken in self.datagrams.items():
             queued, buffered = sock.queued, sock.buffered
             if taken.is_too_much(queued, buffered):
-                self.violations.append(f'law 6: {queued} datagrams wait in {sock!r}, with {buffered} bytes in all')
+                self.violations.append(f'law 6: {queued} datagrams are waiting in {sock!r}, {buffered} bytes in all')
             if not taken.may_wait(queued, buffered):
-                self.violations.append(f'{queued} datagrams wait in {sock!r}, but `buffered` is {buffered}')
+                self.violations.append(f'{queued} datagrams are waiting in {sock!r}, but `buffered` is {buffered}')
 
     def check_over(self) -> None:
         """After `run` has returned True, check that the loop waits for nothing and that no timer is left."""
@@ -341,7 +341,7 @@ class Oracles:
 
 
 class Violation(BaseException):
-    """A law was broken. This is not an `Exception`, so no callback catches it, and it leaves `run`."""
+    """A law was broken. This is not an `Exception`, so it is not caught like a callback's error, and leaves `run`."""
 
 
 def _depth() -> int:

@@ -36,8 +36,8 @@ class Platform(Kernel):
         coins = Random(self.random.getrandbits(64))
         self.faults: Faults = Faults(coins, None if faults is True else faults or ())
         kind = self.random.choice(KINDS[:3])
-        # A separate generator, so that the other draws of a seed do not depend on it. Seeds from the time before kqueue
-        # and Windows were simulated still stand for the same runs, but some of them need `selector` for that.
+        # A separate generator, so that the other draws of a seed do not depend on these draws. A seed that was used
+        # before kqueue and Windows were simulated still stands for the same run, if `selector` names its old platform.
         manner = Random(f'manner {seed}')
         if manner.random() < FOREIGN:
             kind = manner.choice(KINDS[3:])

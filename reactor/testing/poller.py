@@ -9,8 +9,8 @@ are wanted.
 kqueue has a filter for each direction (`KqueueSelector` in CPython's Lib/selectors.py): a descriptor that is readable
 and writable is reported in two entries of one batch. Filters vanish with their descriptor, even if copies of it are
 open (kqueue(2)). So a closed number is never reported. A number that is in use again can be modified, and then the new
-file is watched. Registering for both directions takes two calls. If the second fails, the first filter stays, but its
-events reach no handle.
+file is watched. Registering for both directions takes two calls. If the second call fails, the first filter stays, but
+its events reach no handle.
 
 Windows has `select` for at most 512 sockets in each direction. It fails with ENOTSOCK if one of them is closed, and
 with EINVAL if there are none. A failed connect is only in the exception set, which `SelectSelector` reports as
@@ -80,13 +80,13 @@ class SimSelector:
         if not error and self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
             error = errno.ENOENT if fd in self._kernel.files else errno.EBADF
         if error:
-            self._forget(fd)  # like `selectors`; epoll still watches the file if a copy is open
+            self._forget(fd)  # as in `selectors`; epoll still watches the file if a copy is open
             raise OSError(error, 'simulated: not registered')
         key = self._keys[fd] = key._replace(events=events, data=data)
         return key
 
     def unregister(self, fd: int) -> SelectorKey:
-        """Stop watching a descriptor. Like `selectors`, this ignores errors of the system."""
+        """Stop watching a descriptor. Like `selectors`, this ignores errors from the system."""
         if fd not in self._keys:
             raise KeyError(f'{fd} is not registered')
         self._kernel.note('unregister', fd)
@@ -245,7 +245,10 @@ class SimSelector:
 
 
 class Stuck(BaseException):
-    """The loop waits, but no event is left. This is not an `Exception`, so it is not caught like a callback's error."""
+    """The loop is waiting, but no event is left that could wake it.
+
+    This is not an `Exception`, so it is not caught like a callback's error.
+    """
 
 
 def _round_up(seconds: float, kind: str) -> int:

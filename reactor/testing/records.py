@@ -37,7 +37,7 @@ class Record:
         self.gone_before = False  # its descriptor was already closed when the user called abort()
         self.over = False  # on_close was called
         self.options_at_end: Any = None  # the options when the connection ended, if the user has changed them since
-        self.limited = False  # a limit of its listener has ended the connection, perhaps after a failure
+        self.limited = False  # a limit of its listener has ended the connection, which may have failed before
         self.exc: BaseException | None = None  # the exception that was passed to on_close
         self.connected = False
         self.paused = False
@@ -71,12 +71,12 @@ class Record:
         end = self.end
         assert end is not None
         read_at, sent_at = end.kernel.reading(end.read_at), end.kernel.reading(end.sent_at)
-        # Both limits share one time stamp for input: with a read_timeout, resuming restarts the idle time too.
+        # The idle and read limits share one time stamp for input: with a read_timeout, resuming restarts both.
         resumed = self.resumed_at if options.read_timeout is not None else 0
         yield IdleTimeout, max(read_at, sent_at, self.limits_from, resumed), options.idle_timeout
         since = max(read_at, self.limits_from, self.resumed_at)
         limit = options.read_timeout
-        # Pausing stops the limit only if reading is paused before the limit has been reached.
+        # Pausing stops the read limit only if reading is paused before this limit has been reached.
         paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)
         if not paused and 'eof' not in self.events:
             yield ReadTimeout, since, limit

@@ -32,7 +32,7 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
     """
     alone = programs is None and seed % ALONE_EVERY == ALONE_EVERY - 1
     if alone:
-        # Half of these runs have no faults, because some checks in these programs need that.
+        # Half of these runs have no faults, because some checks in these programs are made only without faults.
         options.setdefault('faults', seed % (2 * ALONE_EVERY) < ALONE_EVERY)
     simulation = Simulation(seed, **options)
     world = simulation.world

@@ -38,7 +38,7 @@ class Expectation:
 
 
 class World:
-    """The object passed to each program, with the reactor, a random generator, and random trouble.
+    """The object passed to each program: it has the reactor, and makes random decisions and failures.
 
     Attributes:
         r: The reactor.
@@ -85,7 +85,7 @@ class World:
             raise Planted('planted by the simulation')
 
     def expect(self, text: str) -> Expectation:
-        """Expect an event before the end of the run; call `met()` of the returned object when it happens."""
+        """Expect an event before the end of the run; call `met()` on the returned object when the event happens."""
         expectation = Expectation(self, text)
         self.expectations[expectation] = None
         return expectation
@@ -162,7 +162,7 @@ class Simulation:
         return self
 
     def run_program(self, *programs: Callable[[World], object]) -> Simulation:
-        """Run one or more programs like `run`, but call each with the `World` in the first turn."""
+        """Run one or more programs, like `run`; each is called with the `World` in the first turn."""
 
         def main(r: Any) -> None:
             for program in programs:
@@ -200,7 +200,8 @@ class Simulation:
             except OSError as exc:
                 if not kernel.fails:
                     raise
-                # The call that failed was made by the selector, or by a program that could then not start.
+                # Either the selector made the call that failed, or a program made it while the program was starting. In
+                # the second case the program has not started, so nothing can be expected of it.
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()

@@ -70,7 +70,7 @@ class SimSocket:
             fail(errno.EINVAL)
         if not listening.queue or falls('accept.spurious'):
             listening.refused_at = kernel.time
-            raise BlockingIOError(errno.EAGAIN, 'simulated: no client waits')
+            raise BlockingIOError(errno.EAGAIN, 'simulated: no client is waiting')
         if falls('accept.exhausted'):
             listening.refused_at = kernel.time
             fail(kernel.random.choice(EXHAUSTED))
@@ -80,7 +80,7 @@ class SimSocket:
         listening.refused_at = kernel.time  # set this first, because `lowest_free` may fail
         fd = kernel.lowest_free()
         end = listening.take()
-        # macOS has no address for a client that has already left, and Python returns None.
+        # macOS reports no address for a client that has already left, so Python returns None.
         address = None if end.dead and kernel.kind == 'kqueue' else end.remote
         end.accepted = True
         end.nodelay = listening.nodelay and kernel.nodelay_inherited
@@ -201,7 +201,7 @@ class SimSocket:
         end.refused_at = kernel.time if room > 0 else end.refused_at
         if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
-        # macOS can fail with EPROTOTYPE shortly before it would fail with EPIPE.
+        # On macOS, a send can fail with EPROTOTYPE shortly before sends begin to fail with EPIPE.
         broken = (errno.EPIPE, errno.EPROTOTYPE) if kernel.kind == 'kqueue' else (errno.EPIPE,)
         for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
             if falls(site) and not (end.instant or end.private):
@@ -303,7 +303,7 @@ class SimSocket:
         kernel.call('setsockopt', self._fd)
         file: File = self.file
         if (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY) and isinstance(file, End | Listening):
-            file.nodelay = True  # even if the call fails: the reactor has tried
+            file.nodelay = True  # recorded even if the call fails, because the reactor has tried to set it
         if isinstance(file, End) and file.dead and kernel.kind == 'kqueue':
             fail(errno.EINVAL)  # macOS accepts no options on a socket that is shut down in both directions
         if level == socket.SOL_SOCKET and option == socket.SO_LINGER and isinstance(file, End):

@@ -1,7 +1,7 @@
 """Checks for open connections, at every call and callback.
 
 They are written from the laws and the docstrings, and compare the user's calls and the callbacks with the state of the
-simulated kernel. They do not repeat conditions from the stream's code: otherwise a mistake there would be here, too.
+simulated kernel. They do not repeat conditions from the stream's code: otherwise they would repeat its mistakes, too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class StreamChecks:
     def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
         """Make the user's write by calling `call(what, on_written, *args)`, and check its result."""
         record = stream.record
-        if record.writing:  # over TLS, one method for writing calls another
+        if record.writing:  # over TLS, one write method calls another
             within: bool = call(what, on_written, *args)
             return within
         data = b''.join(bytes(piece) for piece in pieces)
@@ -122,7 +122,7 @@ class StreamChecks:
         enough = waits + CALLBACK_COST * (len(record.marks) - record.written_calls) >= stream.options.max_buffered
         record.cut = enough or not self.ledger.kernel.fails  # otherwise other code may have closed the descriptor
         if record.cut and not enough:
-            self.ledger.wrong(stream, f'a write was dropped without an error, although only {waits} bytes wait')
+            self.ledger.wrong(stream, f'a write was dropped without an error, although only {waits} bytes are waiting')
 
     def _check_taken(self, stream: WatchedStream, taken: bool, size: int, waited: int) -> None:
         record, waits = stream.record, self.ledger.waits(stream)
@@ -134,10 +134,10 @@ class StreamChecks:
         record.largest = max(record.largest, size)
         if waited >= max(1, stream.options.max_buffered) and not record.sends_files:
             most = stream.options.max_buffered
-            self.ledger.wrong(stream, f'law 6: a write was accepted when {waited} bytes waited; max_buffered is {most}')
+            self.ledger.wrong(stream, f'law 6: a write was taken with {waited} bytes waiting; max_buffered is {most}')
         if taken != (waits < record.high_water):
             mark = record.high_water
-            self.ledger.wrong(stream, f'a write returned {taken} when {waits} bytes waited; high_water is {mark}')
+            self.ledger.wrong(stream, f'a write returned {taken} with {waits} bytes waiting; high_water is {mark}')
 
     def _watch_written(self, record: Record, fn: Callable[..., object], mark: int) -> Callable[..., object]:
         def watched(stream: WatchedStream, *args: Any) -> None:
@@ -201,7 +201,7 @@ class StreamChecks:
             self.ledger.wrong(stream, 'on_drain was called, but no write has returned False')
         record.awaits_drain = False
         if waits >= mark:
-            self.ledger.wrong(stream, f'on_drain was called when {waits} bytes waited; high_water is {mark}')
+            self.ledger.wrong(stream, f'on_drain was called with {waits} bytes waiting; high_water is {mark}')
 
     def _check_error(self, stream: WatchedStream, exc: BaseException) -> None:
         if exc not in self._unreported or exc not in stream.record.raised:
@@ -253,15 +253,15 @@ class StreamChecks:
             waits = len(record.offered) - end.sent
             if waits < 0:
                 self.ledger.wrong(
-                    stream, f'the kernel took {end.sent} bytes, but only {len(record.offered)} were written'
+                    stream, f'the kernel accepted {end.sent} bytes, but only {len(record.offered)} were written'
                 )
             if stream.buffered != waits:
-                self.ledger.wrong(stream, f'{waits} bytes wait, but `buffered` is {stream.buffered}')
+                self.ledger.wrong(stream, f'{waits} bytes are waiting, but `buffered` is {stream.buffered}')
         if stream.options.nodelay and not (end.nodelay or end.instant or self.ledger.kernel.fails):
             self.ledger.wrong(stream, 'TCP_NODELAY was neither set nor inherited')
         if stream.buffered > stream.options.max_buffered + max(record.largest, 1 << 17) and not record.sends_files:
             most = stream.options.max_buffered
-            self.ledger.wrong(stream, f'law 6: {stream.buffered} bytes wait; max_buffered is {most}')
+            self.ledger.wrong(stream, f'law 6: {stream.buffered} bytes are waiting; max_buffered is {most}')
 
     def _check_dropped(self, stream: WatchedStream) -> None:
         # Law 9: an ended stream keeps no object of the user, no socket and no timer.

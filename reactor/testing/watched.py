@@ -1,6 +1,6 @@
 """Streams that report each call and each callback to the checks of their reactor.
 
-A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It records the user's calls in
+A `WatchedStream` runs the same code as a `Stream` and must behave exactly like one. It records the user's calls in
 its `Record`.
 """
 
@@ -39,7 +39,7 @@ class WatchedStream(Stream):
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
-        self.on_close: OnClose | None = callbacks.on_close or _nothing  # checked even if the user has not set it
+        self.on_close: OnClose | None = callbacks.on_close or _nothing  # needed to check how the stream ends
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         taken: bool = self.loop.oracles.streams.write(self, super().write, data, (data,), on_written, args)
@@ -152,7 +152,7 @@ class WatchedTLSStream(WatchedStream, TLSStream):
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):
-    """A `WatchedStream` that waits for a PROXY header. The header is received data, like all bytes of the peer."""
+    """A `WatchedStream` that waits for a PROXY header. The header is received data, like all bytes from the peer."""
 
     __slots__ = ()
 

@@ -208,6 +208,7 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Reactor.watch_path': lambda world: {'path': str(world.folder), 'fn': nothing},
     'Reactor.drain': lambda world: {'timeout': 1, 'lame_duck': 0},
     'Reactor.run': lambda world: {'main': nothing},
+    'Reactor.add_drain_callback': lambda world: FN,
     'Reactor.add_exit_callback': lambda world: FN,
     'Reactor.call_soon': lambda world: FN,
     'Reactor.call_soon_threadsafe': lambda world: FN,

@@ -29,7 +29,7 @@ needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix s
 API = {
     # running
     *('run', 'run_once', 'stop', 'close', 'now', 'timeout', 'fileno'),
-    *('drain', 'draining'),
+    *('drain', 'draining', 'add_drain_callback'),
     *('add_exit_callback', 'stats', 'handles', 'why_alive'),
     # calls and timers
     *('call_soon', 'call_soon_threadsafe', 'call_later', 'call_at', 'call_every'),

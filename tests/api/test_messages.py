@@ -111,6 +111,7 @@ def test_a_callback_that_can_be_called_is_accepted(r, fn):
         lambda r, fn: r.resolve_address('127.0.0.1', fn),
         lambda r, fn: r.run_in_thread(print, on_done=fn),
         lambda r, fn: r.spawn(['true'], on_exit=fn),
+        lambda r, fn: r.add_drain_callback(fn),
     ],
 )
 def test_every_method_that_takes_a_callback_checks_it(r, give):

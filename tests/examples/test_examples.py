@@ -30,7 +30,7 @@ LONGER = {
     'port_from_asyncio.py': 95,
     'port_from_tornado.py': 100,
     'tornado_original.py': 95,
-    'websocket_chat.py': 140,
+    'websocket_chat.py': 172,
 }  # the maximum number of lines in each of the longer examples
 SERVERS = [
     'chargen.py', 'chat.py', 'daytime.py', 'discard.py', 'echo.py', 'embed.py', 'live_page.py', 'observed.py',
@@ -407,6 +407,27 @@ def test_tls_service_renews_its_certificates_and_keeps_them_when_it_cannot(certi
         process.send_signal(signal.SIGHUP)
         assert f'the key in {live[1]} does not belong' in process.stdout.readline()
         assert shown() == 'second'
+
+
+@pytest.mark.scenario(113)
+@SIGNALS
+@needs('openssl')
+def test_tls_service_answers_the_clients_that_it_has_accepted_before_it_ends(certificates):  # noqa: F811
+    files = [str(certificates.folder / name) for name in ('server.pem', 'server.key')]
+    request = b'GET / HTTP/1.1\r\n\r\n'
+    with (
+        example('tls_service.py', '--port', '0', '--name', 'default', *files) as (process, port),
+        client(port) as connected,
+        client(port) as idle,
+    ):
+        context = certificates.client()
+        with context.wrap_socket(idle, server_hostname='localhost') as idle:
+            process.send_signal(signal.SIGTERM)
+            with context.wrap_socket(connected, server_hostname='localhost') as late:  # its handshake begins only now
+                late.sendall(request)
+                assert b'TLSv1.3 with TLS_' in read_to_end(late)
+            assert read_to_end(idle) == b''
+        assert process.wait(10) == 0
 
 
 @pytest.mark.scenario(93)

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+import reactor
 from tests.demo.test_clients import client as program
 from tests.examples.test_examples import check_end, client, example, read_to_end, read_until
 
@@ -600,6 +601,101 @@ def iter_events(member):
     with suppress(ConnectionResetError):
         while (event := member.next()) is not None:
             yield event
+
+
+class ChatClient:
+    """A WebSocket client of a reactor: it answers the close frame of the server and waits for the end of the stream.
+
+    `ended` is the code of that frame and how the connection ended: (code, exception or None).
+    """
+
+    def __init__(self, r, port, answers=True):
+        self.answers, self.received, self.upgraded, self.code, self.ended = answers, bytearray(), False, None, None
+        self.conn = r.connect_tcp('127.0.0.1', port, self.on_data, on_close=self.on_close)
+        self.conn.write(UPGRADE)
+
+    def on_data(self, conn, data):
+        received = self.received
+        received += data
+        if not self.upgraded and b'\r\n\r\n' in received:
+            assert received.startswith(b'HTTP/1.1 101 '), received
+            del received[: received.index(b'\r\n\r\n') + 4]
+            self.upgraded = True
+        at = 0
+        while self.upgraded and len(received) - at >= 2:
+            opcode, size = received[at] & 15, received[at + 1]
+            assert size < 126  # the messages in these tests are short, and a server does not mask them
+            if len(received) - at < 2 + size:
+                break
+            if opcode == 8:
+                assert self.code is None
+                self.code = int.from_bytes(received[at + 2 : at + 4], 'big')
+                if self.answers:
+                    conn.write(b'\x88\x82\0\0\0\0' + received[at + 2 : at + 4])  # the mask is four zeros
+            at += 2 + size
+        del received[:at]
+
+    def on_close(self, conn, exc):
+        self.ended = self.code, exc
+
+
+UPGRADE = get('/chat', 'Connection: Upgrade', 'Upgrade: websocket', 'Sec-WebSocket-Version: 13',
+              'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==')  # fmt: skip
+
+
+def run_while(r, waits, seconds=60):
+    """Run a reactor while `waits()` is true."""
+    end = time.monotonic() + seconds
+    while waits():
+        r.run_once(0.1)
+        assert time.monotonic() < end, 'not in time'
+
+
+@pytest.mark.scenario(129)
+@pytest.mark.parametrize(('options', 'signum'), [
+    ((), signal.SIGTERM), (('--workers', '2'), signal.SIGTERM), (('--workers', '2'), signal.SIGHUP),
+], ids=['alone', 'workers', 'replaced workers'])  # fmt: skip
+def test_a_drain_sends_1001_to_a_thousand_members_and_waits_for_their_answers(options, signum):
+    with example('websocket_chat.py', '--port', '0', *options) as (process, port), reactor.Reactor() as r:
+        members = [ChatClient(r, port) for _ in range(1000)]
+        run_while(r, lambda: not all(member.upgraded for member in members))
+        began = time.monotonic()
+        process.send_signal(signum)
+        run_while(r, lambda: not all(member.ended for member in members))
+        assert time.monotonic() - began < 10  # the drain timeout
+        assert {member.ended for member in members} == {(1001, None)}
+        if signum == signal.SIGTERM:
+            assert process.wait(10) == 0
+        else:
+            late = ChatClient(r, port)
+            run_while(r, lambda: not late.upgraded)
+
+
+@pytest.mark.scenario(129)
+@pytest.mark.parametrize('options', [(), ('--workers', '1')], ids=['alone', 'workers'])
+def test_a_member_that_does_not_answer_1001_is_reset_at_the_drain_timeout(options):
+    options = ('--port', '0', '--drain-timeout', '1.5', *options)
+    with example('websocket_chat.py', *options) as (process, port), reactor.Reactor() as r:
+        silent, polite = ChatClient(r, port, answers=False), ChatClient(r, port)
+        run_while(r, lambda: not (silent.upgraded and polite.upgraded))
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        run_while(r, lambda: not polite.ended)
+        assert time.monotonic() - began < 1.4 and silent.code == 1001 and silent.ended is None
+        silent.conn.write(b'\x81\x82\0\0\0\0hi')  # a message that crosses with the close frame is dropped
+        run_while(r, lambda: not silent.ended)
+        assert 1.4 < time.monotonic() - began < 4 and isinstance(silent.ended[1], ConnectionResetError)
+        assert polite.ended == (1001, None) and process.wait(10) == 0
+
+
+def test_a_client_that_wants_to_join_during_a_drain_is_refused():
+    with example('websocket_chat.py', '--port', '0') as (process, port), Member(port) as anna, client(port) as late:
+        late.sendall(UPGRADE[:-2])
+        anna.text()
+        process.send_signal(signal.SIGTERM)
+        assert anna.next().code == 1001
+        late.sendall(b'\r\n')
+        assert read_to_end(late).startswith(b'HTTP/1.1 503 ')
 
 
 @pytest.mark.parametrize(('request_', 'status'), [

@@ -15,7 +15,8 @@ from reactor import observe
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-# The numbers: three piece lengths, how the connection ends, how much the client reads, whether there are two clients.
+# The numbers at the end of an input are three piece lengths, how the connection ends, how much the client reads, and
+# whether there are two clients.
 NUMBERS = 6
 WORDS = (
     b'{"do": "stats"}\n', b'{"do": "handles", "limit": 10}\n', b'{"do": "handles", "kind": "Stream"}', b'help\n',
@@ -108,7 +109,7 @@ def deserved(line: bytes) -> Any:
     request: Any = {'do': text}
     if text.startswith('{'):
         try:
-            request = json.loads(text, parse_constant=int)  # raises, because NaN and infinities are not JSON
+            request = json.loads(text, parse_constant=int)  # `int` raises for NaN and infinities, which are not JSON
         except (ValueError, RecursionError):
             return False
     name = request.pop('do', None)

@@ -1,8 +1,8 @@
 """Fuzz framing: messages assembled from chunks must equal those split off the whole input at once.
 
-An input either feeds `Frames` directly and compares each message, or runs a `Framing` on a connection whose callback
-pauses, raises and closes. The messages must be the same however the bytes were cut, and `FrameTooLong` must be raised
-for messages over the limit, and only for those.
+An input is either fed to `Frames` directly, or sent to a connection with a `Framing` whose callback pauses, raises and
+closes. The messages must be the same however the bytes were cut, and `FrameTooLong` must be raised for messages over
+the limit, and only for those.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def run(data: bytes) -> None:
         run_connection(data[1:], data[0] & 127)
 
 
-# -- the naive split
+# -- the naive parser, which splits the whole input at once
 
 
 def message_until(data: bytes, delimiter: bytes, limit: int) -> Any:
-    """Return (message, rest), WAIT, TOO_LONG, or a set of the last two if the excess may be part of a delimiter."""
+    """Return (message, rest), WAIT or TOO_LONG; {WAIT, TOO_LONG} if a part of a delimiter may exceed the limit."""
     before, found, after = data.partition(delimiter)
     if found:
         return TOO_LONG if len(before) > limit else (before, after)
@@ -51,7 +51,7 @@ def line(data: bytes, limit: int) -> Any:
 
 
 def either(size: int, limit: int, delimiter: int) -> Any:
-    """Return the result without a delimiter: up to `delimiter` - 1 excess bytes may be the beginning of a delimiter."""
+    """Return the result while there is no delimiter: its first `delimiter` - 1 bytes may have arrived already."""
     if size <= limit:
         return WAIT
     return TOO_LONG if size >= limit + delimiter else {WAIT, TOO_LONG}
@@ -153,7 +153,7 @@ KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.prefixed(fn, 2, 'little', limit=limit), lambda d, n: prefixed(d, 2, 'little', n)),
     (lambda fn, limit: framing.blocks(fn, 1 + limit), lambda d, limit: block(d, 1 + limit, 1 + limit)),
 )
-NUMBERS = 8  # how many numbers: the limit, three piece lengths, three actions, and how the connection ends
+NUMBERS = 8  # numbers in an input: the limit, three piece lengths, three actions, and how the connection ends
 
 
 def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:

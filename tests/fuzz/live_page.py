@@ -17,7 +17,8 @@ from reactor.observe import serve_page
 from .scene import Input, Scene, Socket
 
 LONGEST_INPUT = 1200
-# The numbers: three piece lengths, how the connection ends, how much a browser reads, whether there are two browsers.
+# The numbers at the end of an input are three piece lengths, how the connection ends, how much a browser reads, and
+# whether there are two browsers.
 NUMBERS = 6
 WORDS = (
     b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',
@@ -65,7 +66,7 @@ def run(data: bytes) -> None:
 
 
 def end(scene: Scene, socks: list[Socket], how: int) -> None:
-    """End the browser's side, reset the connection, or wait, either for the time limits or for a few samples."""
+    """Shut down the browser's sending side, reset the connection, or wait: for the time limits or a few seconds."""
     for sock in socks:
         if how % 4 == 0:
             sock.end()
@@ -182,7 +183,7 @@ def check_events(body: bytes) -> None:
 def check_echo(payload: bytes, sent: bytes) -> None:
     """Check that no bytes of the request are sent back."""
     if len(payload) > LONGEST_INPUT:
-        return  # the payload is repeated; other inputs contain it without repetition
+        return  # the payload is repeated; shorter inputs are checked instead
     usual = always_sent()
     for begin in range(len(payload) - ECHO + 1):
         part = payload[begin : begin + ECHO]

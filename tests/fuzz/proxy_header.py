@@ -23,7 +23,7 @@ WORDS = (
     b'PROXY TCP4 ', b'PROXY TCP6 ', b'PROXY UNKNOWN', b'\r\n', b'255.255.255.255', b'::ffff:1.2.3.4', b' 65535',
     b'\x03\0\x04', b'\x04\0\0',
 )  # fmt: skip
-NUMBERS = 4  # how many numbers: three piece lengths, and how the connection ends
+NUMBERS = 4  # numbers in an input: three piece lengths, and how the connection ends
 LONGEST_LINE = 107  # bytes of a version 1 header (section 2.1)
 LONGEST = 4096  # bytes of a version 2 header; the specification requires support for at least 536
 TIMEOUT = 10.0  # seconds, the default of proxy_timeout
@@ -31,7 +31,7 @@ PROXY = ('127.0.0.1', 50000)  # the peer of every scripted socket
 
 
 class Header(NamedTuple):
-    """The meaning of the bytes.
+    """What the first bytes of a connection mean.
 
     `kind` is 'header', 'wrong', 'part' (of a header), or 'free' (accepting and refusing are both allowed).
     """
@@ -204,7 +204,7 @@ def check_before_the_end(client: Client, meaning: Header, payload: bytes) -> Non
 
 
 def check(client: Client, meaning: Header, payload: bytes, how: str) -> None:
-    """Compare the callbacks with the specification."""
+    """Compare the calls that were made to the callbacks with the specification."""
     if client.connected:
         assert meaning.kind in ('header', 'free'), f'{payload!r} was accepted as a header: {client.header!r}'
         check_header(client, meaning)

@@ -64,7 +64,7 @@ class Input:
 
 
 class Socket(ScriptedSocket):
-    """A connected socket whose peer is the target, which calls `arrive`, `end` and `reset`.
+    """A connected socket. The target plays the peer: it calls `arrive`, `end` and `reset`.
 
     sent  the bytes sent to the peer
 
@@ -257,10 +257,10 @@ class Scene:
             if self._collecting:
                 gc.enable()
 
-    # -- for targets
+    # -- methods that targets call
 
     def caught(self, exc: Exception, handle: Any) -> None:
-        """Handle an exception of a callback, which would otherwise be logged."""
+        """Handle an exception from a callback, which would otherwise be logged."""
         if not isinstance(exc, Expected):
             self.failures.append(exc)
 
@@ -293,12 +293,12 @@ class Scene:
             self.check()
 
     def check(self) -> None:
-        """Raise the first failure in a callback."""
+        """Raise the first failure that a callback has recorded, and check that no error was logged."""
         if self.failures:
             raise self.failures[0]
         assert not self._errors.found, f'law 8: logged as an error: {self._errors.found[0]}'
 
-    # -- the end
+    # -- closing everything at the end
 
     def _close(self) -> None:
         """Close everything, and check that it is closed."""
@@ -341,7 +341,7 @@ class Seen:
         scene.seen.append(self)
 
     def callbacks(self, *names: str) -> dict[str, Any]:
-        """Keyword arguments for the named callbacks."""
+        """Return the named callbacks as keyword arguments."""
         return {name: getattr(self, name) for name in names}
 
     def on_connect(self, conn: Any) -> None:
@@ -356,7 +356,7 @@ class Seen:
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
         self._call('on_close', conn, self._close, exc)
 
-    # -- for targets
+    # -- methods that targets override
 
     def message(self, data: bytes) -> None:
         """Called with received bytes, or with a message."""
@@ -373,7 +373,7 @@ class Seen:
             assert self.over == 1, f'law 1: on_close was called {self.over} times'
         self.conn = None
 
-    # -- internal
+    # -- private methods
 
     def _call(self, name: str, conn: Any, fn: Any, *args: Any) -> None:
         try:

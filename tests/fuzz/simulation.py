@@ -1,7 +1,7 @@
 """Fuzz simulated systems: each decision is a byte of the input, so that code coverage guides the decisions.
 
-A program of `reactor.testing.programs` runs on a simulated system while the oracles watch. It must break no law,
-whatever the network, the scheduler and the faults do.
+A program of `reactor.testing.programs` runs on a simulated system, and the oracles check every law. The reactor must
+break no law, whatever the network, the scheduler and the faults do.
 
 If the input were only a seed, any change would give a completely different run. Here, changing one byte changes only
 one decision and its consequences.
@@ -58,7 +58,7 @@ class Decisions(random.Random):
 
 
 def run(data: bytes) -> None:
-    """Run one input: its first bytes choose a program, a system and its faults, and the others are the decisions."""
+    """Run one input: its first bytes choose a program, a system and its faults; the other bytes are the decisions."""
     head = data[:HEAD].ljust(HEAD, b'\0')
     program, manner = CHOICES[head[0] % len(CHOICES)], KINDS[head[1] % len(KINDS)]
     seed, mask = int.from_bytes(head[2:4], 'big'), int.from_bytes(head[4:HEAD], 'big')

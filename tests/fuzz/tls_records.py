@@ -1,4 +1,4 @@
-"""Fuzz a `TLSStream` with random bytes, and with records of a peer that are flipped, cut, doubled, dropped or swapped.
+"""Fuzz a `TLSStream` with random bytes, and with a peer's records flipped, cut, doubled, dropped or swapped.
 
 The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` must get a prefix
 of the bytes that the peer wrote, and nothing else. A stream that was changed or cut on the way must never end with
@@ -28,7 +28,7 @@ WORDS = (b'\x16\x03\x01\0', b'\x17\x03\x03\0', b'\x15\x03\x03\0\x02\x01\0', b'\x
 HANDSHAKE_LIMIT = 60.0  # seconds, the default of handshake_timeout
 ENDS_WITHIN = 100.0  # seconds: the linger and the time limits of TLS are 30 s each
 MOST_PIECES = 200
-MOST_UPDATES = 32  # records in a row without data, the default of max_empty_records; more can be an error
+MOST_UPDATES = 32  # records in a row without data, the default of max_empty_records; more may end the connection
 HEADER = 5  # bytes of a record: type, version, length
 
 
@@ -63,7 +63,7 @@ class Member(Seen):
         self.conn.close()
 
     def say(self, data: bytes) -> None:
-        """Write, unless our side has ended."""
+        """Write data, unless our side of the stream has ended."""
         if not self.shut and not self.conn.closed:
             self.written += data
             self.conn.write(data)
@@ -109,7 +109,7 @@ class Peer:
         return found
 
     def say(self, data: bytes) -> None:
-        """Write, if that is still possible."""
+        """Write data, if the TLS stream still allows that."""
         if self.ready and not self.notified:
             try:
                 self.tls.write(data)
@@ -123,7 +123,7 @@ class Peer:
             try:
                 self.tls.unwrap()
             except ssl.SSLError:
-                pass  # the other side has not ended yet
+                pass  # the other side has not sent its close_notify yet
             self.notified = True
 
 
@@ -293,7 +293,7 @@ class Run:
         conn.resume_reading()
 
     def close(self, number: int) -> None:
-        """End the side of the connection under test, close it, or abort it."""
+        """Shut down the sending side of the connection under test, or close or abort the connection."""
         if number < 128:
             self.member.shut = True
             self.member.conn.write_eof()
@@ -319,7 +319,7 @@ class Run:
     def check_end(self) -> None:
         member, exc = self.member, self.member.exc
         assert member.over, f'{ENDS_WITHIN} s after the peer has ended, on_close was not called'
-        late = self.limited or self.closed_by_us  # the linger may end first, with a WriteTimeout
+        late = self.limited or self.closed_by_us  # the linger time may run out first, with a WriteTimeout
         allowed = exc is None or isinstance(exc, (TLSError, WriteTimeout) if late else TLSError)
         assert allowed or (self.reset and isinstance(exc, OSError)), f'ended with {exc!r}'
         if self.closed_by_us:

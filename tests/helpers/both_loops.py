@@ -1,8 +1,9 @@
 """Programs that run on two loops, the reactor's and asyncio's, and must leave the same trace on both.
 
 A program gets a `Driver` and a random number generator. It draws its actions, and the actions of its callbacks, from
-the generator in the order of events, so two loops that behave alike draw the same actions. The program also moves the
-clock. The programs rely only on behaviour that both loops promise; `DIFFERENCES` lists what they avoid, and why.
+the generator in the order of events, so on two loops that behave alike it draws the same actions. The program also
+moves the clock. The programs rely only on behaviour that both loops promise; `DIFFERENCES` lists the situations that
+they avoid, and why.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 from typing import Any
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-STEP = 1 / 8  # seconds; all times are multiples of it, and a power of two keeps them exact
+STEP = 1 / 8  # seconds; all times are multiples of this power of two, so that floats represent them exactly
 SETTLED = 4  # turns after which every consequence of an action has happened
 NAMES = 'SIGUSR1', 'SIGUSR2', 'SIGWINCH'
 
@@ -58,10 +59,10 @@ DIFFERENCES = {
     ),
     'an event that is unwanted and wanted again in one turn': (
         'This loop still reports the event in that turn; asyncio reports it in the next one. '
-        'A program changes the wanted events of a descriptor at most once a turn.'
+        'A program changes the wanted events of a descriptor at most once per turn.'
     ),
     'exceptions in callbacks of a watched descriptor': (
-        'In this loop an exception ends the watch; in asyncio the watch goes on. The callbacks of a program do not '
+        'In this loop an exception ends the watch; in asyncio the watch continues. The callbacks of a program do not '
         'raise there.'
     ),
     'a signal raised many times at once': (
@@ -82,7 +83,7 @@ class Clock:
 
 
 class Selector(selectors.BaseSelector):
-    """A real selector that does not wait for timers, and reports descriptors in the order of first registration."""
+    """A real selector that does not wait for timers. Descriptors registered earlier are reported first."""
 
     def __init__(self) -> None:
         self.real = selectors.DefaultSelector()
@@ -100,7 +101,7 @@ class Selector(selectors.BaseSelector):
         return self.real.modify(fileobj, events, data)
 
     def select(self, timeout: float | None = None) -> Any:
-        # The timeout is None only in `run`, which a thread ends with a call.
+        # The timeout is None only in `run`. A thread wakes the loop then, by making a call.
         return sorted(self.real.select(30 if timeout is None else 0), key=lambda each: self.order[each[0].fd])
 
     def get_map(self) -> Any:
@@ -113,7 +114,7 @@ class Selector(selectors.BaseSelector):
 class Driver:
     """The interface of one loop, used by the programs.
 
-    `trace` is compared: it maps the name of a source of events to the list of its events.
+    `trace` is what a test compares: it maps the name of each source of events to the list of its events.
     """
 
     def __init__(self, clock: Clock, selector: Selector) -> None:
@@ -130,7 +131,7 @@ class Driver:
         for _ in range(SETTLED):
             self.turn()
 
-    # The interface of each loop. Operations that both loops have are named as in asyncio.
+    # The driver of each loop implements these methods. Operations that both loops have are named as in asyncio.
 
     def turn(self) -> None:
         raise NotImplementedError
@@ -155,7 +156,7 @@ class Driver:
         raise NotImplementedError
 
     def watch(self, fd: int, events: int, fn: Any) -> None:
-        """Call `fn(event)` while the descriptor is ready for one of `events`; 0 stops the watch."""
+        """Call `fn(event)` while the descriptor is ready for one of `events`; with 0, stop watching it."""
         raise NotImplementedError
 
     def add_signal_handler(self, signum: int, fn: Any, *args: Any) -> None:
@@ -182,7 +183,7 @@ class Raised(Exception):
 
 
 def timers(driver: Driver, rng: random.Random) -> None:
-    """Timers whose callbacks set and cancel timers, or raise; a slow callback often makes many due in one turn."""
+    """Timers whose callbacks set and cancel timers, or raise; slow callbacks often make many timers due in one turn."""
     made: list[Any] = []
     deadlines: set[float] = set()
     left = [60]
@@ -364,7 +365,7 @@ def descriptors(driver: Driver, rng: random.Random) -> None:
 
 
 def signals(driver: Driver, rng: random.Random) -> None:
-    """Signals with a handler, a replaced handler, or none; each is raised once before the loop runs."""
+    """Signals with a handler, a replaced handler, or no handler; each is raised once before the loop runs."""
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     handled: set[int] = set()
     made = 0

@@ -19,7 +19,7 @@ subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1
 
 
 class Certificates:
-    """Files in a folder, and contexts that use them."""
+    """Certificates and keys in a folder, and the TLS contexts that use them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class Certificates:
             self.issue(name)
 
     def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Sign a certificate with the subject `name` for this machine and `hosts`; returns the paths of both files."""
+        """Sign a certificate with the subject `name` for this machine and `hosts`; returns (certificate, key)."""
         request, made = self.folder / f'{name}.csr', self.folder / f'{name}.pem'
         self._run('req', *key(self.folder, name), '-out', str(request), '-subj', f'/CN={name}')
         names = self.folder / f'{name}.ext'
@@ -77,7 +77,7 @@ def changed(context: ssl.SSLContext, options: dict[str, object]) -> ssl.SSLConte
     return context
 
 
-shared: list[Certificates] = []  # created once: otherwise each module that imports the fixture would create its own
+shared: list[Certificates] = []  # otherwise each module that imports the fixture would make its own set
 
 
 @pytest.fixture(scope='session')

@@ -12,6 +12,7 @@ from pathlib import Path
 from reactor import Stats
 
 PAGE = Path(__file__).parents[2] / 'examples' / 'COUNTERS.md'
+WITHOUT_COUNTER = '\n## Metrics without a counter\n'  # the heading after the tables of counters
 SUFFIX = {'count': '_total', 'seconds': '_total', 'gauge': '', 'other': ''}
 
 
@@ -29,8 +30,9 @@ def row(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:
-    """Return the page with the declared names of metrics and help texts."""
-    return re.sub(r'^\| `(\w+)` \|.*\|([^|]*)\|$', row, text, flags=re.MULTILINE)
+    """Return the page, with the names and help texts of the metrics as they are declared now."""
+    tables, heading, rest = text.partition(WITHOUT_COUNTER)
+    return re.sub(r'^\| `(\w+)` \|.*\|([^|]*)\|$', row, tables, flags=re.MULTILINE) + heading + rest
 
 
 if __name__ == '__main__':

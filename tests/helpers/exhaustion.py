@@ -3,7 +3,7 @@
 This module has the faults, the `World` in which a program runs, and the laws that are checked after each run.
 
 The callbacks that record events allocate nothing, so no fault happens in them. After the fault every program continues
-as a user would: it closes what is open and uses what is left.
+as a user would: it closes some handles and goes on using the others.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ def near_limit(left: int, fn: Callable[[], Any], room: int = 150) -> Any:
 
 
 def is_traced() -> bool:
-    """Return whether coverage is measured: its trace function would run out of stack itself."""
+    """Return whether coverage is being measured; its trace function would itself run out of stack."""
     monitoring = getattr(sys, 'monitoring', None)
     return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.COVERAGE_ID))
 
 
 def allocations(fn: Callable[[], Any]) -> int:
-    """Count the allocations that `fn` makes; the result is a few too high."""
+    """Count the allocations that `fn` makes; the count is too high by a few."""
     _testcapi.set_nomemory(MANY, MANY + 1)
     try:
         fn()
         left = 0
         while True:
             object()
-            left += 1  # above 256, the count itself is an allocated int
+            left += 1  # a count above 256 is itself an allocated int
     except MemoryError:
         pass
     finally:
@@ -89,7 +89,7 @@ _accept = LeanSocket._accept
 
 
 def accept(sock: socket.socket) -> Any:
-    """Call `_accept` and count descriptors that CPython leaks when it has no memory for the number or the address."""
+    """Call `_accept` and count descriptors that CPython leaks for lack of memory for their number or address."""
     try:
         return _accept(sock)
     except EXHAUSTED:
@@ -143,7 +143,7 @@ class Deep:
 
 
 class NoFault:
-    """No fault, used to count allocations."""
+    """A run without a fault, in which allocations are counted."""
 
     def __repr__(self) -> str:
         return 'no fault'
@@ -180,7 +180,7 @@ class World:
         self.promises: list[Callable[[], str | None]] = []
         self.escaped: list[BaseException] = []
 
-    # -- for programs
+    # -- methods that programs call
 
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
         """Record the end of a connection without allocating memory."""
@@ -234,10 +234,10 @@ class World:
         else:
             self.r.call_soon(attempt, fn)
 
-    # -- the run
+    # -- running a program
 
     def run(self, fault: Any) -> str | None:
-        """Run the program's turns with `fault`, then end the program without it; returns the broken law, or None."""
+        """Run the program's turns with `fault`, then end it without the fault; returns the broken law, or None."""
         run_once, escaped = self.r.run_once, [None] * SETTLED
 
         def turn() -> None:
@@ -303,7 +303,7 @@ class World:
     def still_serves(self, server: Any) -> str | None:
         if server.closed:
             return None
-        if server._paused:  # the program has paused it, and had no memory to resume it
+        if server._paused:  # the program has paused the listener, and then had no memory to resume it
             server.resume()
         if server.open_connections:
             return f'{server!r} counts {server.open_connections} connections, but none is open'

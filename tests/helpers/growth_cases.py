@@ -1,7 +1,7 @@
 """Cases for `test_growth.py`: each is a function that does something with n things, such as n timers.
 
 Only the work to be measured happens inside `meter`, a context manager. So the same cases can be used to count bytecodes
-and, in `work_in_c.py`, instructions. This module imports no test module, because callgrind is slow.
+and, in `work_in_c.py`, instructions. This module imports no test module, because imports are slow under callgrind.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def handles_when_the_reactor_is_closed(n, meter):
         r.call_later(1, nothing)
         r.notifier(nothing)
         r.add_exit_callback(nothing)
+        r.add_drain_callback(nothing)
         r.call_soon(nothing)
     with meter:
         r.close()
@@ -309,6 +310,16 @@ def connections_that_end_while_the_loop_runs(n, meter):
         for conn in conns:
             conn.sock.incoming.append(b'')
         with meter:
+            r.run()
+
+
+@case(32)
+def drain_callbacks(n, meter):
+    with Reactor(kernel=ScriptedKernel()) as r:
+        for _ in range(n):
+            r.add_drain_callback(nothing)
+        with meter:
+            r.drain(10)
             r.run()
 
 
@@ -556,7 +567,7 @@ def calls_beyond_the_queue_limit_of_threads(n, meter):
         for _ in range(QUEUE_LIMIT):
             r.run_in_thread(nothing)
         r.run_once(0)
-        r.run_in_thread(nothing)  # this searches for cancelled calls, once a turn
+        r.run_in_thread(nothing)  # this call searches the queue for cancelled calls, as happens once per turn
         with meter:
             for _ in range(n):
                 r.run_in_thread(nothing)
@@ -627,7 +638,7 @@ def signals_that_arrive(n, meter):
 
 @case(4)
 def reactors_with_signal_handlers(n, meter):
-    """All reactors of a process share a list of claims, and each reactor searches it, so n is small here."""
+    """All reactors of a process share a list of handled signals, which each of them searches, so n is small."""
     with meter:
         reactors = [Reactor() for _ in range(n)]
         for r in reactors:
@@ -674,7 +685,7 @@ def addresses_that_are_all_unreachable(n, meter):
 
 @case(64)
 def addresses_that_do_not_answer(n, meter):
-    """Another address is tried every quarter of a second. When the last one answers, the other attempts end."""
+    """Every quarter of a second the reactor tries another address. At the end, all attempts are closed at once."""
     kernel, pipes = ManyAddresses(n), []
     real = FakeKernel()
 

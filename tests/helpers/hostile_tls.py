@@ -35,7 +35,7 @@ class Engine:
     def _ssl_of(self, ssl_object: ssl.SSLObject) -> int:
         socket: Any = ssl_object._sslobj  # type: ignore[attr-defined]
         words = (ctypes.c_void_p * 5).from_address(id(socket))
-        # Check the layout before the pointer is used, because it is private to CPython.
+        # Check the layout before the pointer is used, because the layout is private to CPython.
         if words[CONTEXT_OF_SSLSOCKET] != id(ssl_object.context):
             raise RuntimeError('the SSL of an ssl.SSLObject is not at the offset used by CPython 3.11 to 3.15')
         found = words[SSL_OF_SSLSOCKET]
@@ -43,13 +43,13 @@ class Engine:
         return found
 
     def update_keys(self, ssl_object: ssl.SSLObject, requested: bool) -> None:
-        """Send a KeyUpdate (RFC 8446, 4.6.3); with `requested`, ask the peer for one, too."""
+        """Send a KeyUpdate (RFC 8446, 4.6.3); with `requested`, ask the peer to send one, too."""
         pointer = self._ssl_of(ssl_object)
         assert self._library.SSL_key_update(pointer, int(requested)) == 1
         self._library.SSL_do_handshake(pointer)
 
     def renegotiate(self, ssl_object: ssl.SSLObject) -> None:
-        """Begin a new handshake, or request one as a server (RFC 5246, 7.4.1.1)."""
+        """Begin a new handshake; a server requests that the client begin it (RFC 5246, 7.4.1.1)."""
         pointer = self._ssl_of(ssl_object)
         self._library.SSL_renegotiate(pointer)
         self._library.SSL_do_handshake(pointer)
@@ -60,7 +60,7 @@ ENGINE = Engine()
 
 
 class Peer:
-    """One side of a TLS connection, the `data` of a plain stream.
+    """One side of a TLS connection. A plain stream carries its bytes and has it as its `data`.
 
     After `join(conn)` the peer does the handshake; then `do(act)` performs one of ACTS. `heard` is the received data.
     """
@@ -96,7 +96,7 @@ class Peer:
             while data := self.tls.read(65536):
                 self.heard += data
         except ssl.SSLError:
-            pass  # OpenSSL waits for more bytes, or the connection has failed
+            pass  # OpenSSL is waiting for more bytes, or the connection has failed
         self.send()
 
     def send(self, most: int | None = None) -> None:
@@ -188,7 +188,7 @@ class Peer:
             self._end_connection()
 
     def _politely(self) -> None:
-        """Behave unusually but correctly: send small records, new keys, and data after them."""
+        """Behave unusually but correctly: send small records or key updates, and then data."""
         if self.rng.random() < 0.5:
             for _ in range(20):
                 self.tls.write(b'~')
@@ -203,7 +203,7 @@ class Peer:
         self.conn.pause_reading()
 
     def _keys(self) -> None:
-        """Send one or many KeyUpdates, with or without asking the other side for one."""
+        """Send one or many KeyUpdates, with or without asking the other side to send one, too."""
         if self.tls.version() == 'TLSv1.3':
             requested = self.rng.random() < 0.5
             for _ in range(self.rng.choice((1, 2, 40, 200))):
@@ -225,7 +225,7 @@ ACTS = tuple(
 
 
 def peer_callbacks(ended: Any = None) -> dict[str, Any]:
-    """Return the callbacks of a plain stream whose `data` is a `Peer`; `ended(conn)` is called at its end."""
+    """Return the callbacks of a plain stream whose `data` is a `Peer`; `ended(conn)` is called when it has ended."""
 
     def on_data(conn: Any, data: bytes) -> None:
         conn.data.received(data)

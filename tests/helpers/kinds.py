@@ -1,8 +1,8 @@
 """Every kind of stream that a program can get from a reactor, each with the raw socket at its other end.
 
 A `Kind` opens a stream and its `Peer`: a plain socket or descriptor, or for TLS an `ssl.SSLObject`. The peer shares no
-code with the package. A `World` runs both in one thread and checks in each callback what must hold for all kinds. The
-dict `cannot` of a kind has the abilities that the kind lacks, with the reasons.
+code with the package. A `World` runs the stream and its peer in one thread, and checks in each callback what must hold
+for all kinds. The dict `cannot` of a kind maps each ability that the kind lacks to the reason.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from reactor import PIPE, Limits, Reactor
 from tests.helpers.support import SELECTORS, FakeKernel, FakeSelector, options_of
 
 PACKAGE = str(Path(reactor.__file__).parent)
-RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
+RST = struct.pack('ii', 1, 0)  # a value for SO_LINGER (on, 0 seconds): closing the socket sends an RST
 WINDOW = 200_000  # bytes that the kernel buffers for a peer that does not read
-MOST_TURNS = 30_000  # the most turns until the next step of a law
+MOST_TURNS = 30_000  # a law fails if the event that it waits for does not happen in this many turns
 DEEPEST = 8  # frames of the package between the turn and a callback: four for plain bytes, a few more over TLS
 
 
@@ -53,14 +53,14 @@ def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
     return pieces
 
 
-# -- the other end
+# -- the peers: raw sockets at the other end
 
 
 class Peer:
     """A plain socket that never blocks.
 
-    `got` is the received data. `ended` is '' while our side can still send, then 'eof' or 'reset'. Over TLS it can
-    also be 'cut' (EOF without close_notify) or the reason of an alert.
+    `got` is the received data. `ended` is '' while the reactor's side can still send, then 'eof' or 'reset'. Over TLS
+    it can also be 'cut' (EOF without close_notify) or the reason of an alert.
     """
 
     def __init__(self, world: World, sock: Any) -> None:
@@ -111,7 +111,7 @@ class Peer:
         return self.sock.recv(limit)
 
     def end(self) -> None:
-        """End the peer's writing; the peer still receives."""
+        """Shut down the peer's sending side; the peer can still receive."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class Peer:
         self.sock.close()
 
     def reset(self) -> None:
-        """Close the socket so that our end is reset: over TCP with an RST, on other sockets with unread bytes."""
+        """Close the socket so that our end is reset: over TCP with an RST, on other sockets by leaving bytes unread."""
         if self.sock.family in (socket.AF_INET, socket.AF_INET6):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
         self.sock.close()
@@ -279,11 +279,11 @@ class VsockSocket(socket.socket):
         return VsockSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock.detach()), self.theirs
 
 
-# -- one run
+# -- the parts of one run of a law
 
 
 class ClockKernel(FakeKernel):
-    """A kernel with the given selector, whose clock moves only while the loop would wait."""
+    """A kernel with the given selector. Its clock moves only when the loop would otherwise wait."""
 
     def __init__(self, selector: Any) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ class ClockKernel(FakeKernel):
 
 
 class Recorder:
-    """The callbacks of one stream. Each records and checks the event, then performs the action of the law."""
+    """The callbacks of one stream. Each records and checks its event, then calls the function that the law gave it."""
 
     def __init__(self, world: World, prefix: bytes = b'') -> None:
         self.world = world
@@ -339,7 +339,7 @@ class Recorder:
             act(conn, *details)
 
     def check(self, name: str, conn: Any) -> None:
-        """Check that the callback has a fresh stack, and that reading an attribute of the stream never raises."""
+        """Check that the loop itself made this call, and that reading an attribute of the stream never raises."""
         problems = self.world.problems
         depth, frame = 0, inspect.currentframe()
         frame = frame.f_back.f_back.f_back  # type: ignore[union-attr]
@@ -394,7 +394,7 @@ class Recorder:
 
 
 class World:
-    """One reactor, the streams of a law, and their peers. Problems and leaks fail the test at its end."""
+    """One reactor, the streams of a law, and their peers. At the end of the test, problems and leaks make it fail."""
 
     def __init__(self, contexts: Any, selector: str = 'default', debug: bool = False, fake_clock: bool = False) -> None:
         made = SELECTORS[selector]
@@ -425,8 +425,9 @@ class World:
     def until(self, predicate: Any, step: Any = None, patience: int = 1000) -> None:
         """Run turns, and a step of the peer after each, until `predicate()` is true. Wait only when nothing happens.
 
-        Fail after `patience` turns of a millisecond in which nothing happened, so a busy machine does not matter. Also
-        fail after MOST_TURNS turns: then an event must have been reported again and again.
+        Fail after `patience` turns in which nothing happened, each a millisecond long. Turns are counted instead of
+        time, so the test does not fail on a busy machine. Also fail after MOST_TURNS turns: then an event must have
+        been reported again and again.
         """
         counters, last = self.r.counters, self.r.counters.loop_count + MOST_TURNS
         while not predicate():
@@ -443,7 +444,7 @@ class World:
                 self.turn(0.001)
 
     def quiet(self, count: int = 20) -> None:
-        """Check that the selector reports nothing in `count` turns, except bytes that were in flight: no spin."""
+        """Check that the loop does not spin: in `count` turns the selector reports only bytes that were in flight."""
         counters = self.r.counters
         for _ in range(2000):  # in case each unread byte costs a turn
             before = counters.events
@@ -456,7 +457,7 @@ class World:
         assert reported <= 2, f'{reported} events in {count} turns, although there is nothing to do'
 
     def end(self) -> None:
-        """Close everything, and check that each stream ended once, left nothing and is no longer referenced."""
+        """Close everything, and check that each stream ended once, left nothing behind and is no longer referenced."""
         try:
             for recorder in self.recorders:
                 recorder.does.clear()
@@ -503,15 +504,15 @@ def descriptors() -> int:
     return len(os.listdir('/proc/self/fd'))
 
 
-# -- the kinds
+# -- the kinds of streams
 
 
 class Kind:
     """A kind of stream.
 
-    `call` is the method of `Reactor` that makes it. `cannot` maps the abilities that the kind lacks ('read', 'write',
-    'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of the sockets, and `tls`
-    is true over TLS.
+    `call` is the method of `Reactor` that makes the stream. `cannot` maps the abilities that the kind lacks ('read',
+    'write', 'half-close', 'reset', 'names', ...) to the reasons. `family` is the address family of the sockets. `tls`
+    says whether the stream uses TLS.
     """
 
     call = ''
@@ -538,12 +539,12 @@ class Kind:
         raise NotImplementedError
 
     def options(self) -> list[str]:
-        """Return every keyword argument of `call` for streams, except callbacks."""
+        """Return the names of the keyword arguments of `call` that are options of this kind; callbacks are not."""
         found = options_of(getattr(Reactor, self.call))
         return [name for name in found if not name.startswith('on_') and name not in self.refused()]
 
     def refused(self) -> dict[str, str]:
-        """Return the options that the kind does not take, and why."""
+        """Return the keyword arguments of `call` that are not tested with this kind, and why."""
         return {}
 
     def peer(self, world: World, sock: Any, server_side: bool) -> Peer:
@@ -653,7 +654,7 @@ class Connected(Kind):
 
 
 class Adopted(Kind):
-    """An adopted connection, which starts TLS after the adoption."""
+    """A connection that the reactor adopts; a kind with TLS starts TLS after the adoption."""
 
     call = 'adopt'
 
@@ -765,7 +766,7 @@ KINDS: tuple[Kind, ...] = (
 
 # -- the options, each with values at its limits; a new option fails a test until it has values here
 
-FAR = 1e15  # seconds: the longest time that the reactor supports; longer times are cut to it
+FAR = 1e15  # seconds: the longest time that the reactor supports; longer times are reduced to this
 VALUES: dict[str, list[dict[str, Any]]] = {
     'read_size': [{'read_size': 1}, {'read_size': 100}, {'read_size': 1 << 20}],
     'high_water': [{'high_water': 0}, {'high_water': 1}, {'high_water': 1 << 40}],
@@ -798,7 +799,7 @@ def settings_of(kind: Kind) -> list[dict[str, Any]]:
     """Return each option of a kind with each of its values; the first values of all options come first."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
-    names = [name for name in kind.options() if name != 'mode']  # the kinds have no files; see `test_a_mode_is_applied`
+    names = [name for name in kind.options() if name != 'mode']  # see `test_a_mode_is_applied`
     ranks = range(max(map(len, VALUES.values())))
     values = [(name, VALUES[name][rank]) for rank in ranks for name in names if rank < len(VALUES[name])]
     return [own.get(name, value) for name, value in values]
@@ -856,12 +857,12 @@ class DatagramKind:
         return self.name
 
     def options(self) -> list[str]:
-        """Return every keyword argument of `call`, except callbacks."""
+        """Return the names of all keyword arguments of `call`, except callbacks and `sock`."""
         found = options_of(getattr(Reactor, self.call))
         return [name for name in found if not name.startswith('on_') and name != 'sock']
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Any:
-        """Open a socket of this kind; returns the peer, which is a plain socket, and the peer's address."""
+        """Open a socket of this kind; returns (the peer, a plain socket; the target for `send`)."""
         theirs = socket.socket(self.family, socket.SOCK_DGRAM)
         host = '::1' if self.family == INET6 else '127.0.0.1'
         theirs.bind(f'\0peer of {os.getpid()}' if self.family == UNIX else (host, 0))
@@ -901,7 +902,7 @@ VALUES['broadcast'] = [{'broadcast': True}]
 
 
 def watched_kinds(folder: str) -> dict[str, Any]:
-    """Map each kind of descriptor for `watch_fd` to a function that returns its two ends: (ours, the other end)."""
+    """Map each kind of descriptor for `watch_fd` to a function that returns (our end, the other end)."""
     fifo = os.path.join(folder, 'fifo')
     if not os.path.exists(fifo):
         os.mkfifo(fifo)

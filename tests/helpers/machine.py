@@ -12,17 +12,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HELD = 'REACTOR_TESTS_MACHINE'  # environment variable of a test's child processes: the folder whose lock the test holds
+HELD = 'REACTOR_TESTS_MACHINE'  # environment variable for child processes of a test: the folder whose lock it holds
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
 def machine(alone: bool, folder: Path = CHECKOUT) -> Iterator[None]:
-    """Share the machine with the other tests of this checkout, or have it alone, across all processes.
+    """Share the machine with the other tests of this checkout, or have it to itself, across all processes.
 
-    Both files are locked and never written. The first is the queue: a test that wants to be alone holds it until the
-    tests before it have ended, so no later test begins. A pytest that is started by a test takes no lock: it could wait
-    in the queue for a test that waits for its parent.
+    The locks are on two files of the checkout, which are never written. The first lock is the queue: a test that wants
+    to be alone holds it until the tests before it have ended, so no later test begins. A pytest that is started by a
+    test takes no lock: it could wait in the queue for a test that is itself waiting for its parent.
     """
     if fcntl is None or os.environ.get(HELD) == str(folder):
         yield

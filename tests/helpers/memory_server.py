@@ -1,6 +1,7 @@
 """A server for `test_memory.py`, which measures the memory of each kind of connection: `memory_server.py KIND`.
 
-The server answers `?` with a mebibyte, and a mebibyte with `!`. Commands arrive as lines on stdin; the reply is a line.
+The server answers `?` with a mebibyte, and a mebibyte with `!`. Commands arrive as lines on stdin, and each
+reply is a line on stdout.
 """
 
 from __future__ import annotations

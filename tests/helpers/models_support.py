@@ -25,7 +25,7 @@ class Machine(RuleBasedStateMachine):
     """
 
     failure: BaseException | None = None
-    acts = 0  # counts every action of the user or the world, including those in callbacks
+    acts = 0  # counts every action of the user, the peer and the kernel, including actions in callbacks
     calm = 0  # turns since the last action
 
     def caught(self, *args: Any) -> None:
@@ -65,7 +65,7 @@ def depth() -> int:
     return count
 
 
-# -- models of the framings, which parse the whole input at once: (the messages, whether the next one is too long)
+# -- models of the framings: parse the whole input at once, return (messages, whether the next one is too long)
 
 
 def model_lines(data: bytes, limit: int):

@@ -76,14 +76,14 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'a timer cancelled in its own batch fires',
+        'a timer fires although another timer of the same turn has cancelled it',
         'loop/loop.py',
         'if deadline is None:\n                    continue',
         'if deadline is None:\n                    deadline = now',
         '1: a cancelled call is never reported',
     ),
     Mutant(
-        'the loop sleeps on completions',
+        'the loop sleeps although completions are queued',
         'loop/loop.py',
         'if self._soon or self.completions or (self.timers.due',
         'if self._soon or (self.timers.due',
@@ -119,12 +119,12 @@ MUTANTS = (
         'loop/loop.py',
         'self._run_completions(len(self.completions))\n            limit = 0',
         'limit = 0',
-        '3: in the order in which things happened',
+        '3: callbacks run in the order in which things happened',
         206,
         'poll',
     ),
     Mutant(
-        'calls made by the calls of a turn run in the same turn',
+        'calls queued during the calls of a turn run in the same turn',
         'loop/loop.py',
         '        for _ in range(count):\n'
         '            if signals.interrupted:\n'
@@ -138,7 +138,7 @@ MUTANTS = (
     ),
     # -- timers
     Mutant(
-        'two timers of one deadline are swapped',
+        'two timers with the same deadline are swapped',
         'loop/timers.py',
         'self.at[deadline] = OrderedDict({entry: None, timer: None})',
         'self.at[deadline] = OrderedDict({timer: None, entry: None})',
@@ -152,7 +152,7 @@ MUTANTS = (
         'a timer is never early',
     ),
     Mutant(
-        'a timer that is moved stays in the batch',
+        'a timer that is moved in the turn in which it is due fires in that turn, too',
         'loop/timers.py',
         'if timer.deadline == new or not self.leave(timer):\n'
         '            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
@@ -169,7 +169,7 @@ MUTANTS = (
         'a timer that was moved fires at the new time',
     ),
     Mutant(
-        'a timer that is moved stays at a deadline that it shares',
+        'a timer that is moved still fires at its old deadline if other timers share that deadline',
         'loop/timers.py',
         '            del found[timer]\n            if not found:',
         '            if not found:',
@@ -184,11 +184,11 @@ MUTANTS = (
         'run() ends when nothing is left',
     ),
     Mutant(
-        'a missed beat is repeated',
+        'a repeating timer makes up for the calls that it has missed',
         'loop/timers.py',
         'beats = (now - deadline) // self.delay + 1',
         'beats = 1',
-        'missed beats are skipped',
+        'calls that a repeating timer has missed are skipped',
         62,
     ),
     Mutant(
@@ -201,7 +201,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'time limits are checked before their second has come',
+        'time limits are checked in the second before they are due',
         'loop/buckets.py',
         'second = ceil(when)',
         'second = int(when)',
@@ -215,11 +215,11 @@ MUTANTS = (
         '9: nothing holds an ended connection',
     ),
     Mutant(
-        'an earlier time limit waits for a later one',
+        'a time limit is not checked until a later one is due',
         'loop/buckets.py',
         'timer.deadline is not None and earliest == self._armed:',
         'timer.deadline is not None:',
-        'a time limit is late by a second at most',
+        'a time limit is at most a second late',
     ),
     # -- watchers
     Mutant(
@@ -238,32 +238,32 @@ MUTANTS = (
         '1: nothing fires after the end',
     ),
     Mutant(
-        'a handle that wants nothing stays registered',
+        'a handle that wants no events stays registered',
         'loop/watcher.py',
         '                self._parked[handle] = None\n                self.selector.unregister(fd)\n',
         '                self.selector.modify(fd, 0, handle)\n',
-        '7: a hang-up while paused is no reason to spin',
+        '7: the loop does not spin when the peer of a paused connection hangs up',
         8,
     ),
     # -- wakeup, signals, threads
     Mutant(
-        'the doorbell is rung once and never again',
+        'only the first call from another thread wakes the loop',
         'loop/wakeup.py',
         '        calls, soon = self.calls, self._soon\n        self._rung = False\n',
         '        calls, soon = self.calls, self._soon\n',
-        '7: no spin, and calls of threads are made',
+        '7: the loop does not spin, and calls from other threads are made',
     ),
     Mutant(
-        'a wakeup runs one call only',
+        'a wakeup runs only one of the calls from other threads',
         'loop/wakeup.py',
         'for _ in range(len(calls)):',
         'if calls:',
-        'calls of threads are made',
+        'calls from other threads are made',
     ),
     Mutant(
         'one of two simultaneous signals is lost',
         'loop/signals.py',
-        '# first, because memory may run out\n                raised[signum] = 0',
+        '# before the flag is cleared: memory may run out here\n                raised[signum] = 0',
         '# first: it may find no memory\n                raised[:] = bytes(NSIG)',
         'every signal that arrives is handled',
         16,
@@ -280,10 +280,10 @@ MUTANTS = (
         'loop/signals.py',
         '            self._release_unneeded(False)\n',
         '',
-        'changes to the process are undone',
+        'everything that the loop changes in the process is restored',
     ),
     Mutant(
-        'a cancelled call in a thread is reported',
+        'the result of a cancelled call in a thread is reported',
         'loop/threads.py',
         'self.fn = self.on_done = None',
         'self.fn = None',
@@ -291,7 +291,7 @@ MUTANTS = (
         181,
     ),
     Mutant(
-        'a call in a thread ends after its callback',
+        'the handle of a call in a thread is still open when on_done is called',
         'loop/threads.py',
         '        on_done = self.on_done\n        self.close()\n',
         '        on_done = self.on_done\n',
@@ -300,7 +300,7 @@ MUTANTS = (
         'select',
     ),
     Mutant(
-        'threads that have ended are counted',
+        'threads that have ended still count as running',
         'loop/threads.py',
         '        self._running -= 1\n        self._start_threads()',
         '        self._start_threads()',
@@ -308,7 +308,7 @@ MUTANTS = (
         8,
     ),
     Mutant(
-        'there is a thread for each call',
+        'each call in a thread gets its own thread',
         'loop/threads.py',
         'if self._queue and self._running < THREADS:',
         'if self._queue:',
@@ -320,7 +320,7 @@ MUTANTS = (
         'net/sending.py',
         '                loop.completions.append((self, on_written, args))\n        except',
         '                on_written(self, *args)\n        except',
-        '2: no callback inside a call',
+        '2: no callback runs inside a call to the reactor',
     ),
     Mutant(
         'a write overtakes queued bytes',
@@ -330,22 +330,22 @@ MUTANTS = (
         '3: in order',
     ),
     Mutant(
-        'pausing is forgotten when bytes have to wait',
+        'a paused connection reads again when bytes have to be queued',
         'net/sending.py',
         'self.loop.watchers.set_events(self, self.events | WRITE)',
         'self.loop.watchers.set_events(self, 1 | WRITE)',
-        '3: no on_data while reading is paused',
+        '3: on_data is not called while reading is paused',
     ),
     Mutant(
-        'pausing before the connection is open is forgotten when there is something to send',
+        'a connection that was paused before it opened reads if it has bytes to send',
         'net/stream.py',
         'events = (READ if reading else 0) | (0 if self.writer is None else WRITE)',
         'events = READ if self.writer is None and reading else READ | WRITE',
-        '3: no on_data while reading is paused',
+        '3: on_data is not called while reading is paused',
         38,
     ),
     Mutant(
-        'bytes written before the connection is open wait for the next write',
+        'bytes written before the connection is open are not sent until the next write',
         'net/stream.py',
         '| (0 if self.writer is None else WRITE)',
         '| 0',
@@ -356,7 +356,7 @@ MUTANTS = (
         'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.full and writer.buffered < self.options.low_water:',
-        'after False on_drain is called',
+        'on_drain is called after a write that returned False',
     ),
     Mutant(
         'writability is watched though nothing is queued',
@@ -372,10 +372,10 @@ MUTANTS = (
         '        if self.state.closed and self.ending.exc is not None:\n'
         '            raise self.ending.exc\n'
         '        return self.writer is SHUT or not self.state.takes_writes',
-        '8: a dead receiver never hurts the sender',
+        '8: a write to a peer that is gone raises nothing',
     ),
     Mutant(
-        'any number of bytes may wait',
+        'any number of bytes may be queued',
         'net/sending.py',
         'if weight < self.options.max_buffered:',
         'if self.options.max_buffered:',
@@ -403,7 +403,7 @@ MUTANTS = (
         'net/sending.py',
         'self._wait(writer)\n        return not writer.full',
         'self._wait(writer)\n        return False',
-        'False is followed by on_drain',
+        'a write that returns False is followed by on_drain',
     ),
     # -- streams: ending
     Mutant(
@@ -414,7 +414,7 @@ MUTANTS = (
         '1: every connection ends',
     ),
     Mutant(
-        'write_eof is lost when bytes wait',
+        'write_eof is lost when bytes are waiting to be sent',
         'net/sending.py',
         'if self.state.ends_when_sent:',
         'if self.state.closed:',
@@ -454,7 +454,7 @@ MUTANTS = (
         '1: close stops reading',
     ),
     Mutant(
-        'abort in on_close ends the connection again',
+        'abort() in on_close ends the connection a second time',
         'net/ending.py',
         '        elif self.sock is None and self.origin is None:\n            return\n',
         '        elif self.sock is None and self.origin is None:\n'
@@ -464,14 +464,14 @@ MUTANTS = (
         '1: once',
     ),
     Mutant(
-        'the timer of linger outlives its connection',
+        'the linger timer outlives its connection',
         'net/ending.py',
         '            if ending is not None and ending.linger is not None:\n                ending.linger.cancel()\n',
         '',
         '9: the timers of a closed connection are dropped',
     ),
     Mutant(
-        'the listener does not count an end',
+        'the listener still counts a connection that has ended',
         'net/ending.py',
         '                origin.handle_closed(self)\n',
         '',
@@ -480,9 +480,9 @@ MUTANTS = (
     Mutant(
         'a closed connection keeps its data',
         'net/ending.py',
-        'self.on_drain = self.on_close = self.data = None\n\n    def handle_last_reads',
-        'self.on_drain = self.on_close = None\n\n    def handle_last_reads',
-        '9: nothing that belongs to the user is kept',
+        'self.on_drain = self.on_close = self.data = None\n                if streams.busy',
+        'self.on_drain = self.on_close = None\n                if streams.busy',
+        '9: a closed connection keeps no object of the program',
     ),
     # -- the writer
     Mutant(
@@ -490,40 +490,40 @@ MUTANTS = (
         'net/writer.py',
         '        self._skip = sent\n',
         '        self._skip = 0\n',
-        '3: each byte once',
+        '3: each byte is sent once',
     ),
     Mutant(
         'the sent part of a buffer is forgotten',
         'net/writer.py',
         '        sent += self._skip\n',
         '',
-        '3: each byte once',
+        '3: each byte is sent once',
     ),
     Mutant(
-        'the mark of on_written counts from the queued bytes only',
+        'the position of an on_written mark leaves out the bytes already sent',
         'net/writer.py',
         'self.marks.append((queued, on_written, args))',
         'self.marks.append((queued - self._sent, on_written, args))',
-        '3: on_written when the whole write was accepted',
+        '3: on_written is called when the kernel has accepted the whole write',
         29,
     ),
     Mutant(
-        'the mark of on_written is reached by later bytes',
+        'on_written is not called until a later byte has been sent',
         'net/writer.py',
         'while marks and marks[0][0] <= self._sent:',
         'while marks and marks[0][0] < self._sent:',
-        '3: on_written when the whole write was accepted',
+        '3: on_written is called when the kernel has accepted the whole write',
     ),
     Mutant(
         'a queued buffer is not copied',
         'net/writer.py',
         'return bytes(piece)  # type: ignore[arg-type]',
         'return piece  # type: ignore[return-value]',
-        'the user may change a buffer again after write',
+        'the program may change a buffer as soon as write has returned',
     ),
     # -- listeners
     Mutant(
-        'accepting goes on without descriptors',
+        'a listener goes on accepting when no descriptor is free',
         'net/listener.py',
         '                    self._batch = 1\n                    self._back_off(exc)\n',
         '                    self._batch = 1\n',
@@ -536,7 +536,7 @@ MUTANTS = (
         '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n'
         '            self._retry.cancel()\n            self._retry = None\n',
         '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
-        'accepting resumes when there are descriptors',
+        'accepting resumes when descriptors are free again',
         8,
     ),
     Mutant(
@@ -550,7 +550,7 @@ MUTANTS = (
         'select',
     ),
     Mutant(
-        'the batch goes on beyond max_connections',
+        'a listener that has reached max_connections accepts more clients in the same turn',
         'net/listener.py',
         '            if not self.events:\n                return\n        if self._batch',
         '        if self._batch',
@@ -560,17 +560,17 @@ MUTANTS = (
     Mutant(
         'a full listener does not resume when there is room again',
         'net/listener.py',
-        'if not self.events:  # first',
-        'if not self.events and self._retry is not None:  # first',
+        'if not self.events:\n            self.loop.completions',
+        'if not self.events and self._retry is not None:\n            self.loop.completions',
         '1: clients in the backlog are accepted',
         29,
     ),
     Mutant(
-        'a paused listener accepts',
+        'a paused listener accepts clients',
         'net/listener.py',
         'wanted = not self._paused and self._retry is None and not full',
         'wanted = self._retry is None and not full',
-        'no client is accepted while paused',
+        'no client is accepted while the listener is paused',
     ),
     Mutant(
         'a client that is gone before it is accepted delays the others',
@@ -582,14 +582,14 @@ MUTANTS = (
     ),
     # -- connectors
     Mutant(
-        'the losers of a race stay open',
+        'attempts to connect stay open when another attempt has succeeded',
         'net/connector.py',
         '        for attempt in self._attempts:\n            attempt.close()\n        self._attempts.clear()',
         '        self._attempts.clear()',
         '9: no descriptor leaks',
     ),
     Mutant(
-        'the time limit of connecting goes on',
+        'the connect timeout keeps running after the connect has ended',
         'net/connector.py',
         'for timer in (self._timer, self._next):',
         'for timer in (self._next,):',
@@ -611,10 +611,10 @@ MUTANTS = (
         69,
     ),
     Mutant(
-        'connecting goes on after close',
+        'the attempts to connect continue after close()',
         'net/connector.py',
-        '        self._end()  # first',
-        '        # first',
+        '        self._end()  # done first',
+        '        # done first',
         '9: no descriptor leaks',
     ),
     Mutant(
@@ -628,7 +628,7 @@ MUTANTS = (
     ),
     # -- datagrams
     Mutant(
-        'any number of datagrams may wait',
+        'any number of datagrams may be queued',
         'net/datagram_sending.py',
         'full = self._buffered + self._queued * DATAGRAM_COST >= self._max_queued',
         'full = False',
@@ -637,7 +637,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'datagrams that were sent are counted as waiting',
+        'the bytes of sent datagrams still count as queued',
         'net/datagram_sending.py',
         '            self._queued -= 1\n            self._buffered -= len(data)\n',
         '            self._queued -= 1\n',
@@ -649,43 +649,43 @@ MUTANTS = (
         'net/datagram.py',
         'for count in range(DATAGRAMS_PER_TURN):',
         'for count in iter(int, 1):',
-        '5: datagrams in a turn are bounded',
+        '5: the number of datagrams read per turn is bounded',
         276,
         'epoll',
     ),
     Mutant(
-        'a socket that its callback has closed is still read',
+        'a datagram socket that its own callback has closed is still read',
         'net/datagram.py',
         '            if not self.events & READ:\n                return  # the last callback',
         '            if not self.loop:\n                return  # the last callback',
         '1: nothing after close',
     ),
     Mutant(
-        'on_send_error is called without an error',
+        'on_send_error is called a second time in a turn, without an error',
         'net/datagram_sending.py',
         'if self._error is None:  # otherwise an',
         'if what:  # otherwise an',
-        'at most one error in a turn',
+        'on_send_error is called at most once per turn',
         177,
     ),
     # -- options and limits
     Mutant(
-        'writing nothing returns False',
+        'a write of no bytes returns False',
         'net/options.py',
         'self.high_water: int = max(1, high_water)',
         'self.high_water: int = high_water',
-        'after False on_drain is called',
+        'on_drain is called after a write that returned False',
         67,
     ),
     Mutant(
-        'changed options keep their old values',
+        'a change of options leaves the old values in place',
         'net/options.py',
         '{**now, **changes}',
         '{**changes, **now}',
-        'write returns False from the high-water mark on',
+        'write returns False when the high-water mark is reached',
     ),
     Mutant(
-        'a connection that writes counts as idle',
+        'a connection that is sending counts as idle',
         'net/timeouts.py',
         'max(received_at, sent_at)',
         'received_at',
@@ -726,7 +726,7 @@ MUTANTS = (
     ),
     # -- admission
     Mutant(
-        'data after a PROXY header is dropped with it',
+        'data after a PROXY header is dropped together with the header',
         'admission/proxied.py',
         'taken = self._receive(min(missing, len(seen)))',
         'taken = self._receive(len(seen))',
@@ -734,7 +734,7 @@ MUTANTS = (
         122,
     ),
     Mutant(
-        'the time limit of a PROXY header outlives it',
+        'the time limit for a PROXY header keeps running after the header has arrived',
         'admission/proxied.py',
         '            buffer.timer.cancel()',
         '            pass',
@@ -747,7 +747,7 @@ MUTANTS = (
         'admission/limits.py',
         'len(self._clients) >= self.connections',
         'len(self._clients) > self.connections',
-        'no more clients than there is room for',
+        'no more clients are accepted than the limit allows',
         14,
     ),
     Mutant(
@@ -768,15 +768,15 @@ MUTANTS = (
     ),
     # -- drain
     Mutant(
-        'a lame duck closes idle connections',
+        'idle connections are closed before the lame-duck time is over',
         'net/drain.py',
         '(lame_duck, self._check)',
         '(0, self._check)',
-        'no connection is closed during the lame duck',
+        'no connection is closed before the lame-duck time is over',
         383,
     ),
     Mutant(
-        'clients in the accept queue are refused',
+        'a listener in a drain is closed while clients are in its accept queue',
         'net/drain.py',
         'if handle.accept_queue_empty():',
         'if handle.sock:',
@@ -784,7 +784,7 @@ MUTANTS = (
         431,
     ),
     Mutant(
-        'a busy connection is closed',
+        'a drain closes a busy connection',
         'net/drain.py',
         'if handle in busy and not handle.closed:',
         'if handle is None:',
@@ -793,7 +793,7 @@ MUTANTS = (
         'poll',
     ),
     Mutant(
-        'a connection that was just accepted is closed',
+        'a drain closes a connection that was just accepted',
         'net/drain.py',
         'return now - since >= min(patience, (self._deadline - since) / 2)',
         'return True',
@@ -801,7 +801,7 @@ MUTANTS = (
         95,
     ),
     Mutant(
-        'a connection with an unread request is closed',
+        'a drain closes a connection with an unread request',
         'net/drain.py',
         'elif handle.unread or handle in suspended:',
         'elif self._loop is None:',
@@ -821,7 +821,7 @@ MUTANTS = (
     Mutant(
         'an ended connection still counts as busy',
         'net/ending.py',
-        '                    streams.busy.discard(self)\n',
+        '                    self._end_request(exc)\n',
         '                    pass\n',
         '9: nothing of an ended connection is kept',
         359,
@@ -846,7 +846,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'a wait that seems short by a clock step is taken for a blind poll',
+        'a wait that seems one clock step too short is mistaken for a poll that ended early',
         'loop/loop.py',
         'self._turn_began + self.kernel.clock_step >= timeout',
         'self._turn_began >= timeout',
@@ -864,7 +864,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'an ICMP message ends a UDP server socket',
+        'an ICMP message closes a UDP server socket',
         'net/datagram_sending.py',
         'if exc.errno in LOST_ERRORS:',
         'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
@@ -873,16 +873,16 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'the limit of select on Windows is taken for a limit of descriptor numbers',
+        'the limit on the number of sockets in select on Windows is applied to descriptor numbers',
         'loop/watcher.py',
         'not self._has_room(fd):',
         'not (self._has_room(fd) and fd < 512):',
-        '10: the same on every selector',
+        '10: the reactor behaves the same on every selector',
         14,
         'windows',
     ),
     Mutant(
-        'an abort raises where the options of an ended socket cannot be set',
+        'an abort raises on systems where the options of a disconnected socket cannot be set',
         'net/ending.py',
         '            except OSError:\n                pass  # the socket is no longer connected, so there',
         '            except ConnectionError:\n                pass  # the socket is no longer connected, so there',
@@ -905,24 +905,24 @@ MUTANTS = (
         'net/stream.py',
         '        elif self.state.reads:',
         '        elif self.state.receives:',
-        '3: no on_data while reading is paused',
+        '3: on_data is not called while reading is paused',
         73,
         'select',
     ),
     Mutant(
         'a write is accepted after close() of a failed connection',
         'net/ending.py',
-        'bytes received before are no longer wanted\n        self.refuse_writes()\n',
-        'bytes received before are no longer wanted\n            return\n        self.refuse_writes()\n',
+        'bytes received before that are no longer wanted\n        self.refuse_writes()\n',
+        'bytes received before that are no longer wanted\n            return\n        self.refuse_writes()\n',
         'a write after close() raises',
         36,
     ),
     Mutant(
-        'a datagram socket that was paused in on_datagram reads on',
+        'a datagram socket that was paused in on_datagram goes on reading',
         'net/datagram.py',
         '            if not self.events & READ:\n                return  # the last callback',
         '            if self.sock is None:\n                return  # the last callback',
-        'no on_datagram while reading is paused',
+        'on_datagram is not called while reading is paused',
         164,
     ),
     Mutant(
@@ -934,14 +934,14 @@ MUTANTS = (
         44,
     ),
     Mutant(
-        'a connection that was closed in the turn of its connect is open',
+        'a connection that was closed in the turn in which it connected becomes open again',
         'net/connector.py',
         '    if stream.state is CONNECTING:\n        stream.origin = ESTABLISHED\n',
         '    if stream.origin is not ESTABLISHED:\n        stream.origin = ESTABLISHED\n',
         '1: nothing fires after the end',
     ),
     Mutant(
-        'an idler is called once more after its end',
+        'an idler is called once more after it was closed',
         'loop/idle.py',
         '        if self.fn is not None:\n            self.fn(*self.args)\n',
         '        self.fn(*self.args)\n',
@@ -950,7 +950,7 @@ MUTANTS = (
         'poll',
     ),
     Mutant(
-        'a notifier that was triggered and closed is called',
+        'a notifier that was triggered and then closed calls its function',
         'loop/notifier.py',
         'if fn is not None and self._triggered:',
         'if self._triggered:',
@@ -958,7 +958,7 @@ MUTANTS = (
         12,
     ),
     Mutant(
-        'a lookup is answered after close()',
+        'the result of a lookup is reported after close()',
         'net/resolver.py',
         'self.on_done = self._timer = self._call = None',
         'self._timer = self._call = None',
@@ -966,7 +966,7 @@ MUTANTS = (
         4,
     ),
     Mutant(
-        'an accepted connection that was closed before on_connect is open',
+        'an accepted connection that was closed before on_connect becomes open again',
         'net/stream.py',
         '        if self.closed:  # a TLS connection may have failed by now, and then only `on_close` is called\n',
         '        if self.tls is not None and self.closed:\n',
@@ -974,9 +974,9 @@ MUTANTS = (
         212,
         'epoll',
     ),
-    # -- bugs that an oracle cannot see if it repeats a condition of the code
+    # -- bugs that an oracle would miss if it used the same condition as the code
     Mutant(
-        'on_drain is called though no write has returned False',
+        'on_drain is called although no write has returned False',
         'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.buffered <= self.options.low_water:',
@@ -984,19 +984,19 @@ MUTANTS = (
         3,
     ),
     Mutant(
-        'buffered is wrong in on_close',
+        '`buffered` is wrong in on_close',
         'net/ending.py',
         'return 0 if self.writer is None else self.writer.buffered',
         'return 0 if self.writer is None or self.state is CLOSED else self.writer.buffered',
-        '3: in on_close, buffered says how many bytes were never accepted',
+        '3: in on_close, `buffered` is the number of bytes that the kernel never accepted',
         3,
     ),
     Mutant(
-        'an abort ends like a close',
+        'an abort ends the connection like close(), without a reset',
         'net/ending.py',
         'if self.sock is not None:\n            try:\n                self.sock.setsockopt',
         'if self.sock is not None and exc is not None:\n            try:\n                self.sock.setsockopt',
-        'an abort resets, so the peer knows that data is missing',
+        'an abort resets the connection, so the peer knows that data is missing',
         6,
     ),
     Mutant(
@@ -1008,11 +1008,11 @@ MUTANTS = (
         1,
     ),
     Mutant(
-        'a time limit is checked a minute late after bytes have moved',
+        'a time limit is checked a minute late if bytes were sent or received in the meantime',
         'net/stream.py',
         '            timeouts.second = self.loop.timers.buckets.add(self, next_look)',
         '            timeouts.second = self.loop.timers.buckets.add(self, next_look + 60)',
-        'a time limit ends its connection within a second of its time',
+        'a connection ends at most a second after its time limit',
     ),
     Mutant(
         'a listener whose accept has failed pauses for a minute',
@@ -1027,7 +1027,7 @@ MUTANTS = (
         'net/sending.py',
         'if weight < self.options.max_buffered:',
         'if weight * 2 < self.options.max_buffered:',
-        '6: the limit is the configured one',
+        '6: the limit is the value that was configured',
         24,
     ),
     Mutant(
@@ -1052,10 +1052,10 @@ MUTANTS = (
         '        if ready or timeout == 0:\n'
         '            self.now = self._clock()\n'
         '        if not ready and timeout != 0:\n',
-        'now is the time at which the poll returned',
+        '`now` is the time at which the poll returned',
     ),
     Mutant(
-        'calls come before timers',
+        'calls run before the timers of their turn',
         'loop/loop.py',
         '        if timers.due or (timers.heap and timers.heap[0] <= self.now):\n'
         '            self._run_timers(timers.collect(self.now))\n',
@@ -1063,10 +1063,10 @@ MUTANTS = (
         '            self._run_soon(len(self._soon))\n'
         '        if timers.due or (timers.heap and timers.heap[0] <= self.now):\n'
         '            self._run_timers(timers.collect(self.now))\n',
-        '3: a turn is events, timers, calls, completions',
+        '3: a turn runs events, timers, calls and completions, in this order',
     ),
     Mutant(
-        'the last call comes first',
+        'the last call made with call_soon runs first',
         'loop/loop.py',
         'call = fn, args = soon.popleft()',
         'call = fn, args = soon.pop()',
@@ -1093,13 +1093,13 @@ MUTANTS = (
     ),
 )
 
-# These bugs are found by the worlds of `tls_worlds.py`, or by the test that is named in place of the seed. The programs
-# of the other simulation use no TLS.
+# Bugs in the TLS code. The simulated worlds of `tls_worlds.py` find each bug whose second item is ''; the test that is
+# named there finds the others. The programs that find the bugs above do not use TLS.
 TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     # -- TLS
     (
         Mutant(
-            'a write over TLS raises what OpenSSL raises',
+            'a write over TLS raises the exceptions of OpenSSL',
             'net/tls.py',
             '        except session.ssl.SSLWantReadError:\n'
             '            session.held = []\n'
@@ -1126,7 +1126,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):',
             'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin) and size):',
-            '5: a few records of a connection in a turn',
+            '5: a turn processes only a few records of a connection',
         ),
         '',
     ),
@@ -1136,23 +1136,23 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             'RECORDS_PER_TURN = 4 ',
             'RECORDS_PER_TURN = 400 ',
-            '5: a few records of a connection in a turn',
+            '5: a turn processes only a few records of a connection',
         ),
         '',
     ),
     (
         Mutant(
-            'a TLS stream without close_notify is a clean end',
+            'a TLS stream that ends without close_notify counts as a clean end',
             'net/session.py',
             '            exc = self._cut_short()\n        return pieces, exc',
             '            self.ended = True\n        return pieces, exc',
-            'a stream that was cut short is an error',
+            'a stream that was cut short ends with an error',
         ),
         '',
     ),
     (
         Mutant(
-            'a complete record waits for the next one',
+            'a complete record is not processed until the next one arrives',
             'net/session.py',
             'self.more = not self.ended and record_end(data, begin) > 0',
             'self.more = False',
@@ -1162,7 +1162,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'data that arrives with the end of the handshake is lost',
+            'data that arrives together with the end of the handshake is lost',
             'net/session.py',
             'self._incoming = buffers.incoming.read() + self._incoming',
             'buffers.incoming.read()',
@@ -1176,7 +1176,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             'return 0 if whole else size',
             'return size',
-            '5: OpenSSL gets whole records',
+            '5: OpenSSL gets only whole records',
         ),
         '',
     ),
@@ -1186,7 +1186,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             'self.empty += 1 + length // EMPTY_WEIGHT',
             'pass',
-            '5: a peer that sends nothing but new keys is cut off',
+            '5: a peer that sends nothing but key updates is cut off',
         ),
         'net/test_tls.py::test_a_flood_of_new_keys_is_cut_off',
     ),
@@ -1202,7 +1202,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'an ordinary number of records without data is too many',
+            'a connection is cut off after an ordinary number of records without data',
             'net/tls.py',
             'if most is not None and session.empty > most and',
             'if session.empty > 1 and',
@@ -1236,7 +1236,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'one of the writes that wait for a new handshake is lost',
+            'one of the writes that are waiting for a new handshake is lost',
             'net/handshake.py',
             'del held[:index]\n                return',
             'del held[: index + 1]\n                return',
@@ -1256,7 +1256,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'writes that wait for a new handshake have no limit',
+            'the writes that are waiting for a new handshake have no limit',
             'net/handshake.py',
             'if self.refuses(self.has_ended_writing()) or self.overflows(weight):',
             'if self.refuses(self.has_ended_writing()):',
@@ -1297,11 +1297,11 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'a step of a handshake processes all received bytes',
+            'one step of a handshake processes all received bytes',
             'net/session.py',
             'while count < HANDSHAKE_RECORDS and (',
             'while (',
-            '5: a bounded step',
+            '5: each step of a handshake is bounded',
         ),
         'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_handled_in_steps',
     ),
@@ -1317,7 +1317,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'an end that waited for a failed handshake is forgotten',
+            'a write_eof during a handshake is forgotten if the handshake fails',
             'net/handshake.py',
             'return self.tls.last is not None or Stream.has_ended_writing(self)',
             'return Stream.has_ended_writing(self)',
@@ -1327,11 +1327,11 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
 )
 
-# Bugs, each with a fuzz target; one of the stored inputs of the target reveals the bug.
+# Bugs, each with the name of a fuzz target. One of the inputs in the corpus of that target reveals the bug.
 FUZZ_MUTANTS = (
     (
         Mutant(
-            'a port of a PROXY header may be octal',
+            'a port in a PROXY header may begin with a zero',
             'net/proxy_header.py',
             ' and str(int(word)).encode() == word else',
             ' else',
@@ -1341,7 +1341,7 @@ FUZZ_MUTANTS = (
     ),
     (
         Mutant(
-            'a delimiter in two pieces is not found',
+            'a delimiter that arrives in two pieces is not found',
             'framing.py',
             'self._searched = max(0, len(self) - len(delimiter) + 1)',
             'self._searched = len(self)',
@@ -1385,7 +1385,7 @@ FUZZ_MUTANTS = (
             'net/writer.py',
             '        self._skip = sent\n\n    def reached',
             '        self._skip = 0\n\n    def reached',
-            '4: every byte of the peer exactly once',
+            '4: every byte reaches the peer exactly once',
         ),
         'simulation',
     ),

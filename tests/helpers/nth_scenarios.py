@@ -1,7 +1,8 @@
 """Small programs for `test_nth_call.py`, with operations that the random programs use rarely or never.
 
-Each program is a function that gets a `World` on a `SimKernel`. Its calls, a few dozen, are always the same. The end
-of every handle that it opens is a goal, so a handle that is forgotten or that ends twice is reported.
+Each program is a function that gets a `World` on a `SimKernel`. It makes a few dozen calls to the kernel, the same ones
+on every run. The end of every handle that it opens is a goal, so a handle that is forgotten or that ends twice is
+reported.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def nothing(*args: Any) -> None:
 
 
 def close_all(*parts: Any) -> None:
-    """Close these handles, which may be closed already."""
+    """Close these handles; some of them may be closed already."""
     for part in parts:
         try:
             part.close()
@@ -60,7 +61,7 @@ class Client:
         conn.write(self.words[100:])
 
     def on_written(self, conn: Any) -> None:
-        """Do nothing; the connection must not have ended when this callback is called."""
+        """Do nothing. The oracles of the simulation check that this is not called after `on_close`."""
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.heard += data
@@ -123,7 +124,7 @@ def upgrade(world: Any) -> None:
 
 
 def files(world: Any) -> None:
-    """Two files, sent between other bytes to a slow reader; the program closes one of them right after the call."""
+    """Two files, sent between other bytes to a slow reader; both are closed right after `send_file`."""
     _send_files(world, {}, {})
 
 
@@ -162,7 +163,7 @@ def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
 
 def unix_places(world: Any) -> None:
     """Unix sockets: one that replaces a stale file, one with a mode, and an abstract one."""
-    world.r.kernel.paths['/run/stale'] = (1, 1)  # left by a process that has ended
+    world.r.kernel.paths['/run/stale'] = (1, 1)  # the file was left behind by a process that has ended
     servers = [
         world.r.listen_unix('/run/stale', echo_back),
         world.r.listen_unix('/run/mode', echo_back, mode=0o600),
@@ -174,7 +175,7 @@ def unix_places(world: Any) -> None:
 
 
 def full_backlog(world: Any) -> None:
-    """A Unix socket with more clients than its backlog holds: they try again, and the server accepts one at a time."""
+    """A Unix socket with more clients than its backlog holds: they try again and are accepted one by one."""
     server = world.r.listen_unix('/run/1', echo_back, backlog=1, max_connections=1)
     ending = WaitGroup(world, server)
     for _ in range(5):

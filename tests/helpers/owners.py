@@ -1,10 +1,10 @@
 """Two or three owners of resources of which a process has only one: signal handlers and Python's wakeup descriptor.
 
-Each cell is an order in which owners of some kinds begin and end, nested or not. Many cells run in one child process.
-After each step of a cell:
+A cell is one test case: an order in which owners of some kinds begin and end, nested or not. Many cells run in one
+child process. After each step of a cell:
 
-- a signal reaches every reactor that is alive and has the handler, or shares it with the owner on top, and no other
-  owner; the signal wakes each of these reactors;
+- a signal reaches every living reactor that has the handler or shares it with the owner on top. It reaches no other
+  owner, and it wakes each of these reactors;
 - the installed handler belongs to an owner that is alive, or was put there by an owner that is not a reactor;
 - a wakeup descriptor that does not belong to a reactor receives the bytes of its signals, and no other descriptor
   receives any. To check this, each descriptor number that becomes free is given to another file at once;
@@ -36,7 +36,7 @@ PATIENCE = 5.0  # seconds, for events that should happen at once
 
 
 class Wrong(Exception):
-    """Raised when the design is violated."""
+    """Raised when a check of a cell fails."""
 
 
 class Owner:
@@ -274,7 +274,7 @@ class Cell:
     def alive_fd(self, owner: Any) -> Any:
         while owner is not None and not owner.alive:
             if not owner.is_reactor:
-                return None  # this owner has closed the descriptor that was installed before
+                return None  # when this owner ended, it closed its descriptor, so nothing is restored
             owner = owner.below_fd
         return owner
 
@@ -344,7 +344,7 @@ class Cell:
             if again:
                 self.installed_fd = again[0]
                 return
-        raise Wrong(f'the wakeup descriptor is {found}, but should be {expected} of {name(owner)}')
+        raise Wrong(f'the wakeup descriptor is {found}, but should be {expected}, which belongs to {name(owner)}')
 
     def check_bytes(self, raised: bool) -> None:
         for canary in self.canaries:
@@ -364,7 +364,10 @@ class Cell:
                     raise Wrong(f'{name(owner)} did not get the byte of its signal')
 
     def check_default(self) -> None:
-        """Check the default action in a forked copy, which the signal must kill. No fork hook releases the signal."""
+        """Check in a forked copy that the signal has its default action: it must kill the copy.
+
+        Skipped while a reactor is alive, because its fork hook would release the signal in the copy.
+        """
         installed = signal.getsignal(self.signum)
         if installed is signal.SIG_DFL or any(owner.alive and owner.is_reactor for owner in self.owners):
             return
@@ -409,7 +412,7 @@ class Cell:
 
 
 def alive(owner: Any) -> Any:
-    """Return the owner itself, or the first one below it that is not a closed reactor."""
+    """Return the owner, or, if it is a closed reactor, the first owner below it that is not."""
     while isinstance(owner, Owner) and owner.is_reactor and not owner.alive:
         owner = owner.below
     return owner

@@ -29,14 +29,14 @@ def rows(page: str) -> list[list[str]]:
 
 
 def numbers_of(node: ast.expr) -> Iterator[int]:
-    """Generate the numbers in a mark, given the decorator or the function that an assignment calls with a test."""
+    """Generate the scenario numbers of a mark, which is a decorator, or is called with a test in an assignment."""
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Attribute(attr='mark'), attr='scenario'), args=args):
             yield from (ast.literal_eval(arg) for arg in args)
 
 
 def marks(path: Path) -> Iterator[tuple[int, str]]:
-    """Generate (number of a scenario, name of a test) for each number in a mark in one file of tests."""
+    """Generate (number of a scenario, name of a test) for each number in the marks of one test file."""
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):

@@ -1,17 +1,21 @@
 """A program with workers for the tests of `reactor.serve`: `python tests/helpers/serve_program.py SETTINGS`.
 
 A worker answers each line with its process id and the line. `wait N` is answered after N seconds, `block N` blocks the
-worker for N seconds, and `?` is answered with the state of the process.
+worker for N seconds, `lock N` also locks its log, and `?` is answered with the state of the process.
 
 SETTINGS is a JSON object. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists,
-`main` does not return. `slots`, numbers: only the workers of these slots fail or hang. `deaf`: SIGTERM is ignored.
-`go`, a path: the program changes to this directory first. `watch`, a path: the parent answers each client of this Unix
-socket with the state of the workers. SIGUSR1 stops the parent's reactor, and SIGUSR2 shuts it down.
+`main` does not return. `slots`, numbers: only the workers of these slots fail or hang. `deaf`: SIGTERM is ignored, by
+`add_signal_handler` ('reactor') or by the module signal ('python'). `goodbye`: at the start of a drain, each client
+gets a line with the process id, 'goodbye', and the seconds that are left. `go`, a path: the program changes to this
+directory first. `watch`, a path: the parent answers each client of this Unix socket with the state of the workers.
+`drain`, times: on SIGALRM the parent drains the workers with these times. SIGUSR1 stops the parent's reactor, and
+SIGUSR2 shuts it down, unless `stray`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,6 +26,7 @@ from reactor import framing, serve
 
 SETTINGS = json.loads(sys.argv[1])
 SLOT = json.loads(os.environ.get('REACTOR_WORKER', '{}')).get('slot')
+clients = []
 
 
 def on_line(conn, line):
@@ -34,6 +39,9 @@ def on_line(conn, line):
         conn.write(json.dumps(state).encode() + b'\n')
     elif line.startswith(b'block '):
         time.sleep(float(line[6:]))
+    elif line.startswith(b'lock '):
+        with logging.lastResort.lock:
+            time.sleep(float(line[5:]))
     elif line.startswith(b'wait '):
         conn.busy = True
         conn.loop.call_later(float(line[5:]), answer, conn, line)
@@ -59,10 +67,23 @@ def main(r, listeners):
         raise ValueError('failed because the test requested it')
     while SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('hang', '')):
         time.sleep(0.01)
-    if SETTINGS.get('deaf'):
+    if SETTINGS.get('deaf') == 'reactor':
         r.add_signal_handler(signal.SIGTERM, int)
+    if SETTINGS.get('deaf') == 'python':
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if SETTINGS.get('goodbye'):
+        r.add_drain_callback(say_goodbye)
     for sock in listeners:
-        r.listen_tcp(None, 0, framing.lines(on_line), sock=sock)
+        r.listen_tcp(None, 0, framing.lines(on_line), on_connect=clients.append, on_close=forget, sock=sock)
+
+
+def forget(conn, exc):
+    clients.remove(conn)
+
+
+def say_goodbye(seconds):
+    for conn in clients:
+        conn.write(b'%d goodbye %.1f\n' % (os.getpid(), seconds))
 
 
 def on_start(r, workers):
@@ -71,6 +92,7 @@ def on_start(r, workers):
         state = {
             'pids': workers.pids(),
             'stats': workers.stats(),
+            'health': workers.health().as_dict(),
             'cpu': time.process_time(),
             'pid': os.getpid(),
         }
@@ -78,8 +100,11 @@ def on_start(r, workers):
         conn.close()
 
     r.listen_unix(SETTINGS['watch'], on_connect=on_connect)
-    r.add_signal_handler(signal.SIGUSR1, r.stop)
-    r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
+    if not SETTINGS.get('stray'):
+        r.add_signal_handler(signal.SIGUSR1, r.stop)
+        r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
+    if 'drain' in SETTINGS:
+        r.add_signal_handler(signal.SIGALRM, workers.drain, *SETTINGS['drain'])
     print(json.dumps(workers.addresses), flush=True)
 
 

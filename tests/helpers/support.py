@@ -194,7 +194,7 @@ def tcp_sockets(sockets: Any, blocking: bool = False) -> tuple[socket.socket, so
 
 
 def reset(sock: socket.socket) -> None:
-    """Close a TCP socket so that its peer is reset."""
+    """Close a TCP socket with an RST, so that the connection is reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
     sock.close()
 
@@ -390,7 +390,7 @@ class ScriptedKernel(FakeKernel):
 
 
 class FailingKernel(SimKernel):
-    """A simulated kernel without other faults, on which the `count`-th call of one name fails; see `failing`."""
+    """A simulated kernel with a single fault: the `count`-th call to the function `name` fails; see `failing`."""
 
     def __init__(self, name: str, error: int, count: int = 1, selector: str = 'epoll') -> None:
         super().__init__(faults=False, selector=selector)
@@ -488,7 +488,7 @@ def run_short(
     kind: type[BaseException] = MemoryError,
     after: bool = False,
 ) -> None:
-    """Let the next `times` calls of a function of the package raise; later calls work again.
+    """Make the next `times` calls of a function of the package raise; later calls work again.
 
     `owner` is the class or module that has the function. With `after`, the call raises after it has done its work.
 
@@ -539,7 +539,7 @@ class Unreachable:
 
 
 class ManyAddresses(Kernel):
-    """A kernel whose names have `count` addresses, all unreachable. A thread's function runs at once, in the caller."""
+    """A kernel where each name has `count` unreachable addresses. A thread's function runs at once, in the caller."""
 
     def __init__(self, count: int) -> None:
         self.count = count

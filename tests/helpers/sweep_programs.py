@@ -67,7 +67,7 @@ class Said:
                 break
             world.r.run_once(0)
         try:
-            self.read()  # see whether extra bytes arrive
+            self.read()  # more bytes would be an error: see whether any arrive
         except OSError:
             pass
         if self.blind:
@@ -432,7 +432,7 @@ class Cancelled:
 
 
 def many_timers(w: World) -> None:
-    """Enough timers to compact the heap."""
+    """So many cancelled timers that the loop compacts its heap."""
     made = [w.r.call_later(10 + number / 100, w.tick(0)) for number in range(100)]
     w.act(lambda: [timer.cancel() for timer in made[:60]])
     w.promises.append(lambda: None if w.called[0] >= 40 else f'{w.called[0]} timers of 40 were called')

@@ -1,8 +1,8 @@
-"""Simulated chat rooms in which some clients speak correct TLS and others do not.
+"""Worlds: simulated chat rooms in which some clients speak correct TLS and others do not.
 
 The room sends each line to all members in one callback, whatever `write` returns: a misbehaving member must not affect
-another. The checks are the laws of the design and do not repeat conditions of the TLS code; records are counted by
-OpenSSL itself, in the message callback of a context.
+another. The checks are the laws of the design and do not repeat conditions of the TLS code. Records are counted in the
+message callback of a context, which OpenSSL itself calls.
 
     law 1  every connection ends once (checked by the ledger of the simulation)
     law 2  no call raises an exception that its docstring does not name, whatever the peer has done
@@ -24,8 +24,8 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # the most records of a connection in a turn: 4 and an empty one, in dispatch and in a completion
-HEADER = 0x100  # the content type of a record header in a message callback
+RECORDS = 2 * (4 + 1)  # the most records of a connection per turn: 4 and an empty one, twice
+HEADER = 0x100  # the content type with which a message callback reports a record header
 KEPT = 65536 + 16384 + 2048 + 5  # bytes: an incomplete record, and the data of one recv
 LINES = 3  # lines that each good client sends
 MAX_BUFFERED = 100_000
@@ -80,7 +80,7 @@ class Room:
         context._msg_callback = on_message  # type: ignore[attr-defined]
         return context
 
-    # -- the room
+    # -- the chat room
 
     def callbacks(self) -> dict[str, Any]:
         """Return the room's callbacks and options for a member."""
@@ -135,7 +135,7 @@ class Room:
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 
     def ask(self, member: Any) -> None:
-        """Use the attributes and methods of a connection that must work at any time."""
+        """Use those attributes and methods of a connection that must work at any time."""
         repr(member), member.buffered, member.closed, member.state, member.peername, member.sockname, member.reading
         repr(member.tls.version), member.tls.cipher, member.tls.alpn, member.tls.unread
         member.set_write_limits(1000)
@@ -153,7 +153,7 @@ class Room:
     # -- correct clients
 
     def join_good(self, number: int) -> None:
-        """Add a client that sends its lines when all have joined, and receives the lines of the other clients."""
+        """Add a client that sends its lines when all have joined, and receives the lines of the others."""
         heard = bytearray()
 
         def on_connect(conn: Any) -> None:
@@ -273,7 +273,7 @@ class Room:
 
 
 def run_world(seed: int, contexts: Contexts, **options: Any) -> Simulation:
-    """Run one world; raises `SimulationFailed` when a law is broken. With an even seed only the peers cause faults."""
+    """Run one world; raises `SimulationFailed` if a law is broken. With an even seed only the peers cause faults."""
     options.setdefault('faults', None if seed % 2 else ())
     simulation = Simulation(seed, **options)
     rooms: list[Room] = []

@@ -1,4 +1,4 @@
-"""Differences of other platforms, tested on simulated kernels and on the real kernel with a part replaced."""
+"""Differences between platforms, tested on simulated kernels and on the real kernel with a part replaced."""
 
 from __future__ import annotations
 

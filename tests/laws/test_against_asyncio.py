@@ -45,7 +45,7 @@ class Ours(Driver):
         super().__init__(clock, selector)
         self.r = Reactor(kernel=ClockKernel(clock, selector), catch_errors=self.caught)
         self.handles: dict[int, Any] = {}
-        # Without an open handle the loop would end.
+        # Without an open handle, `run` would return.
         self.ours, self.theirs = socket.socketpair()
         self.alive = self.r.watch_fd(self.ours, reactor.READ, print)
 
@@ -98,7 +98,7 @@ class Ours(Driver):
 
 
 class Ends:
-    """One end of a connection, which passes its callbacks to a side."""
+    """The `conn` of a `Side` on this loop: a connection whose callbacks call the methods of the side."""
 
     def __init__(self, driver: Ours, sock: socket.socket, side: Any) -> None:
         self.side = side

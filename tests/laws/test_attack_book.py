@@ -262,7 +262,7 @@ def test_empty_records_before_the_handshake_are_cut_off(r, sockets, secure, reco
 
 @pytest.mark.scenario(182)
 def test_a_flood_of_handshakes_leaves_room_for_others(r, sockets, secure):
-    """A ClientHello costs its sender nothing and the server a signature. Each turn makes only a few signatures."""
+    """A ClientHello costs its sender nothing, but the server a signature. A turn computes only a few signatures."""
     _, served, log = secure
     hello = client_hello()
     before = r.stats()

@@ -2,9 +2,9 @@
 
 `kinds.py` has the kinds: TCP, Unix, adopted sockets, a stand-in for AF_VSOCK, each also over TLS, the pipes of
 children, and datagram sockets. Each function marked `@law` tests a promise that holds for every kind with the
-abilities that the law needs. Each pair of law and kind runs on one selector, with at most one option, chosen so that
-each option is used with each kind. With `--kinds-whole` each pair runs with all selectors and options. `Recorder` and
-`World` check the rules that hold in every callback and at the end of every connection.
+abilities that the law needs. Each pair of law and kind runs on one selector, with at most one option. The options are
+chosen so that each is used with each kind. With `--kinds-whole` each pair runs with all selectors and options.
+`Recorder` and `World` check the rules that hold in every callback and at the end of every connection.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def law(*needs, clock=False, callbacks=None, **given):
 
 
 class Run:
-    """Our stream, `conn`, the recorder of its callbacks, `rec`, and its `peer`."""
+    """A run of a law: `conn` is our stream, `rec` records its callbacks, and `peer` is at its other end."""
 
     def __init__(self, kind, world, options, callbacks):
         self.kind, self.world, self.options = kind, world, options
@@ -105,13 +105,13 @@ class Run:
             self.world.turn()
 
     def gets(self, data, ended='', slow=1 << 20):
-        """Wait until the peer has received exactly `data`, and then the end `ended`."""
+        """Wait until the peer has received exactly `data`, and `peer.ended` has the value `ended`."""
         peer = self.peer
         self.until(lambda: len(peer.got) >= len(data) and peer.ended == ended, lambda: peer.take(slow))
         assert len(peer.got) == len(data) and peer.got == data, 'the peer received different bytes'
 
     def stall(self):
-        """Write enough data that most of it waits; return the data."""
+        """Write so much data that most of it is queued; return the data."""
         data = payload(STALL)
         assert self.conn.write(data, self.rec.on_written, 'stall') is (
             len(data) < self.options.get('high_water', 65536)
@@ -134,7 +134,7 @@ class Run:
         return waiting
 
 
-# -- the peer ends
+# -- the peer closes, resets or ends its side
 
 
 @law('read')
@@ -231,7 +231,7 @@ def an_end_without_close_notify_is_an_error_after_the_data(run):
     assert run.rec.received == b'cut sho'
 
 
-# -- our own end
+# -- the program closes or aborts the stream
 
 
 @law()
@@ -357,7 +357,7 @@ def a_linger_of_0_lasts_no_longer_than_a_turn(run):
 
 
 def runs_out(run, limit):
-    """Let time pass until the stream ends: not before the limit, and not more than a second after it."""
+    """Let time pass until the stream ends. It must end at the limit or at most a second later."""
     began = run.world.kernel.time
     while not run.rec.closed:
         assert run.world.kernel.time <= began + limit + 1.25, 'the timeout is more than a second late'
@@ -996,9 +996,9 @@ def datagram_law(*needs, callbacks=None, **given):
 
 
 class DatagramRun:
-    """Our datagram socket, `sock`, the recorder of its callbacks, `rec`, and a plain socket, `peer`.
+    """A run of a law: `sock` is our datagram socket, `rec` records its callbacks, and `peer` is a plain socket.
 
-    `target` is the address of the peer.
+    `target` is the address to which our socket sends; None if it is connected to the peer.
     """
 
     def __init__(self, kind, world, options, callbacks):
@@ -1224,7 +1224,7 @@ def the_next_owner_of_the_number_of_a_lost_datagram_socket_is_not_hurt(run):
     os.close(fd)
 
 
-# -- every law, on every kind
+# -- the tests: every law on every kind
 
 
 def runs(fn, kind):
@@ -1322,7 +1322,7 @@ def test_a_law_holds(fn, kind, contexts, file_to_send, request):
             raise
 
 
-# -- descriptors for `watch_fd`: pipes, FIFOs and ttys, which no call makes into a stream yet
+# -- descriptors for `watch_fd`: pipes, FIFOs and ttys, which no method of the reactor opens as streams yet
 
 WATCHED = ('pipe', 'fifo', 'socketpair', 'tty', 'tty-master')
 
@@ -1424,7 +1424,7 @@ def test_the_output_of_a_child_on_a_tty_arrives_at_the_other_end(r, tmp_path):
     watched.end()
 
 
-# -- whole children
+# -- child processes with all their pipes
 
 
 def test_a_child_on_a_socket_pair_echoes_both_ways_at_once(r):
@@ -1608,7 +1608,7 @@ def test_a_client_of_af_vsock_is_admitted_without_an_address(r, proxied):
     listener.close()
 
 
-# -- the tables
+# -- the tables of kinds and options are complete
 
 
 def test_every_option_has_values_at_its_limits():

@@ -20,7 +20,8 @@ from tests.helpers.growth_cases import CASES
 from tests.helpers.support import run_until
 from tests.helpers.work import Meter, work_of
 
-MOST = 2.3  # n log n grows by a factor of 2 * 8 / 7 from n = 128 on, and the tables of dicts and lists grow in steps
+# Doubling n = 128 multiplies n log n by 2 * 8 / 7. The rest is a margin for dicts and lists, which grow in steps.
+MOST = 2.3
 
 
 def measured(fn: Any, size: int) -> list[int]:
@@ -63,7 +64,7 @@ class Conversation:
         self.received += len(data)
 
     def connect(self, count: int) -> None:
-        """Connect clients whose handshakes wait for `step`."""
+        """Connect clients. Their handshakes make progress only in `step`."""
         for _ in range(count):
             sock = socket.create_connection(self.server.address)
             sock.setblocking(False)

@@ -109,7 +109,7 @@ def bystander(r, sockets):
 
 
 def known_objects():
-    """Return the number of objects, which a leak would increase; the garbage collector is not run."""
+    """Return how many objects exist, without a garbage collection; a leak would increase this number."""
     return len(gc.get_objects())
 
 
@@ -339,7 +339,7 @@ def test_a_user_can_limit_one_address_with_a_few_lines(r, sockets, bystander):
 
 
 def hand_over(r, clients, messages):
-    """Let each client send as much of its message as the kernel accepts, and then end of file."""
+    """Let each client send as much of its message as the kernel accepts, and then shut down its sending side."""
     for client, message in zip(clients, messages, strict=True):
         say(client, message)
         try:
@@ -386,7 +386,7 @@ def test_garbage_on_a_tls_port_causes_one_error_each_and_is_read_no_further(
 
 
 def hello():
-    """Return the first bytes of a TLS client."""
+    """Return the first bytes that a TLS client sends, its ClientHello."""
     context = ssl.create_default_context()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
@@ -539,7 +539,7 @@ def test_in_debug_mode_other_threads_can_close_only_through_call_soon_threadsafe
 
 @pytest.mark.scenario(83)
 def test_a_thread_that_closes_connections_while_the_loop_selects_hurts_no_others(r, sockets, bystander):
-    """The thread uses `call_soon_threadsafe` during traffic. Each connection ends once; the others lose no byte."""
+    """The thread uses `call_soon_threadsafe` during traffic. Each of them ends once; other connections lose no byte."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, echo, on_connect=lambda conn: conns.append(conn), on_close=log.on_close)
     conns = []

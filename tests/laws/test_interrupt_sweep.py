@@ -1,13 +1,13 @@
 """Ctrl-C at the n-th line of our code: SIGINT arrives just before each of the reactor's lines that a program executes.
 
-The programs come from `test_nth_call.py` and from the simulation; another one uses the real system. A first run counts
-the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the program
-to the end of `close`. Then the installed SIGINT handler is called at the n-th line. In some runs it is called again at
-the same line or a later line, because people press Ctrl-C twice.
+The programs come from `test_nth_call.py` and from the simulation; one more program uses the real system. A first run
+counts the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the
+program to the end of `close`. Then the installed SIGINT handler is called at the n-th line. In some runs it is called
+again at the same line or a later line, because people press Ctrl-C twice.
 
-No law may be broken at any line. `KeyboardInterrupt` is raised from `run`, `run_once` or `close` at least once, and at
-most once for each SIGINT. Each of these methods can be called again, and every connection ends once. The signal
-handlers and the wakeup descriptor are restored; all other descriptors are closed.
+No law may be broken, whichever line is interrupted. `KeyboardInterrupt` is raised from `run`, `run_once` or `close` at
+least once, and at most once for each SIGINT. Each of these methods can be called again, and every connection ends once.
+The signal handlers and the wakeup descriptor are restored; all other descriptors are closed.
 
 A sample always runs. `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` covers all lines that the programs
 reach, each at one of its executions, in two processes.
@@ -73,7 +73,7 @@ class Lines:
         self.sites: dict[tuple[str, int], list[int]] = {}  # for each (file, line): the counts at its executions
 
     def begin(self) -> None:
-        """Start counting, in existing frames as well."""
+        """Start counting lines, also in the frames that are on the stack already."""
         self.again()
         frame: Any = sys._getframe(1)
         while frame is not None:
@@ -82,7 +82,7 @@ class Lines:
             frame = frame.f_back
 
     def again(self) -> None:
-        """Install the trace function again, because Python removes it when it raises."""
+        """Install the trace function again: Python has removed it, because it raised KeyboardInterrupt."""
         unfinished = self.pressed < len(self.at) or not self.at
         sys.settrace(self.call if unfinished else self.before)
 
@@ -213,7 +213,7 @@ def plays() -> list[str]:
 
 
 def variant(rng: random.Random) -> tuple[str, int]:
-    """Return the method to run with, and how many lines later SIGINT comes again: never, at the same line, or soon."""
+    """Return the method that runs the loop, and after how many more lines SIGINT comes again; -1: it does not."""
     return rng.choice(('run', 'run_once')), rng.choice((-1, 0, rng.randrange(1, 60)))
 
 
@@ -232,7 +232,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Return the same cases each time, for some lines of each program."""
+    """Return a sample of the cases: some lines of each program, the same ones each time."""
     rng, found = random.Random(1), []
     for program in plays():
         count = lines_of(program, 0, 'run')
@@ -270,7 +270,7 @@ def test_no_law_is_broken_when_ctrl_c_is_pressed_at_any_line(part):
 
 def test_the_whole(request, capsys):
     if not request.config.getoption('--interrupts-whole'):
-        pytest.skip('each line of all programs takes many minutes: pytest --interrupts-whole')
+        pytest.skip('testing each line of all programs takes many minutes: pytest --interrupts-whole')
     faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')

@@ -1,6 +1,6 @@
 """Lasting faults: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be lost.
 
-With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here the faults persist.
+After a fault that happens only once, trying again always seems to be right. Here the faults persist.
 For each program of `test_nth_call.py`, each kind of call and each of its errors, a lasting fault begins at the first
 such call or at the middle one. The fault affects all descriptors of that kind, or only one descriptor. Wrong reports
 of a selector are lasting faults, too: an unread error queue, or a readiness that no call can use.
@@ -127,10 +127,10 @@ class Watch(logging.Handler):
         if not self.kernel.failed:
             return
         self.began = self.began or self.kernel.time
-        fired = self.reactor.counters.timers_fired  # timers of programs are progress; the reactor has few timers
+        fired = self.reactor.counters.timers_fired  # counted as progress: nearly all timers belong to programs
         now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
-        # The first such turn after progress does not count: when a datagram arrives and its answer cannot be sent, the
-        # next turn detects that.
+        # The first turn without progress is not counted as wasted: when a datagram arrives and its answer cannot be
+        # sent, the reactor notices this only in the next turn.
         self.in_a_row = self.in_a_row + 1 if now == self._before else 0
         self.wasted += self.in_a_row > 1
         self._before = now
@@ -194,7 +194,7 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
         else:
             kernel.at(kernel.time + 10**9, stop)
 
-    kernel.at(kernel.time + int(simulation._calm * 1e9), kernel.calm)  # as in the run that counted the calls
+    kernel.at(kernel.time + int(simulation._calm * 1e9), kernel.calm)  # at the same time as in the counted run
     kernel.at(kernel.time + 10**9, stop)
 
     def main(r: Any) -> None:
@@ -208,14 +208,14 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
             simulation.world.stops += 1  # the program has called `stop` and wants to run again
     except Stuck:
         pass  # nothing more can happen
-    except OSError as exc:  # from the selector itself, or from a program that could not start
+    except OSError as exc:  # raised by the selector itself, or by a program that could not start
         if simulation.reactor.ledger.begun and kernel.failed not in ('select', 'selector'):
             wrong.append(f'run() raised {exc!r}')
     except Exception as exc:
         if simulation.reactor.ledger.begun:
             wrong.append(f'run() raised {exc!r}')
     if simulation.reactor.guard.thread is not None:
-        simulation.reactor.guard.thread = None  # the exception `Stuck` has left the selector
+        simulation.reactor.guard.thread = None  # `Stuck` was raised inside the selector, so this was not reset
 
 
 def close(simulation: Simulation, wrong: list[str]) -> None:
@@ -239,7 +239,7 @@ def judge(watch: Watch, ledger: Any) -> list[str]:
 
 
 def make_state_last(kernel: Any, state: str) -> None:
-    """Instead of failing calls, report the state of their descriptors for ever."""
+    """Make calls succeed instead of fail, and let the selector report this state of their descriptors for ever."""
 
     def make(name: str, fd: int, error: int) -> int:
         kernel.failed = name
@@ -316,7 +316,7 @@ def test_a_number_that_is_closed_while_a_copy_is_open_and_then_given_to_a_new_ha
 
 def test_the_whole(request, capsys):
     if not request.config.getoption('--lasting-whole'):
-        pytest.skip('all lasting faults take many minutes: pytest --lasting-whole')
+        pytest.skip('running all lasting faults takes many minutes: pytest --lasting-whole')
     faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')

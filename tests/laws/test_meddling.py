@@ -58,7 +58,7 @@ class FileSide(Side):
 
 
 def adopted(crowd: Any) -> Any:
-    """Return two connected connections."""
+    """Return two streams, adopted from a pair of sockets, that are connected to each other."""
     sides = []
     for sock in socket.socketpair():
         sock.setblocking(False)

@@ -5,11 +5,11 @@ the calls of a program. Then, for each n, only the n-th call fails, with each er
 each kind of selector. In every run no law may be broken, nothing may be stuck, every descriptor is closed, and every
 connection ends once.
 
-EINTR is not among the errors, because Python repeats the call itself (PEP 475). For EBADF, other code really closes the
-descriptor right before the call. The handle of the descriptor must end with that error as soon as the reactor can
-notice, and no other handle may end. Where the reactor cannot notice (options, addresses, and registrations with poll
-and select), the number is not used again. The clock never fails, and neither does `unregister`, whose errors
-`selectors` hides.
+EINTR is not among the errors, because Python repeats the call itself (PEP 475). For EBADF, the descriptor is really
+closed right before the call, as other code might do. The handle of the descriptor must end with that error as soon as
+the reactor can notice, and no other handle may end. In calls where the reactor cannot notice (options, addresses, and
+registrations with poll and select), the descriptor number is not used again. The clock never fails, and neither does
+`unregister`, whose errors `selectors` hides.
 
 A sample always runs. `pytest --nth-whole tests/laws/test_nth_call.py` runs all cases in two processes and lists the
 failures.
@@ -110,10 +110,10 @@ ERRORS: dict[str, tuple[int, ...]] = {
     'dup': (errno.EMFILE, errno.EBADF),
     'pread': (errno.EIO, errno.EBADF),
 }  # fmt: skip
-# The errors of datagram sockets, and of the socket pair that is the doorbell.
+# The errors of datagram sockets, and of the socket pair whose bytes wake the loop (the doorbell).
 OF_MAILBOXES = {'send': POSTING, 'recv': FETCHING, 'connect': ERRORS['connect'][1:]}
 OF_BELLS = {
-    'send': (errno.ENOBUFS, errno.ENOMEM, errno.EBADF),  # EAGAIN means that the doorbell is full, so it rings anyway
+    'send': (errno.ENOBUFS, errno.ENOMEM, errno.EBADF),  # not EAGAIN: a full doorbell wakes the loop anyway
     'recv': (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EBADF),
 }
 
@@ -140,7 +140,7 @@ class ListeningKernel(SimKernel):
 
 
 def begin(seed: int, kind: str, fail: tuple[int, int]) -> Simulation:
-    """Return a simulation without other faults that is ready to run a program."""
+    """Return a simulation that is ready to run a program, and whose only fault is `fail`: (n, error)."""
     simulation = Simulation(seed, selector=kind, faults=False, fail=fail)
     simulation.world.contexts = contexts  # type: ignore[attr-defined]
     simulation.world.at_end = int  # type: ignore[attr-defined]  # does nothing
@@ -202,7 +202,7 @@ def sample() -> list[Case]:
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case. Return None if all laws hold, otherwise one line: the case, so that it can be run again, and why."""
+    """Run a case. Return None if all laws hold, otherwise a line with the case, to run it again, and the failure."""
     play, seed, kind, n, name, error = case
     simulation = begin(seed, kind, (n, error))
     try:
@@ -279,7 +279,7 @@ def test_every_call_fails_in_one_program_or_another():
 
 def test_the_whole(request, capsys):
     if not request.config.getoption('--nth-whole'):
-        pytest.skip('all calls with all errors take many minutes: pytest --nth-whole')
+        pytest.skip('testing all calls with all errors takes many minutes: pytest --nth-whole')
     faulthandler.cancel_dump_traceback_later()  # this test takes a long time, but does not hang
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')

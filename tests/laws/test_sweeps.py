@@ -186,12 +186,12 @@ def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name
     check(failures, len(failures))
 
 
-# These planted bugs break laws only under such faults, so the simulation cannot find them. Each bug comes with the
-# tests that must find it, and the text that must appear in their failure.
+# Most of these planted bugs break laws only when memory or stack runs out, so the simulation cannot find them. Each bug
+# comes with the tests that must find it, and the text that must appear in their failure.
 PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
-            'an ending appends its completion last',
+            'the completion that calls on_close is queued as the last step of an ending',
             'net/ending.py',
             """            loop.completions.append((self, Connection.handle_closed, (exc,)))
 """,
@@ -199,7 +199,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             loop.watchers.remove(self)
             loop.completions.append((self, Connection.handle_closed, (exc,)))
 """,
-            '1: every connection ends in on_close',
+            '1: on_close is called for every connection',
         ),
         'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort or lingers)',
@@ -207,7 +207,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'a resource that an ending could not release is not released later',
+            'a resource that could not be released at the end of a connection is never released',
             'net/ending.py',
             'if self.sock is not None or self.origin is not None:\n            Connection.finish(self, exc)',
             'if self.loop is None:\n            Connection.finish(self, exc)',
@@ -219,7 +219,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'a completion that could not be called is lost',
+            'a completion is lost if there was no memory or stack to call it',
             'loop/loop.py',
             """                self._starved.append(completion)  # as in `_run_soon`
                 self._starved.append(completions)
@@ -227,7 +227,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 """,
             """                self.failures.callback_failed(exc, handle)
 """,
-            '1: every connection ends in on_close',
+            '1: on_close is called for every connection',
         ),
         'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort)',
@@ -235,7 +235,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'a write that has sent bytes raises',
+            'a write raises although it has sent bytes',
             'net/sending.py',
             '            if not sent:\n                self.writer = None\n                raise\n',
             '            if exc:\n                raise\n',
@@ -247,7 +247,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     ),
     (
         Mutant(
-            'all time limits of a second are checked in one turn',
+            'all time limits that are due in the same second are checked in one turn',
             'loop/buckets.py',
             'list(islice(bucket, left))',
             'list(bucket)',

@@ -70,7 +70,7 @@ BOUNDS = {
 
 
 def within(what: str, work: int) -> None:
-    """Check the work against its bound, and print both. If the work is far below it, the bound or the test is wrong."""
+    """Check the work against its bound, and print both: if they differ a lot, the bound or the test is wrong."""
     bound, reason = BOUNDS[what]
     print(f'{what:42} {work:>9,} {bound:>9,}')
     assert work <= bound, f'{what}: {work:,} bytecodes in a turn, above the bound of {bound:,} ({reason})'
@@ -292,7 +292,7 @@ LISTENERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize('kind', LISTENERS)
 def test_clients_that_connect(r, sockets, kind, caplog):
     server = r.listen_tcp('127.0.0.1', 0, nothing, on_connect=nothing, on_close=nothing, **LISTENERS[kind])
-    server._batch = ACCEPTS_PER_TURN  # the batch size that the listener would reach after several turns
+    server._batch = ACCEPTS_PER_TURN  # the accepts per turn that the listener would reach after many turns
     for _ in range(2 * ACCEPTS_PER_TURN):
         sockets.connect(server.address).send(b'x' if kind == 'deferred' else b'')
     within('clients that connect', most_of(r, 3))
@@ -355,7 +355,7 @@ def with_checksums(count: int, rest: int) -> bytes:
         return version_2(tlvs + b'\x04' + struct.pack('>H', rest) + bytes(rest))
 
     def wrong(values: int) -> int:
-        """Return the wrong bits of all checksums."""
+        """Return the bits in which the checksums differ from the correct ones."""
         whole, found = header(values), 0
         for number in range(count):
             at = len(SIGNATURE) + 16 + 7 * number + 3
@@ -436,7 +436,7 @@ def test_a_command_on_the_control_socket(r, sockets, tmp_path, kind):
 
 
 class NoThreads(Kernel):
-    """A kernel whose threads never start, so that all calls wait."""
+    """A kernel whose threads never start, so that all calls in threads stay in the queue."""
 
     def start_thread(self, fn: Any, name: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Idlers: called once in every turn, before all other calls, until they are closed."""
+"""Idlers: called once per turn, before all other calls, until they are closed."""
 
 from __future__ import annotations
 

@@ -1842,7 +1842,7 @@ def test_each_selector_is_of_the_named_kind(r):
     assert type(r.watchers.selector) in SELECTORS.values()
 
 
-# -- no memory before the callback is reached
+# -- memory runs out before the callback is reached
 
 
 def test_a_connection_that_found_no_memory_ends_with_that_error_even_if_an_exception_has_left_its_turn(r, sockets):

@@ -1,7 +1,7 @@
-"""Calls that run out of memory or stack, and whose queue has no memory either to take them back at its head.
+"""Calls that run out of memory or stack, and cannot be put back because their queue finds no memory, either.
 
-The queues of a loop are replaced by queues that fail a number of times. A call must be made exactly once in the end,
-before the calls that were queued after it.
+The queues of a loop are replaced by queues whose first few `appendleft` fail. A call must be made exactly once in the
+end, before the calls that were queued after it.
 """
 
 from __future__ import annotations

@@ -879,7 +879,7 @@ def test_a_foreign_wakeup_descriptor_that_cannot_be_written_is_ignored(error):
     assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # EBADF: already closed
 
 
-# -- other owners in the same process
+# -- other reactors and other code that handle signals in the same process
 
 
 def close_both(*socks):
@@ -1399,7 +1399,7 @@ def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, rai
     assert inner() is raises
 
 
-# -- no memory, and claims without a reactor
+# -- memory runs out, and claims without a reactor
 
 
 def test_a_run_that_finds_no_memory_for_the_wakeup_restores_sigint_and_can_be_called_again(r, monkeypatch):

@@ -133,6 +133,16 @@ def test_a_slow_main_is_reported_by_its_own_name(slow, kernel, caplog):
     assert lines(caplog) == [f'slow callback: {line_of(main)} took 0.900 s in the soon phase']
 
 
+def test_a_slow_drain_callback_is_reported_by_its_own_name(slow, kernel, caplog):
+    def say_goodbye(seconds):
+        kernel.time += 0.8
+
+    slow.add_drain_callback(say_goodbye)
+    slow.drain(5)
+    slow.run()
+    assert lines(caplog) == [f'slow callback: {line_of(say_goodbye)} took 0.800 s in the timers phase']
+
+
 def test_each_kind_of_handle_declares_its_methods_and_their_callbacks():
     """A method that was renamed without its declaration would be reported instead of the user's callback."""
     assert kinds_of_handles()

@@ -598,7 +598,7 @@ def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress(r
     turns(r, 1)
 
 
-# -- the loop itself
+# -- a selector that makes the loop itself spin
 
 
 @linux

@@ -13,7 +13,8 @@ from reactor.loop.counters import COUNTS, GAUGES, TIMES, Counters
 from reactor.observe.samples import RATES
 from tests.helpers.support import Log, run_until, turns
 
-LISTS = 'timer_lag', 'timer_lag_sum', 'slow'
+LISTS = 'timer_lag', 'timer_lag_sum', 'request_seconds', 'request_seconds_sum', 'slow'
+OF_SNAPSHOTS = 'handles', 'timers', 'draining', 'drain_connections', 'drain_seconds'
 
 
 def boom():
@@ -24,7 +25,7 @@ def boom():
 def test_everything_begins_at_zero(r):
     stats = r.stats().as_dict()
     assert stats.pop('slow') == []
-    assert set(stats.pop('timer_lag')) == set(stats.values()) == {0}
+    assert {*stats.pop('timer_lag'), *stats.pop('request_seconds')} == set(stats.values()) == {0}
 
 
 def test_each_declared_counter_has_a_slot_and_there_are_no_other_slots():
@@ -199,7 +200,7 @@ def test_a_snapshot_does_not_change(fake):
 def test_a_snapshot_is_a_dictionary_on_demand(fake):
     stats = fake.stats()
     assert isinstance(stats, Stats)
-    assert list(stats.as_dict()) == [*COUNTS, *GAUGES, *TIMES, *LISTS, 'handles', 'timers']
+    assert list(stats.as_dict()) == [*COUNTS, *GAUGES, *TIMES, *LISTS, *OF_SNAPSHOTS]
     assert stats.as_dict()['loop_count'] == stats.loop_count
 
 

@@ -1,4 +1,4 @@
-"""Calls in threads: outcomes are passed to the loop, at most four run and a thousand wait, cancelling, closing."""
+"""Calls in threads: results reach the loop, at most four calls run and a thousand wait, and any can be cancelled."""
 
 from __future__ import annotations
 

@@ -552,8 +552,8 @@ def test_a_batch_that_an_exception_has_left_skips_the_timers_that_were_moved(ker
 
 
 def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released_with_the_others(kernel):
-    # Regression: the second exception used to leave the timer in the batch twice. The loop believed that the timer had
-    # been moved out of the batch, and closing did not release it.
+    # Regression: the second exception used to leave the timer among the due timers twice. The loop believed that the
+    # timer had been moved to a later turn, and closing did not release it.
     def leave(*moved):
         for timer in moved:
             timer.reset(0)
@@ -959,7 +959,7 @@ def test_a_timer_that_is_moved_twice_out_of_its_batch_fires_once(kernel):
         again = r.call_later(1, leave)
         timer = r.call_later(1, fired.append, 1)
         kernel.time += 1
-        for _ in range(2):  # each exception leaves its timer's entry in the batch, so two are left at the end
+        for _ in range(2):  # each exception leaves its timer's entry among the due timers, so two are left
             with pytest.raises(RuntimeError):
                 r.run()
         assert list(r.timers) == [timer] and again.deadline is None

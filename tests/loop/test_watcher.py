@@ -464,7 +464,7 @@ def test_a_released_descriptor_can_belong_to_another_handle(r, sockets):
     turns(r, 1)
 
 
-# -- no memory to watch
+# -- the kernel has no memory to watch a descriptor
 
 
 @pytest.fixture(params=['register', 'modify'])

@@ -1,6 +1,6 @@
 """Test a connection against an automaton of ten states, based on the documentation of `Stream` and not on its code.
 
-Only calls of the user and results of the scripted socket change the state of the automaton. All actions of the stream
+Only calls by the user and results from the scripted socket change the state of the automaton. All actions of the stream
 (callbacks, the events that it wants from the selector, shutdown and close of the socket) must be legal in that state.
 No state is a dead end: when all timers have fired, each connection has ended.
 """
@@ -19,8 +19,9 @@ from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 CONNECT_TIMEOUT, IDLE, LINGER = 10, 20, 30
 
-# ENDING, ENDED: we end or have ended our side of the stream. HALF, HALF_ENDING: the peer has ended its side.
-# CLOSING sends the waiting bytes. LINGERING waits for the peer's end. FAILED: a send has failed.
+# ENDING, ENDED: our side of the stream is ending, or has ended. HALF, HALF_ENDING: the peer has ended its side.
+# CLOSING: queued bytes are being sent before the close. LINGERING: the stream is waiting until the peer ends its side.
+# FAILED: a send has failed.
 CONNECTING, OPEN, ENDING, ENDED, HALF, HALF_ENDING, CLOSING, LINGERING, FAILED, CLOSED = (
     'CONNECTING OPEN ENDING ENDED HALF HALF_ENDING CLOSING LINGERING FAILED CLOSED'.split()
 )
@@ -32,7 +33,7 @@ def if_waiting(there, else_there):
 
 
 def if_on_eof(there, else_there):
-    """Choose the next state: one if there is an `on_eof`, another if not."""
+    """Return a function that chooses the next state: `there` if the model has an `on_eof`, otherwise `else_there`."""
     return lambda model: there if model.with_eof else else_there(model) if callable(else_there) else else_there
 
 
@@ -80,7 +81,7 @@ TIMEOUTS = {CONNECTING: ConnectTimeout, CLOSING: WriteTimeout, LINGERING: WriteT
 
 
 class Sock(ScriptedSocket):
-    """A socket that reports its results to the model."""
+    """A socket that reports the results of its calls to the model."""
 
     def __init__(self, kernel):
         super().__init__(kernel)
@@ -179,7 +180,7 @@ class Connection(Machine):
         self.marks = deque()
         self.owed_eof = self.owed_drain = False
         self.connected = self.eofs = 0
-        self.why = None  # the error for on_close
+        self.why = None  # the error with which on_close must be called
         self.reported = False
         self.refused = False  # whether a write was refused after the end; one refused write is enough
         self.moved = kernel.time  # the time at which a byte was last sent or received
@@ -236,7 +237,7 @@ class Connection(Machine):
         self.state = CLOSED
 
     def socket_closed(self):
-        """Called when the stream closes its socket: the state must give the reason, or a timer must have run out."""
+        """Called when the stream closes its socket. The state must allow this, or a timer must have run out."""
         now, state = self.kernel.time, self.state
         if state == CONNECTING and self.sock.connecting not in ('under way', 0):
             self.ends(OSError(self.sock.connecting, ''))

@@ -58,7 +58,7 @@ KINDS = {
 
 
 def alternating():
-    """A framing written by a user: a message is a line, then a number of bytes that depends on the line's length."""
+    """A framing written by a user: a message is a line and 0 to 3 more bytes, depending on the line's length."""
     line = None
 
     def take(frames):

@@ -1,7 +1,8 @@
-"""The same descriptors watched on every selector: real socket pairs, one model, and loops that must agree with it.
+"""Test watched descriptors on every selector against one model, with real socket pairs.
 
 Descriptor numbers are reused all the time here, copies outlive their descriptors, and some descriptors are closed
-without the loop's knowledge. An open handle must always get exactly the wanted events that are true of its own socket.
+without the loop's knowledge. An open handle must always get exactly the wanted events for which its own socket is
+ready.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class End:
 
     @property
     def true(self):
-        """The events that are true of the socket. After a hang-up it is readable, and writable because writes fail."""
+        """The events for which the socket is ready. After a hang-up it is ready for both, because writes fail."""
         readable = self.waiting or self.peer_gone
         return (READ if readable else 0) | (WRITE if not self.full or self.peer_gone else 0)
 
@@ -98,7 +99,7 @@ class World:
 
 
 class Selectors(Machine):
-    """Each event of the model is reported once a turn, and none belongs to an earlier owner of the number."""
+    """Each event of the model is reported once per turn, and never for an earlier owner of a descriptor number."""
 
     @initialize()
     def begin(self):
@@ -219,7 +220,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, other=INDEX, what=st.one_of(st.just('close'), EVENTS))
     def in_its_callback(self, index, other, what):
-        """Let the callback of a ready handle close a handle or change its wanted events; it may be the same handle."""
+        """Let the callback of a ready handle close or change the wanted events of a handle, its own or another."""
         number, target = self.pick(index, lambda end: end.wants & end.true), self.pick(other)
         if number is not None:
             self.ends[number].does = (what, target)
@@ -238,7 +239,7 @@ class Selectors(Machine):
             if end.does is not None and not end.closed and not end.lost and end.wants & end.true
             if not (ends[end.does[1]].closed or ends[end.does[1]].lost)
         ]
-        acting = acting[:1]  # only one handle acts, so that the result does not depend on the order of the batch
+        acting = acting[:1]  # only one handle acts, so that the result does not depend on the order of the events
         self.done, self.acting = set(), acting
         self.now = {
             (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}

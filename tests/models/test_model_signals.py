@@ -1,4 +1,4 @@
-"""Test signals and calls from threads against a model: real signals, real threads, and a full doorbell."""
+"""Test signals and calls from threads against a model: real signals, real threads, and a full wakeup socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPT = st.lists(st.one_of(st.just('call'), st.just('call'), SIGNUM), max_size=
 
 
 class Doorbell(Machine):
-    """Each signal is delivered after it was last raised. Each call is made once, and the calls of a thread in order."""
+    """Each signal is delivered at least once after it was last raised. Each call of a thread is made once, in order."""
 
     @initialize()
     def begin(self):
@@ -114,7 +114,7 @@ class Doorbell(Machine):
     @precondition(lambda self: len(self.asked) < 12)
     @rule(scripts=st.lists(SCRIPT, min_size=1, max_size=3), running=st.booleans())
     def threads(self, scripts, running):
-        """Let threads make calls and raise signals, while the loop runs or while it does not."""
+        """Let threads make calls and raise signals, while the loop is running or while it is not."""
         raised, workers = set(), []
         for script in scripts:
             self.names += 1

@@ -61,7 +61,7 @@ class Timers(Machine):
 
     def __init__(self):
         super().__init__()
-        gc.disable()  # reference counts alone must suffice
+        gc.disable()  # objects must be freed by reference counts alone
         self.kernel = FakeKernel()
         self.r = Reactor(kernel=self.kernel, catch_errors=self.caught)
         self.timers, self.tokens, self.fired = [], [], []
@@ -138,7 +138,7 @@ class Timers(Machine):
             self.model[number].referenced = False
 
     def expect_fire(self, number):
-        """Return whether the callback leaves the loop."""
+        """Update the model for a timer that fires next; return whether its callback leaves the loop."""
         timer = self.model[number]
         if timer.repeats:
             while timer.deadline <= self.kernel.time:

@@ -22,7 +22,7 @@ from tests.helpers.models_support import Machine, case_of
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 MOST = 100_000  # bytes: the value of max_buffered
-CALLBACK_COST = 1024  # bytes: a waiting on_written counts as at most this many
+CALLBACK_COST = 1024  # bytes: a pending on_written counts as at most this many
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
 READ_SIZE = 5000
 SIZES = st.sampled_from([0, 1, 100, 5000, 16384, 16385, 65536])
@@ -254,7 +254,7 @@ class TLS(Machine):
     def user_ends(self, how):
         if not self.conn.closed or how == 'abort':
             self.user_ended = True
-            # Closing during the handshake drops the bytes that wait for its end.
+            # Closing during the handshake drops the bytes that are queued until the handshake ends.
             self.dropped |= how == 'abort' or (how == 'close' and self.conn.state == 'CONNECTING')
             getattr(self.conn, how)()
 

@@ -17,7 +17,7 @@ from tests.helpers.models_support import Machine, case_of, depth
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 HIGH, LOW, MOST = 50_000, 10_000, 300_000
-CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: a waiting callback or file counts as at most this many
+CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: a queued callback or file counts as at most this many
 
 # How many bytes a send accepts: a few, many, or all.
 taken = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.just(1 << 30))
@@ -56,7 +56,7 @@ class StrictSocket(ScriptedSocket):
         super().shutdown(how)
 
     def ready(self):
-        # An error makes a socket writable and readable, like a hang-up.
+        # An error makes a socket writable and readable, as a hang-up does.
         return super().ready() | (1 if self.failed else 0)
 
 
@@ -216,7 +216,7 @@ class Writing(Machine):
     @precondition(lambda self: self.patience <= 0 and self.outcome is None)
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
     def ends(self, how, number):
-        """End the connection in any of the possible ways. One rule does it, so most runs have traffic first."""
+        """End the connection in one of the possible ways. Only this rule does so, so most runs have traffic first."""
         self.acted()
         if how == 'lost':
             self.sock.outcomes.append(OSError(number, 'scripted'))

@@ -1,1 +1,1 @@
-"""Tests of the tests: they must find planted bugs and randomly drawn bugs."""
+"""Tests of the tests: the tests of this project must find planted bugs and randomly drawn bugs."""

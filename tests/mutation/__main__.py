@@ -1,14 +1,14 @@
 """Measure how many changes to the code the tests notice: `python -m tests.mutation draw|cover|run|report`.
 
     draw      draw the list of mutants again; see `drawing.py`
-    cover     run the suite (or only the tests that are named) under coverage, to record which tests reach which line
+    cover     run the suite (or only the named tests) under coverage, to record which lines each test reaches
     run       run the tests on the mutants that have no outcome yet; with --simulator run only the simulator
     report    print how many mutants were killed, and list the others
 
 This needs the extra `mutation`. The outcomes are stored in this folder.
 
 - The tests whose coverage reaches the line of a mutant are run in a copy of the project, the cheapest first, until the
-  first failure. In total they may take LONGEST seconds. Slow tests and tests that need the machine alone are left out.
+  first failure. In total they may take LONGEST seconds. Slow tests and tests marked `alone` are left out.
 - A mutant is killed when a test fails, fails again when it is run alone, and passes on the original code.
 - A test that does not end fails at its own time limit, or at HANGS, which is shorter than the suite's limit.
 - When LONGEST seconds are over, the outcome is `uncertain`, which counts as if the mutant had survived.
@@ -208,7 +208,7 @@ class Tester:
             finally:
                 end_all(mark)
                 with suppress(ProcessLookupError):
-                    # This includes children that were started with a different environment.
+                    # The process group includes children that were started with a different environment.
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
             output.seek(0)

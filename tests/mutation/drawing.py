@@ -1,4 +1,4 @@
-"""The mutants that the tests have to find: 600 small changes to the code, drawn from all changes of cosmic-ray.
+"""The mutants that the tests have to find: 600 small changes to the code, drawn from all that cosmic-ray can make.
 
 Every change is made by an operator of cosmic-ray. The list, `drawn.json`, was committed before any mutant was run, and
 does not depend on outcomes. It was drawn by these rules:
@@ -50,8 +50,8 @@ OPERATORS = (
 )
 # VariableInserter and VariableReplacer are left out too: they use their own random numbers, so the list could not be
 # drawn again. The first four operators below exchange identity and equality, which are the same for nearly all objects
-# compared here. The other operators compare the order of objects that have none: they raise TypeError where a test
-# reaches them, and would only improve the result.
+# compared here. The other operators compare the order of objects that have no order. Their mutants raise TypeError as
+# soon as a test reaches them, so they would only improve the result.
 NOT_DRAWN = (
     'core/ReplaceComparisonOperator_Is_Eq',
     'core/ReplaceComparisonOperator_IsNot_NotEq',

@@ -21,14 +21,14 @@ from tests.mutation.chosen_tests import CHOSEN, MEASURE, REPORTS
 from tests.mutation.drawing import PROJECT
 
 CACHE = PROJECT / '.mutation'
-# These tests read the text of the code, or plant bugs in copies of it. When they fail on a mutant, they have not
-# necessarily noticed its behaviour.
+# These tests read the text of the code, or plant bugs in copies of it. If such a test fails on a mutant, this does not
+# show that it has noticed a change in behaviour.
 NOT_JUDGES = (
     *(f'tests/mutation/test_{name}.py' for name in ('mutants', 'mutation', 'tls_mutants')),
     *(f'tests/project/test_{name}.py' for name in ('changelog', 'scenarios', 'shape')),
 )
 SHORTEST = 0.03  # seconds; shorter tests count as this long
-OWN = 0.3  # factor for the cost of tests in the module's own file: they run before cheaper tests elsewhere
+OWN = 0.3  # factor for the cost of tests in the module's own test file, so that they run before other tests
 
 Lines = dict[str, int]  # {module: a number in which bit N stands for line N}
 
@@ -165,7 +165,7 @@ def lines_for(texts: dict[str, str], module: str, line: int) -> Lines:
 
 
 def mentions(text: str, names: list[str]) -> int:
-    """Return the lines of functions that use one of these names; for a function's head, the lines of its body."""
+    """Return the lines in function bodies that use one of these names; if the head uses it, the whole body."""
     mentioned = re.compile(rf'\b({"|".join(map(re.escape, names))})\b')
     if not mentioned.search(text):
         return 0

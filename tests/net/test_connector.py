@@ -1319,7 +1319,7 @@ def test_a_name_with_one_refusing_and_one_listening_address_is_connected(r):
     end(r, conn)
 
 
-# -- what a writable socket can mean
+# -- a connecting socket that is writable is not always connected
 
 
 @pytest.mark.scenario(52)
@@ -1799,7 +1799,7 @@ def test_at_most_64_addresses_that_fail_at_once_are_tried_in_a_turn(w, world):
     assert log.names() == ['close'] and log[0][1].errno == errno.ENETUNREACH
 
 
-# -- no memory or stack
+# -- memory or stack runs out
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])

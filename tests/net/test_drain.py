@@ -10,6 +10,8 @@ import math
 import os
 import socket
 import sys
+import weakref
+from pathlib import Path
 from socket import AF_INET
 from typing import Any
 
@@ -19,7 +21,7 @@ from reactor import READ, DrainTimeout, HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
 from reactor.kernel.platforms import AF_UNIX, TCP_DEFER_ACCEPT
 from reactor.loop.timers import Timer, TimerHeap
-from reactor.net.drain import CHECK_INTERVAL, GRACE, HANDSHAKE
+from reactor.net.drain import CHECK_COST, CHECK_INTERVAL, GRACE, HANDSHAKE
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.testing.programs.service import drain as drain_program
 from tests.conftest import check_empty
@@ -360,9 +362,10 @@ def test_new_connections_to_a_unix_socket_cannot_be_dropped(tmp_path):
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-@pytest.mark.parametrize('good', [0, 1, 2])
+@pytest.mark.parametrize('good', [0, 1, 2, 3])
 def test_a_drain_without_memory_or_stack_does_not_begin(r, monkeypatch, kind, good):
-    made = []
+    made, called = [], []
+    r.add_drain_callback(called.append)
     later = TimerHeap.later
 
     def fails(timers, *args):
@@ -379,6 +382,7 @@ def test_a_drain_without_memory_or_stack_does_not_begin(r, monkeypatch, kind, go
     assert len(r.timers) == 0
     r.drain(10)
     assert r.run() is False
+    assert called == [10]
 
 
 def test_timers_of_a_drain_that_failed_to_begin_do_nothing_when_they_cannot_be_cancelled(r, monkeypatch):
@@ -774,6 +778,208 @@ def test_peers_have_a_second_to_end_their_side(r, sockets):
     r.timers.clear()
 
 
+# -- drain callbacks
+
+
+def test_drain_callbacks_get_the_seconds_left_and_run_in_order_before_anything_is_closed(r, sockets):
+    server, log = Server(r), []
+    (client,) = connected(r, server, sockets)
+    for name in 'first', 'second':
+        r.add_drain_callback(lambda *args: log.append((*args, server.listener.closed, r.draining)), name, 3)
+    r.run_once(0)
+    assert log == []
+    r.drain(10)
+    assert log == []  # never inside a call of the API
+    turns(r, 1)
+    assert log == [(10, 'first', 3, False, True), (10, 'second', 3, False, True)]
+    assert r.run() is False
+    assert ended(client) == b'' and len(log) == 2
+
+
+def test_a_drain_callback_can_have_the_drain_wait_for_a_connection(r, sockets):
+    server = Server(r)
+    (client,) = connected(r, server, sockets)
+    began = r.now
+
+    def say_goodbye(seconds):
+        for conn in server.conns:
+            conn.write(b'going away')
+            conn.busy = True
+
+    r.add_drain_callback(say_goodbye)
+    r.drain(10)
+    r.call_later(4, client.send, b'bye')
+    r.call_later(4.1, server.answer, b'!')
+    assert r.run() is False
+    assert r.now > began + 4 and server.log == [('data', b'bye'), ('close', None)]
+    assert ended(client) == b'going away!'
+
+
+def test_a_drain_callback_can_delay_a_drain_that_has_nothing_else_to_wait_for(r, sockets):
+    ours, _ = sockets()
+    conn = r.adopt(ours)
+    r.add_drain_callback(lambda seconds: setattr(conn, 'busy', True))
+    r.drain(10)
+    r.call_later(3, conn.close)
+    began = r.now
+    assert r.run() is False
+    assert r.now >= began + 3
+
+
+def test_the_seconds_are_read_when_the_callback_runs(r):
+    log = []
+    r.add_drain_callback(log.append)
+    r.drain(10, lame_duck=10)
+    r.kernel.time += 3
+    r.drain(4)
+    r.kernel.time += 1
+    assert r.run() is False
+    assert log == [3]
+
+
+def test_a_second_drain_does_not_call_the_drain_callbacks_again(r, sockets):
+    server, log = Server(r), []
+    (client,) = connected(r, server, sockets)
+    ask(r, server, client)
+    r.add_drain_callback(log.append)
+    r.drain(20, lame_duck=5)
+    r.call_later(1, r.drain, 10)
+    r.call_later(2, server.answer)
+    assert r.run() is False
+    assert log == [20]
+    r.drain(5)
+    r.run()
+    assert log == [20]
+
+
+def test_drain_callbacks_run_even_when_the_timeout_is_zero(r, sockets):
+    server, log = Server(r), []
+    connected(r, server, sockets)
+    r.add_drain_callback(lambda seconds: log.append((seconds, server.conns[0].closed)))
+    r.drain(0)
+    assert r.run() is False
+    assert log == [(0, False)]
+
+
+@pytest.mark.parametrize('how', ['soon', 'timer', 'data', 'close'])
+def test_a_drain_that_is_begun_in_a_callback_calls_the_drain_callbacks_afterwards(r, sockets, how):
+    log = []
+
+    def begin(*args):
+        r.drain(10)
+        log.append('drain returned')
+
+    ours, theirs = sockets()
+    r.add_drain_callback(lambda seconds: log.append('called'))
+    conn = r.adopt(ours, begin if how == 'data' else None, on_close=begin if how == 'close' else None)
+    {'soon': lambda: r.call_soon(begin), 'timer': lambda: r.call_later(0, begin),
+     'data': lambda: theirs.send(b'x'), 'close': conn.close}[how]()  # fmt: skip
+    assert r.run() is False
+    assert log == ['drain returned', 'called']
+    end(r, conn)
+
+
+def test_an_exception_in_a_drain_callback_is_reported_and_the_others_and_the_drain_go_on(r, sockets, caplog):
+    def fails(seconds):
+        raise ValueError('planted')
+
+    server, log = Server(r), []
+    (client,) = connected(r, server, sockets)
+    r.add_drain_callback(fails)
+    r.add_drain_callback(log.append)
+    r.drain(10)
+    assert r.run() is False
+    assert log == [10] and ended(client) == b'' and server.listener.closed
+    assert [record.exc_info[1].args for record in caplog.records] == [('planted',)]
+    assert r.stats().callback_errors == 1
+
+
+@pytest.mark.parametrize('kind', [KeyboardInterrupt, ZeroDivisionError])
+def test_an_exception_of_a_drain_callback_that_leaves_run_loses_no_other_callback(kind):
+    def fails(seconds):
+        raise kind
+
+    log = []
+    with Reactor(kernel=FakeKernel(), catch_errors=False) as r:
+        r.add_drain_callback(fails)
+        r.add_drain_callback(log.append)
+        r.drain(10)
+        with pytest.raises(kind):
+            r.run()
+        assert r.run() is False
+    assert log == [10]
+
+
+def test_a_callback_that_is_added_during_a_drain_is_called_soon(r):
+    log = []
+    r.add_drain_callback(lambda seconds: r.add_drain_callback(log.append))
+    r.drain(10, lame_duck=10)
+    r.call_later(2, lambda: (r.add_drain_callback(log.append), log.append('added')))
+    assert r.run() is False
+    assert log == [pytest.approx(10, abs=0.1), 'added', pytest.approx(8, abs=0.1)]
+
+
+def test_a_drain_that_could_not_begin_calls_no_callback_and_the_next_one_does(r, monkeypatch):
+    log, later = [], TimerHeap.later
+
+    def fails(timers, delay, fn, *args):
+        if fn.__name__ == '_check':
+            raise MemoryError
+        return later(timers, delay, fn, *args)
+
+    r.add_drain_callback(log.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(TimerHeap, 'later', fails)
+        run_short(patched, Timer, 'cancel', 9)
+        with pytest.raises(MemoryError):
+            r.drain(10)
+    run_until(r, lambda: not len(r.timers))
+    assert log == []
+    r.drain(10)
+    assert r.run() is False
+    assert log == [10]
+
+
+@pytest.mark.parametrize('fn', [None, 5, lambda: None, lambda seconds, more: None])
+def test_a_drain_callback_that_cannot_be_called_is_refused(r, fn):
+    with pytest.raises(TypeError):
+        r.add_drain_callback(fn)
+    with pytest.raises(TypeError):
+        r.add_drain_callback(lambda seconds: None, 'one too many')
+    r.drain(1)
+    assert r.run() is False
+
+
+def test_a_closed_reactor_takes_no_drain_callback_and_keeps_none():
+    class Target:
+        def method(self, seconds):
+            raise AssertionError('close is not a drain')
+
+    target = Target()
+    alive = weakref.ref(target)
+    r = Reactor()
+    r.add_drain_callback(target.method)
+    del target
+    r.close()
+    assert alive() is None
+    with pytest.raises(HandleClosed):
+        r.add_drain_callback(print)
+
+
+def test_drain_callbacks_are_dropped_once_they_were_called(r):
+    class Target:
+        def method(self, seconds):
+            pass
+
+    target = Target()
+    alive = weakref.ref(target)
+    r.add_drain_callback(target.method)
+    del target
+    r.drain(10)
+    assert r.run() is False
+    assert alive() is None
+
+
 # -- TLS
 
 
@@ -1011,6 +1217,21 @@ class Here(RealWorld):
 @pytest.mark.parametrize('seed', range(10))
 def test_a_service_that_is_shut_down_answers_every_client_it_accepted(r, seed, tmp_path_factory):
     Here(r, seed, tmp_path_factory.mktemp('s')).play(drain_program, seconds=1000)
+
+
+# -- the page about drains
+
+
+def test_the_page_about_drains_states_the_times_of_the_code():
+    page = (Path(__file__).parents[2] / 'examples' / 'DRAIN.md').read_text()
+    with_ten_thousand = GRACE + 10_000 * CHECK_COST
+    assert f'| {GRACE:g} s later | idle connections are closed' in page
+    assert f'{with_ten_thousand:.0f} s later with 10,000 connections' in page
+    assert f'no TLS handshake has {HANDSHAKE:g} s' in page
+    if os.name == 'posix':
+        from reactor.serve.worker_process import GRACE as UNTIL_KILLED
+
+        assert f'| `timeout` + {UNTIL_KILLED:g} s |' in page
 
 
 # -- busy connections

@@ -9,6 +9,7 @@ import re
 import socket
 import stat
 import sys
+import tempfile
 import threading
 import time
 from contextlib import closing
@@ -351,6 +352,31 @@ def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_get
         client.connect(path)
         unlink()
     assert not os.path.lexists(path)
+
+
+@needs_unix
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='NOT TESTED: only root can change its user')
+@pytest.mark.parametrize(
+    ('mode', 'said'),
+    [
+        (0o600, 'belongs to another user, and this user may not check whether a program listens there'),
+        (0o666, 'belongs to another user, and this user may not remove it, although no program listens there'),
+    ],
+)
+def test_the_error_for_a_stale_file_of_another_user_says_whose_it_is_and_what_to_do(mode, said):
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as dead:
+        os.chmod(folder, 0o1777)
+        path = os.path.join(folder, 'stale')
+        dead.bind(path)
+        os.chmod(path, mode)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError, match=said) as raised:
+                listening_unix(Kernel(), path, Options(), backlog=1, mode=None)
+        finally:
+            os.seteuid(0)
+        assert path in str(raised.value) and 'remove the file, or choose another path' in str(raised.value)
+        assert os.path.exists(path)
 
 
 @needs_unix

@@ -1415,7 +1415,7 @@ def test_data_of_a_peer_is_not_used_as_a_format_in_the_log(r, sockets, caplog):
     assert '%s %d %(name)s %n {0}' in caplog.text
 
 
-# -- no memory or stack in the reactor itself
+# -- memory or stack runs out in the reactor itself
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])

@@ -13,9 +13,10 @@ import weakref
 import pytest
 
 from reactor import READ, Reactor, ReactorError, SelectorFull, Stream, observe
+from reactor.inspection import LONGEST_TEXT
 from reactor.kernel.sockets import LeanSocket
 from reactor.loop.watcher import Watchers
-from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
+from reactor.observe.commands import COMMANDS, MOST
 from reactor.observe.control_socket import LONGEST_LINE, RETRY, SILENT, STALLED
 from tests.helpers.support import drain, ends, idle, in_thread, run_until, turns
 

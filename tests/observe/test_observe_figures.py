@@ -27,7 +27,8 @@ def test_counters_can_be_sent_as_json(fake):
     fake.counters.count_slow('app.f:1', 0.5)
     figures = observe.source(fake)()
     assert json.loads(json.dumps(figures)) == {
-        name: {**one, 'timer_lag': list(one['timer_lag'])} for name, one in figures.items()
+        name: {**one, **{key: list(one[key]) for key in ('timer_lag', 'request_seconds')}}
+        for name, one in figures.items()
     }
 
 

@@ -18,7 +18,7 @@ prometheus_client = pytest.importorskip(
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families as parse_text  # noqa: E402
 
-from reactor.observe.metrics import metric_name  # noqa: E402
+from reactor.observe.families import metric_name  # noqa: E402
 
 
 def exposed(source):

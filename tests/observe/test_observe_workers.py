@@ -51,6 +51,20 @@ def until(ask, holds, seconds=15):
     return answer
 
 
+def scrape(port):
+    with urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics', timeout=10) as answer:
+        return list(text_string_to_metric_families(answer.read().decode()))
+
+
+def received(families):
+    return {
+        sample.labels['worker']: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == 'reactor_received_bytes_total'
+    }
+
+
 def test_workers_can_be_monitored_separately_and_together_and_be_drained(program):
     process, path, page, metrics, port = program
     with ControlClient(path) as client:
@@ -64,17 +78,11 @@ def test_workers_can_be_monitored_separately_and_together_and_be_drained(program
         assert workers['0']['pid'] != workers['1']['pid'] != process.pid
         assert workers['0']['accepts'] + workers['1']['accepts'] == answer['sum']['accepts'] == 40
         assert set(client.ask('phases')['workers']) == {'0', '1'}
-        assert 'Process' in client.ask('handles')['kinds']  # the parent's own handles
+        assert 'Process' in client.ask('handles', worker='parent')['kinds']
 
-        with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=10) as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
-        received = {
-            sample.labels['worker']: sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == 'reactor_received_bytes_total'
-        }
-        assert received == {name: figures['bytes_in'] for name, figures in workers.items()}
+        # The metrics are made from the last reports of the workers, which are up to a second old.
+        expected = {name: figures['bytes_in'] for name, figures in workers.items()}
+        families = until(lambda: scrape(metrics), lambda families: received(families) == expected)
         resident = next(family for family in families if family.name == 'reactor_resident_memory_bytes')
         assert all(sample.value > 5 << 20 for sample in resident.samples)
 
@@ -83,3 +91,18 @@ def test_workers_can_be_monitored_separately_and_together_and_be_drained(program
         assert client.ask('drain')['ok']
     assert process.wait(timeout=20) == 0
     assert not os.path.exists(path)
+
+
+def test_a_drain_over_the_control_socket_takes_the_times_of_the_command(program):
+    process, path, _, _, port = program
+    with ControlClient(path) as client:
+        until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)
+        began = time.monotonic()
+        assert client.ask('drain', drain_timeout=9, lame_duck=2)['ok']
+    while time.monotonic() < began + 1.5:  # the workers still accept clients
+        with socket.create_connection(('127.0.0.1', port), timeout=10) as conn:
+            conn.sendall(b'12345')
+            assert conn.recv(5) == b'12345'
+        time.sleep(0.1)
+    assert process.wait(timeout=20) == 0
+    assert time.monotonic() - began >= 2

@@ -1,4 +1,4 @@
-"""perf/compare/: it runs, writes valid files, and all peers do the same work. Nothing is timed here."""
+"""Tests of perf/compare/: it runs and writes valid files, and all peers do the same work. Nothing is timed here."""
 
 from __future__ import annotations
 

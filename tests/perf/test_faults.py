@@ -1,4 +1,4 @@
-"""perf/faults/: it resumes, reports missed goals and writes a table; each case runs once, at a tiny size. Untimed."""
+"""Tests of perf/faults/: it resumes, reports missed goals and writes a table. Each case runs once, at a tiny size."""
 
 from __future__ import annotations
 

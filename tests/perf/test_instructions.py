@@ -1,4 +1,4 @@
-"""perf/instructions/: reading callgrind's files, computing figures, and failing above a budget."""
+"""Tests of perf/instructions/: it reads callgrind's files, computes figures, and fails above a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""perf/soak/: a short soak keeps its promises, and a broken promise is reported. Nothing is timed here."""
+"""Tests of perf/soak/: a short run keeps all promises, and a broken promise is reported. Nothing is timed here."""
 
 from __future__ import annotations
 

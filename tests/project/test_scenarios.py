@@ -1,4 +1,4 @@
-"""The page of scenarios lists the marked tests, has each number once, and misses no row."""
+"""tests/SCENARIOS.md lists the tests marked with a scenario, has each number once, and lacks no row."""
 
 from __future__ import annotations
 

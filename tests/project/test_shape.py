@@ -25,6 +25,7 @@ FLOORS = [
     'demo',
     'observe',
     'serve',
+    'inspection',
     'testing',
     '__init__',
     'facade',

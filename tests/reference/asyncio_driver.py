@@ -1,7 +1,7 @@
-"""asyncio as a `Driver` of `tests/helpers/both_loops.py`, which compares the reactor's loop with it.
+"""The `Driver` for asyncio; `tests/helpers/both_loops.py` has the base class and the programs that are compared.
 
-Run in a separate process, with the name of a program and a number of seeds; prints the trace of each seed as a line of
-JSON.
+This module is run in a separate process. Its arguments are the name of a program and how many seeds to play (0, 1, 2
+and so on). It prints the trace of each seed as a line of JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An asyncio loop among the owners of `tests/helpers/owners.py`.
+"""An asyncio loop as one of the owners that `tests/helpers/owners.py` tests together.
 
 asyncio reads the numbers of signals from the wakeup descriptor. When its loop closes, it restores the default handler
 and removes the wakeup descriptor, even if both have been replaced by other code.

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +19,13 @@ import psutil
 import pytest
 
 import reactor
-from tests.helpers.proxied import HERE, PROJECT, TRUSTED, children, ended, free_port, get, load, service, wait_until
+from perf.faults.nginx import COMMAND, CONFIG, Nginx
+from tests.helpers.proxied import HERE, PROJECT, TRUSTED, children, free_port, get, load, service, wait_until
 from tests.helpers.support import run_until
 
-CONFIG = PROJECT / 'examples' / 'nginx' / 'nginx.conf'
 MODULE = '/usr/lib/nginx/modules/ngx_stream_module.so'
 
-NGINX = shutil.which('nginx', path=f'{os.environ.get("PATH", "")}{os.pathsep}/usr/sbin')
-if NGINX is None or not os.path.exists(MODULE):
+if COMMAND is None or not os.path.exists(MODULE):
     pytest.skip(
         'NOT TESTED: nginx is not installed: apt-get install nginx libnginx-mod-stream', allow_module_level=True
     )
@@ -40,20 +37,8 @@ def nginx(folder, http=None, tcp=None):
 
     `http` and `tcp` are what nginx connects to: a port, or for `http` the path of a Unix socket.
     """
-    ports = free_port(), free_port()
-    text = CONFIG.read_text().replace('listen 127.0.0.1:8000', f'listen {HERE}:{ports[0]}')
-    text = text.replace('listen 127.0.0.1:8001', f'listen {HERE}:{ports[1]}').replace('auto;', '1;', 1)
-    where = f'unix:{http}' if isinstance(http, str) else f'{HERE}:{http or free_port()}'
-    text = text.replace('server 127.0.0.1:8080', f'server {where}')
-    text = text.replace('server 127.0.0.1:8081', f'server {HERE}:{tcp or free_port()}')
-    (folder / 'nginx.conf').write_text(text)
-    log = folder / 'log'
-    command = [NGINX, '-p', str(folder), '-e', 'stderr', '-c', str(folder / 'nginx.conf')]
-    with log.open('w') as errors, ended(subprocess.Popen(command, stderr=errors, process_group=0)) as process:
-        # The file is written after the ports are open. A connection would be an extra client of the workers.
-        wait_until(lambda: process.poll() is not None or (folder / 'nginx.pid').exists())
-        assert process.poll() is None, log.read_text()
-        yield *ports, log
+    with Nginx(http or free_port(), tcp or free_port()) as proxy:
+        yield *proxy.ports, proxy.log
 
 
 # -- the configuration

@@ -22,6 +22,7 @@ import pytest
 from reactor import Reactor, ReactorError, serve
 from reactor.serve import addresses
 from reactor.serve.addresses import ListenAddress, parse
+from reactor.serve.health import WorkerState
 from reactor.serve.running import processors
 from reactor.serve.slot import Slot
 from reactor.serve.worker import Worker
@@ -328,8 +329,8 @@ def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_serv
         waiting = served.connect()  # this client is in the queue of the hung worker
         waiting.send('x')
         assert int(waiting.receive().split()[0]) != worker
-        assert 'has not reported for 2 s: its loop is blocked' in served.log
-        assert 'has not reported for 4 s: killing it' in served.log
+        assert 'has not reported for 2 s: it' in served.log
+        assert 'has not reported for 3 s: killing it' in served.log
         assert 'ended unexpectedly (signal 9)' in served.log
         served.send(signal.SIGTERM)
         assert served.ended() == 0
@@ -350,56 +351,64 @@ def test_workers_that_were_stopped_with_their_parent_do_not_count_as_hung(tmp_pa
 class Team:
     """Replaces the team, the slot and the process of a `WorkerProcess`."""
 
-    def __init__(self, hang_timeout: float) -> None:
-        self.hang_timeout = hang_timeout
+    def __init__(self) -> None:
+        self.signals: list[int] = []
         self.killed = 0
         self.number, self.pid = 0, 1
         self.serving = self.starting = None
+        self.r, self.now = self, 0.0
+
+    def send_signal(self, signum: int) -> None:
+        self.signals.append(signum)
 
     def kill(self) -> None:
         self.killed += 1
 
 
-def silent_child(hang_timeout: float) -> Any:
+def silent_child(hang_timeout: float | None) -> Any:
     child = object.__new__(WorkerProcess)
-    child.slot = child.team = child.process = Team(hang_timeout)
-    child.silence, child.ready = 0.0, True
+    child.slot = child.team = child.process = Team()
+    child.hang_timeout = hang_timeout
+    child.silence, child.ready, child.greeted = 0.0, True, True
     return child
+
+
+def be_silent(child: Any, seconds: float) -> None:
+    for _ in range(int(2 * seconds)):  # a worker is checked twice a second
+        child.count_silence()
 
 
 def test_a_worker_that_reports_within_the_grace_period_is_logged_and_kept(caplog):
     child = silent_child(30)
-    for _ in range(30):
-        child.count_silence()
-    assert not caplog.records
-    child.count_silence()
-    child.count_silence()
+    be_silent(child, 30)
+    assert not caplog.records and not child.team.signals
+    be_silent(child, 2)
     assert [record.getMessage()[:43] for record in caplog.records] == ['worker 0 (pid 1) has not reported for 30 s:']
+    assert child.team.signals == [signal.SIGQUIT]  # it writes its stacks
     child.on_line(None, b'[{}, false]')  # a report from the worker
-    for _ in range(30):
-        child.count_silence()
+    be_silent(child, 30)
     assert child.team.killed == 0 and len(caplog.records) == 1
 
 
-def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_period(caplog):
-    child = silent_child(30)
-    for _ in range(32):
-        child.count_silence()
+@pytest.mark.parametrize(('hang_timeout', 'grace'), [(30, 2), (2, 1), (3, 1.5)])
+def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_period(caplog, hang_timeout, grace):
+    child = silent_child(hang_timeout)
+    be_silent(child, hang_timeout + grace)
     assert child.team.killed == 0
-    child.count_silence()
+    be_silent(child, 0.5)
     assert child.team.killed == 1 and len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
-def test_serving_workers_are_checked_every_second_and_starting_workers_are_not(
+def test_serving_workers_are_checked_twice_a_second_and_starting_workers_are_not(
     fake, kernel, monkeypatch, caplog, hang_timeout, killed
 ):
     monkeypatch.setattr(Slot, 'start', lambda slot: None)
     team = Workers(fake, ['a program'], [], drain_timeout=5, start_timeout=60, hang_timeout=hang_timeout)
     team.begin(2, None)
     team.slots[1].serving = silent = silent_child(hang_timeout)
-    for _ in range(33):
-        kernel.time += 1
+    for _ in range(65):
+        kernel.time += 0.5
         turns(fake, 1)
     assert silent.team.killed == killed and len(caplog.records) == 2 * killed
 
@@ -449,7 +458,7 @@ class WorkerSettings:
         self.address = listening.getsockname()
         listener = listening.detach()
         shared = [listener] if of_all else []
-        self.settings = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+        self.settings = {'slot': 0, 'control': control.detach(), 'listeners': [listener], 'shared': shared}
 
 
 @LINUX
@@ -458,13 +467,12 @@ class WorkerSettings:
 def test_the_last_worker_drops_new_connections_in_its_own_queues(sockets, how, of_all):
     given = WorkerSettings(sockets, of_all)
     with Reactor() as r:
-        Worker(r, given.settings, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+        worker = Worker(r, given.settings, (5, 0))
         if how == 'its parent has ended':
             given.parent.close()
-        else:
-            given.parent.send(b'"last"\n')
-            r.call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
-        assert r.run() is False
+        else:  # these lines have arrived before the worker listens
+            given.parent.send(b'"last"\n["drain", 5, 0]\n')
+        assert r.run(lambda r: worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)) is False
     late = sockets.track(socket.socket())
     late.settimeout(0.2)
     if of_all:  # another process that has the socket, such as systemd, still listens
@@ -525,12 +533,19 @@ class FakeProcess:
         if self.error is not None:
             raise self.error
         self.slot, self.ready, self.since = slot, False, 0.0
+        self.counters, self.replaced = {}, False
         self.messages: list[str] = []
         slot.team.started.append(self)
+
+    def state(self, name: str) -> WorkerState:
+        return WorkerState(name, 'serving' if self.ready else 'starting')
 
     def be_ready(self) -> None:
         self.ready, self.since = True, self.slot.team.r.now
         self.slot.on_ready(self)
+
+    def drain(self, *times: float) -> None:
+        self.messages.append(f'drain {times}')
 
     def leave(self, replaced: bool = False) -> None:
         self.messages.append('replaced' if replaced else 'last')
@@ -599,7 +614,8 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
 
 
 def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_counters_are_dropped(fake, kernel, team):
-    team.slots[0].counters = {'pid': 1}
+    team.slots[0].serving.counters = {'pid': 1}
+    assert team.stats() == {'0': {'pid': 1}}
     kernel.time += 1
     turns(fake, 1)
     team.slots[0].serving.end()
@@ -619,6 +635,28 @@ def test_a_reload_starts_each_worker_when_the_previous_one_serves(team):
     assert [child.messages for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
 
 
+@LINUX
+def test_a_worker_whose_socket_cannot_be_opened_is_not_added_and_the_log_says_why(team, monkeypatch, caplog):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    second = ListenAddress((HERE, 0), 10)
+    second.close(second.socket_for_worker())  # the one that claimed the port
+    team.listen_addresses.append(second)  # its sockets come after those of the first address, which stay possible
+    opened = []
+    with monkeypatch.context() as patched:
+        patched.setattr(second, 'socket_for_worker', exhausted)
+        patched.setattr(team.listen_addresses[0], 'close', opened.append)
+        team.grow()
+    for sock in opened:
+        sock.close()
+    team.listen_addresses.remove(second)
+    assert len(opened) == 1  # no socket is left of a worker that was not added
+    assert len(team.slots) == 2 and 'cannot add worker 2: no more descriptors' in caplog.text
+    team.grow()
+    assert len(team.slots) == 3 and team.started[-1].slot is team.slots[2]
+
+
 def test_the_last_worker_is_not_removed(team):
     team.shrink()
     team.shrink()
@@ -629,14 +667,16 @@ def test_the_last_worker_is_not_removed(team):
 # -- messages to a worker process
 
 
-# A worker that reports once. It exits with status 0 when it is replaced; after 'last' it waits for SIGTERM.
+# A worker that reports once, and exits when it was asked to drain. Its exit status is the number of the
+# message that the parent has sent before that.
 CHILD = """
-import json, os, time
+import json, os
 settings = json.loads(os.environ['REACTOR_WORKER'])
 os.write(settings['control'], b'[{"slot": %d}, false]\\n' % settings['slot'])
-if os.read(settings['control'], 100) == b'"last"\\n':
-    time.sleep(2)
-    os._exit(3)
+received = b''
+while not received.endswith(b'["drain"]\\n'):
+    received += os.read(settings['control'], 100)
+os._exit({b'"replaced"': 3, b'"last"': 4}[received.split(b'\\n')[0]])
 """
 
 
@@ -650,19 +690,49 @@ class Observed(WorkerProcess):
         super().on_exit(process, code, signum)
 
 
-@pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
-def test_a_worker_serves_when_it_reports_and_leaves_by_message_or_by_signal(monkeypatch, replaced, how):
+def served_by(r: Reactor, code: str) -> tuple[Workers, Any]:
+    """Return a parent with one slot, whose worker runs this code and serves."""
+    argv = [sys.executable, '-S', '-E', '-c', code]
+    team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None)
+    team.slots = [Slot(team, 7)]
+    team.slots[0].start()
+    child = team.slots[0].starting
+    run_until(r, lambda: child.how or team.slots[0].serving)
+    return team, child
+
+
+@pytest.mark.parametrize(('replaced', 'code'), [(True, 3), (False, 4)])
+def test_a_worker_serves_when_it_reports_and_leaves_by_message_and_not_by_signal(monkeypatch, replaced, code):
     monkeypatch.setattr('reactor.serve.slot.WorkerProcess', Observed)
     with Reactor() as r:
-        team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
-        team.slots = [Slot(team, 7)]
-        team.slots[0].start()
-        child = team.slots[0].starting
-        run_until(r, lambda: child.how or team.slots[0].serving)
+        team, child = served_by(r, CHILD)
         assert team.stats() == {'7': {'slot': 7}}
         child.leave(replaced)
         run_until(r, lambda: child.how)
-        assert child.how == how
+        assert child.how == (code, None)
+
+
+def test_a_worker_whose_control_connection_is_closed_leaves_by_signal(monkeypatch):
+    monkeypatch.setattr('reactor.serve.slot.WorkerProcess', Observed)
+    with Reactor() as r:
+        without_control = "os.close(settings['control'])\nimport time\ntime.sleep(30)"
+        _, child = served_by(r, CHILD.partition('received')[0] + without_control)
+        run_until(r, lambda: child.control.closed)
+        child.leave()
+        run_until(r, lambda: child.how)
+        assert child.how == (None, signal.SIGTERM)
+
+
+def test_a_second_drain_with_less_time_is_passed_on_to_the_workers_that_drain(monkeypatch, caplog):
+    monkeypatch.setattr('reactor.serve.slot.WorkerProcess', Observed)
+    monkeypatch.setattr('reactor.serve.worker_process.GRACE', 0.1)
+    with Reactor() as r:
+        team, child = served_by(r, CHILD.replace('"drain"', '"drain", 0.2, 0.1'))
+        team.drain()
+        team.drain(60, 2)  # this cannot make the time longer
+        team.drain(0.2, 0.1)
+        run_until(r, lambda: child.how)
+        assert child.how == (4, None) and 'killing' not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -871,11 +941,95 @@ def test_a_second_ctrl_c_ends_the_program_at_once(tmp_path):
 
 
 def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_is_1(tmp_path):
-    with Served(tmp_path, deaf=True, run={'drain_timeout': 0.1}) as served:
-        pid = served.pids()['0']
+    with Served(tmp_path, run={'drain_timeout': 0.1}) as served:
+        pid = served.connect().pid()
+        os.kill(pid, signal.SIGSTOP)
         served.send(signal.SIGTERM)
         assert served.ended() == 1
         assert f'worker 0 (pid {pid}) has not ended after 2.1 s: killing it' in served.log
+
+
+# -- what a program can do in a drain
+
+
+@pytest.mark.parametrize(
+    'how', ['SIGTERM', 'SIGINT', 'group', 'SIGHUP', 'SIGTTOU', 'stop', 'worker', 'orphan', 'times']
+)
+def test_drain_callbacks_run_once_in_every_kind_of_drain(tmp_path, how):
+    run = {'workers': 2 if how == 'SIGTTOU' else 1, 'drain_timeout': 7, 'lame_duck': 0.3}
+    with Served(tmp_path, goodbye=True, drain=[9, 0.2], run=run) as served:
+        pids = served.pids(run['workers'])
+        conn = served.connect()
+        while (pid := conn.pid()) != pids['1' if how == 'SIGTTOU' else '0']:
+            conn = served.connect()
+        if how == 'group':
+            os.killpg(served.parent.pid, signal.SIGTERM)  # as systemd does with KillMode=control-group
+        elif how == 'orphan':
+            served.parent.kill()
+        elif how == 'worker':
+            os.kill(pid, signal.SIGTERM)
+        else:
+            served.send({'stop': signal.SIGUSR1, 'times': signal.SIGALRM}.get(how) or signal.Signals[how])
+        assert conn.receive() == f'{pid} goodbye {9 if how == "times" else 7:.1f}'
+        assert conn.receive() == ''
+        wait_until(lambda: is_gone(pid))
+        assert served.log == ''
+
+
+@pytest.mark.parametrize('deaf', ['reactor', 'python'])
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGHUP])
+def test_a_program_that_handles_sigterm_itself_is_drained_and_warned(tmp_path, deaf, signum):
+    with Served(tmp_path, deaf=deaf, goodbye=True) as served:
+        conn = served.connect()
+        pid = conn.pid()
+        conn.send('wait 1.5')
+        time.sleep(0.1)  # the test cannot see when the worker has read the request
+        served.send(signum)
+        assert conn.receive() == f'{pid} goodbye 5.0'
+        assert conn.receive() == f'{pid} wait 1.5'
+        assert conn.receive() == ''
+        wait_until(lambda: is_gone(pid))
+        (line, *others) = served.log.splitlines()
+        assert 'SIGTERM' in line and 'r.add_drain_callback' in line
+        assert len(others) == (signum == signal.SIGHUP)  # once in each worker
+        if signum == signal.SIGTERM:
+            assert served.ended() == 0
+
+
+def test_the_times_of_a_drain_can_be_chosen_when_it_begins(tmp_path):
+    with Served(tmp_path, drain=[0.5]) as served:
+        conn = served.connect()
+        conn.pid()
+        conn.send('wait 4')
+        time.sleep(0.1)  # the test cannot see when the worker has read the request
+        began = time.monotonic()
+        served.send(signal.SIGALRM)
+        with pytest.raises(ConnectionResetError):
+            conn.receive()
+        assert 0.4 < time.monotonic() - began < 3
+        assert served.ended() == 0
+
+
+@pytest.mark.parametrize('times', [('5',), (-1,), (5, 6), (float('nan'),), (5, '1')])
+def test_wrong_times_of_a_drain_are_refused_and_nothing_drains(team, times):
+    with pytest.raises((TypeError, ValueError)):
+        team.drain(*times)
+    assert len(team.slots) == 2 and not team.leaving
+
+
+def test_a_program_that_lets_sigterm_drain_is_not_warned(fake, sockets, caplog):
+    given = WorkerSettings(sockets)
+    worker = Worker(fake, given.settings, (5, 0))
+    worker.begin(lambda r, socks: r.add_signal_handler(signal.SIGTERM, r.drain, 5) and None)
+    worker.report()
+    assert not caplog.records
+    fake.add_signal_handler(signal.SIGTERM, fake.stop)
+    worker.report()
+    worker.report()
+    assert len(caplog.records) == 1
+    worker.control.on_close = None
+    for sock in worker.listeners:
+        sock.close()
 
 
 # -- listening

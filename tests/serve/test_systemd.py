@@ -353,6 +353,28 @@ def test_the_loop_notifies_the_watchdog_at_half_of_its_interval(fake, kernel, ma
     assert fake.run(), 'the watchdog kept the loop running'
 
 
+def test_a_manager_that_does_not_read_does_not_block_the_loop_at_each_beat(r, manager, monkeypatch):
+    monkeypatch.setenv('WATCHDOG_USEC', '100000')
+    monkeypatch.delenv('WATCHDOG_PID', raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(systemd, 'PATIENCE', 0.05)
+        while systemd.status('x' * 400):
+            pass
+    manager.setblocking(False)
+    timer = systemd.watchdog(r)
+    turns = []
+    ticks = r.call_every(0.01, turns.append, 1)
+    r.call_later(0.5, r.stop)
+    r.run()
+    assert len(turns) > 20  # ten beats, each of which used to block the loop for a second
+    drain(manager)
+    r.call_later(0.2, r.stop)
+    r.run()
+    assert b'WATCHDOG=1' in drain(manager)
+    timer.cancel()
+    ticks.cancel()
+
+
 @pytest.mark.scenario(155)
 def test_a_loop_that_hangs_does_not_notify_the_watchdog(r, manager, monkeypatch):
     monkeypatch.setenv('WATCHDOG_USEC', '20000')

@@ -892,7 +892,7 @@ def test_another_thread_is_refused():
         assert process.closed
 
 
-# -- the end of this process
+# -- when this process ends
 
 
 @pytest.mark.scenario(112)

@@ -62,7 +62,7 @@ def run_module(*arguments, python=sys.executable, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
-# -- one seed, one run
+# -- a seed always gives the same run
 
 
 @pytest.mark.parametrize('seed', [3, 17])
@@ -452,7 +452,7 @@ def test_old_seeds_give_the_same_run_on_their_old_system():
         assert SimKernel(seed, selector=first).random.getstate() == SimKernel(seed).random.getstate()
 
 
-# -- the command
+# -- the command line
 
 
 def test_a_seed_is_replayed_with_its_trace():

@@ -1,4 +1,4 @@
-"""asyncio: protocols and transports, the fastest way to use it. asyncio sets TCP_NODELAY by default.
+"""A server on asyncio's protocols and transports, the fastest way to use asyncio. asyncio sets TCP_NODELAY.
 
 Only this folder and `tests/reference/` may import asyncio.
 """

@@ -1,4 +1,4 @@
-"""asyncore: dispatchers over poll(2), without timers.
+"""A server on asyncore, with dispatchers over poll(2) and without timers.
 
 Up to Python 3.11, asyncore is part of the standard library; for later versions there is the package pyasyncore.
 

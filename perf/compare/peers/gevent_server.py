@@ -1,4 +1,4 @@
-"""gevent: a greenlet for each connection, on StreamServer and gevent's own sockets.
+"""A server on gevent, with a greenlet for each connection, StreamServer, and gevent's own sockets.
 
 Each handler is sequential code that blocks its greenlet, the way users of gevent write it.
 """

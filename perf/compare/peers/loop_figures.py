@@ -1,4 +1,4 @@
-"""The loop workloads: timers, soon-calls, calls from threads and clients, measured in the same way on every loop.
+"""The loop workloads (timers, soon-calls, calls from threads, and clients), measured in the same way on every loop.
 
 A loop object has `call_later(delay, fn, *args)`, which returns an object with `cancel()`, and `call_soon`,
 `call_soon_threadsafe`, `run`, `stop` and `connect(port, request, on_close)`. The CPU time of the whole process is

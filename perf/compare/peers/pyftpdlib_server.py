@@ -1,4 +1,4 @@
-"""pyftpdlib's IOLoop: asyncore's handlers on its own epoll loop and heap of timers.
+"""A server on pyftpdlib's IOLoop, which runs handlers like asyncore's on its own epoll loop and heap of timers.
 
 Write events are requested only while part of a reply remains to be sent.
 """

@@ -1,4 +1,4 @@
-"""A chain of call_soon: each request is answered after CHAIN calls, each of which adds the next.
+"""A server that answers each request after a chain of CHAIN calls with call_soon, each of which adds the next.
 
 A call that is added while other calls run is made in the next turn, so each call of the chain takes one turn.
 """

@@ -1,4 +1,4 @@
-"""This reactor, used as plainly as in its README: the code is what a user would write."""
+"""A server on this reactor, used as plainly as in its README: the code is what a user would write."""
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
 

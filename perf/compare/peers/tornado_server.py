@@ -1,6 +1,6 @@
-"""Tornado: TCPServer and IOStream, with one coroutine for each connection, like the example in Tornado's documentation.
+"""A server on Tornado, with one coroutine for each connection, like the example in Tornado's documentation.
 
-A write is not awaited where it is enough that the bytes are sent in order.
+It uses TCPServer and IOStream. A write is not awaited where it is enough that the bytes are sent in order.
 """
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening

@@ -1,4 +1,4 @@
-"""trio: one task for each connection, with serve_listeners and sequential code, as its tutorial teaches.
+"""A server on trio, with serve_listeners and one task of sequential code for each connection, as its tutorial teaches.
 
 SocketStream sets TCP_NODELAY by default.
 """

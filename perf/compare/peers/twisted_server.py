@@ -1,4 +1,4 @@
-"""Twisted: protocols on its epoll reactor, with TCP_NODELAY as Twisted's documentation advises.
+"""A server on Twisted's epoll reactor, with TCP_NODELAY as Twisted's documentation advises.
 
 The server uses protocols and a producer, and creates no Deferred while it handles a request.
 """

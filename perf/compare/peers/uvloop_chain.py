@@ -1,4 +1,4 @@
-"""The chain of call_soon in reactor_chain.py, on uvloop."""
+"""The server of reactor_chain.py, with its chain of call_soon, on uvloop."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""uvloop: runs the protocols of the asyncio server on libuv, so only the loop differs."""
+"""The asyncio server on uvloop: the same protocols run on libuv, so only the loop differs."""
 
 import asyncio_server
 import uvloop

@@ -1,4 +1,4 @@
-"""Volume: large replies, endless streams to slow readers, and one message to many clients.
+"""Workloads that move much data: large replies, endless streams to slow readers, and one message to many clients.
 
 The figure is the amount that the server delivers in one second of CPU time. Bytes per second of real time would measure
 the readers, which are written in Python.

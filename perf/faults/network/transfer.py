@@ -13,7 +13,7 @@ import tempfile
 import reactor
 
 CHUNK = 1 << 16  # bytes in one write
-BURST = 2  # the most writes in one turn
+BURST = 2  # the most writes per turn
 PORT = 5000  # port of the listener
 # The first connection has this local port, the second the next port, and so on, so both sides can identify them.
 FIRST_PORT = 10000
@@ -63,7 +63,7 @@ class End:
         self.fill(conn)
 
     def fill(self, conn):
-        """Write until `write` returns False, at most BURST chunks in a turn.
+        """Write until `write` returns False, at most BURST chunks per turn.
 
         After the last byte send EOF, unless the connection is to stay open.
         """

@@ -1,7 +1,8 @@
 """Random programs that resemble users' programs, for real and simulated systems.
 
-A program is a function with one argument, the world it runs in. It is called once, in the first turn of the loop, and
-it has ended when `run` returns True. All its sizes, counts, methods and times are drawn from the world's generator.
+A program is a function with one argument: its world, an `AnyWorld`, which has the reactor and a random generator. It is
+called once, in the first turn of the loop, and it has ended when `run` returns True. All its sizes, counts, methods and
+times are drawn from the world's generator.
 
     PROGRAMS  programs that can run together
     ALONE     programs that shut the reactor down, so they must run alone

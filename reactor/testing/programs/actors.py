@@ -1,7 +1,7 @@
 """A crowd of handles whose callbacks act on each other; this module has the crowd and its connections.
 
-Each actor has a small model of its handle's promises, written from the documentation. All streams send the same endless
-text, so received bytes show their position in the text.
+Each handle has an actor: an object that acts on the handle at random, and has a small model of the handle's promises,
+written from the documentation. All streams send the same endless text, so received bytes show their position in it.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Side:
 
     def __init__(self, crowd: Crowd, conn: Stream | None, ready: bool) -> None:
         self.crowd = crowd
-        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this
+        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this call
         self.number = crowd.expect('end of connection')
         self.ready = ready  # the program may write to the connection; a proxied client first sends its header
         self.ended = ''  # the method with which the program has ended the connection
@@ -191,7 +191,7 @@ class Side:
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
-        """Connect to one of the listeners. It may be closed already."""
+        """Connect to one of the listeners, which may be closed already."""
         rng = crowd.rng
         place, proxied = rng.choice(crowd.places)
         side = cls(crowd, None, not proxied)
@@ -313,7 +313,7 @@ class Side:
             self.close(rng)
 
     def write(self, rng: random.Random) -> None:
-        """Write more of the text. The write must raise if the connection was ended or is over, and only then."""
+        """Write more of the text. The write must raise if the connection has been ended or is over, and only then."""
         if not self.ready:
             return
         size = rng.choice((0, 1, 100, 5000, 70_000))

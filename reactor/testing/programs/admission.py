@@ -47,7 +47,7 @@ def proxied_echo(world: AnyWorld) -> Place:
 
 
 class Proxy:
-    """A proxy and its client: it sends the header, and then the client talks."""
+    """A proxy and its client: the proxy sends the header, and then the client talks."""
 
     def __init__(self, world: AnyWorld, rng: random.Random, place: Place, number: int, group: WaitGroup) -> None:
         words = some_bytes(rng)
@@ -72,7 +72,7 @@ class Proxy:
 
 
 def limited(world: AnyWorld) -> None:
-    """Connect clients, often more than the limits allow. They close when each has been accepted or refused."""
+    """Connect clients, often more than the limits allow. They close once each of them has been accepted or refused."""
     rng = world.random
     most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
     inside = [0, 0]  # how many connections are open, and how many were accepted in total
@@ -161,7 +161,7 @@ def paces(world: AnyWorld) -> None:
 
 
 class Dripping:
-    """A client of `paces`: it sends `word` every 0.3 s until it is disconnected. If `word` is empty, it only waits."""
+    """A client of `paces`: it sends `word` every 0.3 s until it is disconnected, or nothing if `word` is empty."""
 
     def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, group: WaitGroup) -> None:
         self.world = world

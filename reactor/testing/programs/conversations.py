@@ -142,7 +142,7 @@ def floods(world: AnyWorld) -> None:
 
 
 def requests(world: AnyWorld) -> None:
-    """Connect clients that send one request after another. Answers take a while, and some clients give up."""
+    """Connect clients that send one request after another. Answers take some time, and some clients give up."""
     r = world.r
 
     def on_connect(conn: Stream) -> None:
@@ -235,7 +235,7 @@ class RequestClient:
 
 
 def publish(world: AnyWorld) -> None:
-    """Run a hub that passes the lines of a publisher to all subscribers, some of which pause reading."""
+    """Run a hub that passes the lines from a publisher to all subscribers, some of which pause reading."""
     Hub(world, dying=False)
 
 
@@ -292,21 +292,21 @@ class Hub:
         self.world.trouble(conn)
 
     def welcomed(self) -> None:
-        """Record that a subscriber was welcomed or has ended. After the last one, start the publisher."""
+        """Record that a subscriber was welcomed or has ended. When no other is left, start the publisher."""
         self.unwelcomed -= 1
         if not self.unwelcomed:
             talker = Talker(self.world, self.publisher, b''.join(self.news), b'', 'eof', self.published)
             talker.join(self.place.connect(**talk(self.world)))
 
     def published(self) -> None:
-        """Resume the subscribers that paused reading, because the publisher has ended."""
+        """The publisher has ended: resume the subscribers that have paused reading."""
         for each in self.stuck:
             each.resume_reading()
         self.group.done(self.publishing)
 
 
 class Subscriber(Talker):
-    """A client of a `Hub`. It receives all the news, perhaps late, or resets its connection before that."""
+    """A client of a `Hub`. It receives all the news, though it may pause first, or it resets its connection early."""
 
     def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
         expected = b''.join([hub.WELCOME, *hub.news])

@@ -1,4 +1,4 @@
-"""Programs with connections that begin and end in unusual ways: at once, rudely, or inside each other's callbacks.
+"""Programs with connections that begin and end in unusual ways: at once, by a reset, or in each other's callbacks.
 
 Each connection must end exactly once, and the program must end. How a connection ends depends on how fast its peer is.
 """
@@ -78,7 +78,7 @@ class Visitor:
 
 
 def nothing(conn: Stream) -> None:
-    """Do nothing right after the call."""
+    """Do nothing right after the connect call."""
 
 
 def close(conn: Stream) -> None:
@@ -87,7 +87,7 @@ def close(conn: Stream) -> None:
 
 
 def close_soon(conn: Stream) -> None:
-    """Close in the soon phase."""
+    """Close the connection in the phase of `call_soon`."""
     conn.loop.call_soon(conn.close)
 
 
@@ -97,12 +97,12 @@ def abort(conn: Stream) -> None:
 
 
 def abort_soon(conn: Stream) -> None:
-    """Abort in the timers phase."""
+    """Abort the connection in the phase of the timers."""
     conn.loop.call_later(0, conn.abort)
 
 
 def write_and_close(conn: Stream) -> None:
-    """Write, and close before all is sent."""
+    """Write, and close before all bytes are sent."""
     conn.write(b'x' * 10_000)
     conn.close()
 
@@ -112,7 +112,7 @@ def end(conn: Stream) -> None:
     conn.write_eof()
 
 
-# For each manner: the server, the action right after the connect call, and the action in `on_connect`.
+# For each way to end: the server, the action right after the connect call, and the action in `on_connect`.
 MANNERS: dict[str, tuple[str, Callable[[Stream], None], Callable[[Stream], None]]] = {
     'close before connected': ('lively', close, close),
     'abort before connected': ('lively', abort, close),
@@ -139,7 +139,7 @@ ENDS_OF_OTHERS: dict[str, Any] = {**ENDS, 'deaf': (type(None), ConnectTimeout, C
 
 
 def closing(world: AnyWorld) -> None:
-    """Begin, pause and end connections in callbacks of every kind, of the same connection and of others."""
+    """Begin, pause and end connections in every kind of callback, both of the same connection and of others."""
     Mischief(world)
 
 

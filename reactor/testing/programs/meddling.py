@@ -26,7 +26,7 @@ class Actor:
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        self.over: bool = False  # the handle is closed and must no longer be called
+        self.over: bool = False  # the handle is closed, and its callbacks must no longer be called
 
     def act(self, rng: random.Random) -> None:
         if rng.random() < 0.5:
@@ -196,13 +196,13 @@ class Question(Operation):
 
 
 class Awaited(Actor):
-    """A handle that is called some time after `send`."""
+    """A handle whose callback runs some time after `send`."""
 
     event: str
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.number: int = 0  # number of the call that is expected
+        self.number: int = 0  # the number of the expected callback; 0: none is expected
 
     def send(self) -> None:
         raise NotImplementedError
@@ -252,7 +252,7 @@ class Bell(Awaited):
 
 
 class Idle(Actor):
-    """An idler, called once a turn while it is open."""
+    """An idler, called once per turn while it is open."""
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)

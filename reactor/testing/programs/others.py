@@ -96,7 +96,7 @@ def calls(world: AnyWorld) -> None:
     def fire_moved(part: int) -> None:
         group.done(part)
         if r.now > start + 30 and not world.faulty:
-            world.fail('a timer that was moved to an earlier time fired at the old one')
+            world.fail('a timer that was moved to an earlier time fired at its old time')
 
     beating = r.call_every(0.001, beat, group.add('beats'), [])
     r.call_soon(again, group.add('calls'), 10, 0)

@@ -2,7 +2,7 @@
 
 - A program uses only its world and the public names of `reactor`.
 - Decisions at the start of the program are drawn from the world's generator. Later decisions are drawn from a generator
-  that belongs to one connection. So they do not depend on the order in which independent connections run, nor on how
+  that belongs to one connection. So these do not depend on the order in which independent connections run, nor on how
   their bytes are cut into chunks.
 - `world.trouble` is called first in the callbacks of a connection: an exception there ends the connection, and is
   reported. Where an exception ends nothing (in `on_close`, timers and other calls), `world.trouble` is called last.
@@ -135,7 +135,7 @@ class Place:
 
 
 class WaitGroup:
-    """The parts of a program that must end. After the last one, `handles` are closed, so that the program ends."""
+    """The parts of a program that must end. When all have ended, `handles` are closed, so that the program ends."""
 
     def __init__(self, world: AnyWorld, *handles: Any) -> None:
         self._world = world
@@ -163,11 +163,12 @@ class WaitGroup:
 class Talker:
     """One side of a conversation, kept in `data` of its connection: it sends `words` and expects to receive `expected`.
 
-    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': the peer ends
+    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': wait for the
+            peer to close the connection
     leave   called without arguments when the connection ends
 
-    It writes in random pieces, with all methods, before or after it is connected. It waits for `on_drain` when a write
-    returns False, and pauses reading now and then.
+    It writes in random pieces, with all write methods, before or after it is connected. It waits for `on_drain` when a
+    write returns False, and pauses reading now and then.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class Talker:
         self._count = 0
 
     def join(self, conn: Stream) -> Stream:
-        """Set the connection that this talker uses, and perhaps begin to write at once."""
+        """Set the connection that this talker uses. Some talkers, drawn at random, begin to write at once."""
         self.conn = conn
         conn.data = self
         if self._early:

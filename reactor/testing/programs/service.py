@@ -3,6 +3,7 @@
 - A client that was accepted gets an answer to each request that it sent in time.
 - An idle client is not closed before the lame-duck time is over.
 - When the timeout of `drain` is over, everything has ended.
+- The drain callback is called once, before an idle client is closed, with the seconds that are left.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SOON = 1.5  # seconds: a server that waits for nothing stops within this time
 
 
 def drain(world: AnyWorld) -> None:
-    """Shut down a server, idle or busy. This program must run alone, because `drain` ends other programs, too."""
+    """Shut down a server that is idle or busy. This program must run alone, because `drain` ends other programs."""
     Service(world)
 
 
@@ -34,6 +35,8 @@ class Service:
         self.closes: bool = rng.random() < 0.5  # the server closes each connection after the last answer
         self.slow = rng.choice((0, 0, 0.8))  # seconds until the server reads from a new client
         self.began: float | None = None  # when `drain` was called
+        self.callbacks: int = 0  # calls of the drain callback
+        world.r.add_drain_callback(self.on_drain_begin)
         most = rng.choice((None, None, 1, 3))
         self.place: Place = Place(
             world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, max_connections=most
@@ -56,6 +59,18 @@ class Service:
         self.expect_end()
         self.world.trouble()
 
+    def on_drain_begin(self, seconds: float) -> None:
+        self.callbacks += 1
+        if (
+            self.began is None
+            or self.callbacks > 1
+            or not 0 <= seconds < self.timeout + 1e-6
+            or self.place.server.closed
+        ):
+            began, calls, server = self.began, self.callbacks, self.place.server
+            self.world.fail(f'drain callback: call {calls}, {seconds} s left, drain began at {began}, {server!r}')
+        self.world.trouble()
+
     def expect_end(self) -> None:
         """If the last client has ended, expect the server to stop right after the lame-duck time."""
         if self.patient and not self.clients and self.began is not None:
@@ -68,6 +83,8 @@ class Service:
         # With faults, an interrupt may leave `run` in the turn in which drain() stops it. Then the stop is not counted.
         if not server.closed or server.open_connections or not (stops or self.world.faulty):
             self.world.fail(f'after the drain, the listener is {server!r}, and run() was stopped {stops} times')
+        if self.callbacks != 1:
+            self.world.fail(f'the drain callback was called {self.callbacks} times')
         self.group.done(self.number)
 
     def on_connect(self, conn: Stream) -> None:
@@ -152,7 +169,7 @@ class Client:
         if service.patient:
             began = service.began
             if self.waits or (exc is not None and (self.connected or began is None)):
-                waits = 'waited for an answer' if self.waits else 'did not wait for an answer'
+                waits = 'was waiting for an answer' if self.waits else 'was not waiting for an answer'
                 self.world.fail(f'a client ended with {exc!r} while it {waits}')
             if self.connected and not self.left and (began is None or now < began + service.lame_duck):
                 until = f'{began} + {service.lame_duck}'

@@ -18,6 +18,10 @@ def two(number: int, text: str) -> int:
     return number + len(text)
 
 
+def on_draining(seconds: float, text: str) -> None:
+    print(seconds + len(text))
+
+
 def optional(number: int = 1) -> None:
     print(number)
 
@@ -60,6 +64,8 @@ def main(r: Reactor) -> None:
     assert_type(r.call_at(r.now + 1, nothing), Timer)
     assert_type(r.call_every(1, lambda: r.stop()), Timer)
     r.add_exit_callback(two, 1, 'x')
+    r.add_drain_callback(on_draining, 'x')
+    r.add_drain_callback(lambda seconds: print(seconds + 0.5))
     handler = r.add_signal_handler(signal.SIGTERM, r.drain, 30, 1)
     assert_type(handler, SignalHandler)
     assert_type(r.remove_signal_handler(signal.SIGTERM), bool)

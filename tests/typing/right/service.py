@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, assert_type
 
 from reactor import Listener, Reactor, observe, serve
-from reactor.serve import Workers, systemd
+from reactor.serve import WorkerListeners, Workers, systemd
 from reactor.serve.certificates import Certificates
 
 
@@ -18,9 +19,19 @@ def main(r: Reactor, listeners: list[Any]) -> None:
     systemd.watchdog(r)
 
 
+def main_with_slot(r: Reactor, listeners: WorkerListeners) -> None:
+    assert_type(listeners.slot, int)
+    logging.FileHandler('log').setFormatter(serve.JSONFormatter(worker=listeners.slot))
+    logging.FileHandler('log').setFormatter(serve.TextFormatter(utc=False))
+
+
 def on_start(r: Reactor, workers: Workers) -> None:
     r.call_later(3600, workers.replace)
+    observe.serve_control(r, '/run/parent.sock', drain=workers.drain)
+    r.call_later(7200, workers.drain)
+    observe.serve_control(r, '/run/app.sock', workers=workers)
     assert_type(observe.source(r)(), dict[str, dict[str, Any]])
 
 
 raise SystemExit(serve.run(main, workers=2, listen=['0.0.0.0:8000'], on_start=on_start, debug=True))
+raise SystemExit(serve.run(main_with_slot, log='json'))

@@ -20,6 +20,10 @@ def on_ready(handle: Descriptor, event: int, text: str) -> None:
     pass
 
 
+def on_draining(seconds: float, text: str) -> None:
+    pass
+
+
 def on_done(result: int | None, error: BaseException | None) -> None:
     pass
 
@@ -72,6 +76,10 @@ def running(r: Reactor) -> None:
     r.draining = True  # wrong: read-only
     r.add_exit_callback(two)  # wrong: args
     r.add_exit_callback(5)  # wrong: callback
+    r.add_drain_callback(nothing)  # wrong: callback
+    r.add_drain_callback(on_draining)  # wrong: args
+    r.add_drain_callback(5)  # wrong: callback
+    r.add_drain_callback()  # wrong: call
     r.lisen_tcp('localhost', 80)  # wrong: name
 
 
