@@ -45,6 +45,8 @@ FAULTS = {
     'failed requests': ({'ReactorRequestsFail'}, set()),
     'exceptions': ({'ReactorCallbackErrors'}, set()),
     'drain': ({'ReactorDrainTooLong'}, set()),
+    'reload': ({'ReactorReloadFailed'}, set()),
+    'log': ({'ReactorLogLinesLost'}, set()),
 }
 # Panels that are empty as long as there is nothing to show.
 EMPTY = {'Slow callbacks per second', 'Connections that a drain waits for', 'Time left to drain'}
@@ -184,8 +186,8 @@ def prometheus(tmp_path_factory):
 @contextmanager
 def service(fault, folder):
     """Run a service with this fault; yields (process, its port, the port of its metrics)."""
-    with (folder / 'log').open('w') as log:
-        command = [sys.executable, str(PROGRAM), fault]
+    with open('/dev/full' if fault == 'log' else folder / 'log', 'w') as log:
+        command = [sys.executable, str(PROGRAM), fault, str(folder / 'broken')]
         environment = {**os.environ, 'PYTHONPATH': str(PROJECT)}
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, process_group=0
@@ -200,10 +202,15 @@ def service(fault, folder):
             process.communicate()
 
 
-def provoke(fault, process, port, sockets):
+def provoke(fault, process, port, sockets, folder):
     """Do what an operator or the clients do when a service has this fault."""
     if fault == 'down':
         os.killpg(process.pid, signal.SIGKILL)
+    elif fault == 'reload':
+        (folder / 'broken').touch()
+        process.send_signal(signal.SIGHUP)
+    elif fault == 'log':
+        process.send_signal(signal.SIGHUP)  # each replaced worker is logged
     elif fault == 'listen queue':
         for _ in range(12):
             sock = sockets.track(socket.socket())
@@ -223,7 +230,7 @@ def test_a_fault_fires_its_alerts_and_no_others(fault, prometheus, tmp_path, soc
         pytest.skip('NOT TESTED: the number of open descriptors is known only since Linux 6.2')
     expected, allowed = FAULTS[fault]
     with service(fault, tmp_path) as (process, port, metrics), prometheus.scraping(metrics) as instance:
-        provoke(fault, process, port, sockets)
+        provoke(fault, process, port, sockets, tmp_path)
         wait_until(lambda: prometheus.fired(instance) >= expected, 60)
         assert prometheus.fired(instance) - expected <= allowed
 

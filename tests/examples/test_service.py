@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -442,6 +443,14 @@ def test_the_metrics_of_the_manifest_are_scraped_inside_the_cluster_only(manifes
     assert [port['targetPort'] for port in documents['Service']['spec']['ports']] == ['http']
 
 
+def status_of(port, path):
+    try:
+        with urllib.request.urlopen(f'http://127.0.0.1:{port}{path}', timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def test_the_command_of_the_manifest_answers_its_probes(manifest):
     _, container_, given = container(manifest)
     pytest.importorskip('prometheus_client', reason='not tested with metrics: no prometheus_client')
@@ -454,7 +463,9 @@ def test_the_command_of_the_manifest_answers_its_probes(manifest):
         assert [get(port, path) for path in paths] == [(200, False)] * 3
         with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=20) as answer:
             assert b'\nreactor_requests_total{' in answer.read()
+        assert status_of(metrics, '/live') == status_of(metrics, '/ready') == 200  # as the comment in the manifest says
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: get(port, '/ready') == (503, True))
         assert [get(port, path) for path in paths] == [(200, True), (200, True), (503, True)]
+        assert (status_of(metrics, '/live'), status_of(metrics, '/ready')) == (200, 503)
         assert process.wait(20) == 0

@@ -1,12 +1,11 @@
-"""A service with one fault, for the tests of the alert rules: `python tests/helpers/faulty_service.py FAULT`.
+"""A service with one fault, for the tests of the alert rules: `python tests/helpers/faulty_service.py FAULT PATH`.
 
 It prints the port of the service and the port of its metrics. A worker answers whatever it receives, except `hold`,
-which leaves the request open.
+which leaves the request open. While the file PATH exists, a worker with the fault `reload` does not start.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -15,7 +14,6 @@ import time
 from reactor import observe, serve
 
 FAULT = sys.argv[1]
-SLOT = json.loads(os.environ.get('REACTOR_WORKER', '{}')).get('slot')
 # One of two workers has the fault, unless it is a fault of all of them.
 WORKERS = 1 if FAULT in ('listen queue', 'drain') else 2
 BACKLOG = 8 if FAULT == 'listen queue' else 1024
@@ -30,6 +28,11 @@ def on_data(conn, data):
 
 def fail_to_start(r, server):
     raise RuntimeError('failed because the test requested it')
+
+
+def fail_to_start_again(r, server):
+    if os.path.exists(sys.argv[2]):
+        raise RuntimeError('failed because the test requested it')
 
 
 def hang(r, server):
@@ -91,6 +94,8 @@ FAULTS = {
     'busy loop': always_work,
     'failed requests': lose_clients,
     'exceptions': raise_now_and_then,
+    'reload': fail_to_start_again,
+    'log': nothing,
     'drain': nothing,
     'down': nothing,
     'none': nothing,
@@ -99,7 +104,7 @@ FAULTS = {
 
 def main(r, listeners):
     server = r.listen_tcp(None, 0, on_data, sock=listeners[0], backlog=BACKLOG)
-    if SLOT == 0 or FAULT == 'no worker':
+    if listeners.slot == 0 or FAULT == 'no worker':
         r.call_soon(FAULTS[FAULT], r, server) if FAULT == 'busy loop' else FAULTS[FAULT](r, server)
 
 
@@ -117,6 +122,7 @@ if __name__ == '__main__':
             on_start=on_start,
             drain_timeout=18,
             lame_duck=0,
+            log='text',
             backlog=BACKLOG,
         )
     )
