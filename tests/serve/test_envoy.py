@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -91,6 +92,14 @@ def up(process, admin):
     return len(re.findall(r'^http::.*::health_flags::healthy$', text, re.MULTILINE))
 
 
+def listens(port):
+    try:
+        socket.create_connection((HERE, port), timeout=20).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 @contextmanager
 def deployed(folder):
     """Run two workers behind Envoy; yields (port for HTTP, {port: process of the worker}, start, healthy)."""
@@ -106,6 +115,7 @@ def deployed(folder):
         http, _, admin, process = stack.enter_context(envoy(folder, *workers))
         healthy = lambda count=2: wait_until(lambda: up(process, admin) == count)  # noqa: E731
         healthy()
+        wait_until(lambda: listens(http))  # Envoy opens its ports after the first health checks
         yield http, workers, start, healthy
 
 
