@@ -76,19 +76,19 @@ class Drain:
             if isinstance(handle, Listener):
                 handle.handle_drain()
         later = loop.timers.later
-        timers: list[Timer] = []
+        timers: list[Any] = [None] * (len(callbacks) + 3)  # of full length: appending may fail after a timer was made
         try:
-            for fn, args in callbacks:  # first, because these timers and those of the steps may be due in the same turn
-                timers.append(self.call(fn, args))
-            timers.append(later(timeout, self._abort))
-            timers.append(later(lame_duck, self._ask_listeners))
-            timers.append(later(lame_duck, self._check))
+            for at, (fn, args) in enumerate(callbacks):  # first: steps that are due in the same turn come after them
+                timers[at] = self.call(fn, args)
+            self._aborting = timers[-3] = later(timeout, self._abort)
+            self._asking = timers[-2] = later(lame_duck, self._ask_listeners)
+            self._checking = timers[-1] = later(lame_duck, self._check)
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
             self.over = True  # set first: if cancelling fails too, the timers that remain do nothing
             for timer in timers:
-                timer.cancel()
+                if timer is not None:
+                    timer.cancel()
             raise
-        self._aborting, self._asking, self._checking = timers[-3:]
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
         """Have `fn(seconds, *args)` called in the timers phase, with the seconds that are left until the timeout."""
