@@ -109,8 +109,9 @@ class Commands:
         """Return the reasons that `Reactor.why_alive` lists."""
         return inspection.why_alive(self._r, **arguments)
 
-    def do_drain(self, drain_timeout: float = DRAIN_TIMEOUT, lame_duck: float = LAME_DUCK) -> dict[str, Any]:
+    def do_drain(self, **times: float) -> dict[str, Any]:
         """Call `Reactor.drain`, or the `drain` that was passed to `serve_control`."""
+        drain_timeout, lame_duck = times.get('drain_timeout', DRAIN_TIMEOUT), times.get('lame_duck', LAME_DUCK)
         if lame_duck > drain_timeout:
             raise CommandError(
                 f'lame_duck cannot be longer than drain_timeout: {lame_duck:g} s is longer than {drain_timeout:g} s'

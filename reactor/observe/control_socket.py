@@ -59,7 +59,8 @@ def serve_control(
         path: Path of the socket file. It is created, and removed when the returned handle or the reactor is closed.
         source: Source of the counters. Default: the counters of the workers, or of `r` without `workers`.
         mode: Permissions of the file. Every user with write permission can see everything and drain the program.
-        drain: Called as `drain(timeout, lame_duck)`, in seconds, for the command `drain`. Default: `r.drain`.
+        drain: Called as `drain(timeout, lame_duck)`, in seconds, for the command `drain`. Default: `r.drain`. With
+            `workers`, the default is `workers.drain`, and a command without times uses those that `run` was given.
         workers: The workers, in the parent process of `reactor.serve`. The commands `stats`, `phases`, `handles` and
             `why_alive` are then answered by each worker, including workers that drain. A worker that does not answer
             within a second is named in the answer. With the argument `worker`, such as
@@ -84,7 +85,7 @@ def serve_control(
     if workers is None:
         commands = Commands(r, source or source_of(r), drain or r.drain)
     else:
-        commands = WorkerCommands(r, source or workers.stats, drain or r.drain, workers)
+        commands = WorkerCommands(r, source or workers.stats, drain or workers.drain, workers)
     return ControlSocket(r, path, mode, commands)
 
 

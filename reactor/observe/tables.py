@@ -104,6 +104,8 @@ def why_alive(answer: Answer, before: Answer | None = None) -> list[str]:
 
 def drain(answer: Answer, before: Answer | None = None) -> list[str]:
     """Describe the drain that has begun."""
+    if answer['drain_timeout'] is None:
+        return ['draining, with the times of the program']
     return [
         f'draining: accepts connections for {answer["lame_duck"]:g} s, '
         f'resets the remaining ones after {answer["drain_timeout"]:g} s'

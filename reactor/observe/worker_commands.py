@@ -60,6 +60,13 @@ class WorkerCommands(Commands):
         request = json.dumps([ASKED[name], arguments])
         self._workers.ask(request, partial(self._on_answers, name, worker, reply), worker)
 
+    def do_drain(self, **times: float) -> dict[str, Any]:
+        """Have the workers drain. Without times, and without another function, they use those of their program."""
+        if times or self._drain != self._workers.drain:
+            return super().do_drain(**times)
+        self._workers.drain()
+        return {'drain_timeout': None, 'lame_duck': None}
+
     def _on_answers(
         self, name: str, worker: str | None, reply: Callable[[bytes], object], answers: list[WorkerAnswer]
     ) -> None:
@@ -70,6 +77,8 @@ class WorkerCommands(Commands):
         if worker is not None and not answers:
             raise CommandError(f'there is no worker {worker[:100]!r}; stats lists the workers')
         found = [(one, _content(one)) for one in answers]
+        if worker is not None and 'error' in found[0][1]:
+            raise CommandError(f'worker {worker} (pid {answers[0].worker.pid}): {found[0][1]["error"]}')
         if ASKED[name] != 'counters':
             return {'workers': [_described(one, content) for one, content in found]}
         stats = self.do_stats()

@@ -170,7 +170,7 @@ def run(
     }
     settings = os.environ.pop(VARIABLE, None)
     if settings is not None:
-        parsed = json.loads(settings)
+        parsed = {**json.loads(settings), 'backlog': backlog}
         if log is not None:
             log_to_standard_error(log, parsed['slot'])
         work(parsed, main, (drain_timeout, lame_duck), options, terms)

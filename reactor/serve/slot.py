@@ -57,6 +57,11 @@ class Slot:
             old.leave(replaced=True)
         self.team.go_on()
 
+    def on_drained(self) -> None:
+        """Called when the serving worker has drained by itself and exited, before its successor is ready."""
+        self.serving = None
+        self.team.go_on()
+
     def on_failed(self, child: WorkerProcess | None, what: str) -> None:
         """Called when a worker could not be started, or has exited although it was not asked to."""
         self.team.restarts[str(self.number)] += 1

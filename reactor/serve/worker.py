@@ -15,6 +15,7 @@ import json
 import os
 import signal
 from collections.abc import Iterable
+from socket import SOMAXCONN
 from typing import Any
 
 from .. import Listener, Reactor, ReactorError, SignalHandler, Stream, inspection
@@ -26,6 +27,19 @@ from .logs import lines_lost
 from .messages import GRACE, LONGEST_ANSWER, REPORTS_EVERY, RESTART, STRAY, VERSION, Terms
 from .orphans import end_after_parent, write_stacks_on_sigquit
 from .terminal import ignore_job_control
+
+
+class WorkerSocket(LeanSocket):
+    """A listening socket of a worker. Its queue is at most as long as `backlog` of `run` allows."""
+
+    __slots__ = ('_backlog',)
+
+    def __init__(self, fileno: int, backlog: int) -> None:
+        super().__init__(fileno=fileno)
+        self._backlog = backlog
+
+    def listen(self, backlog: int = SOMAXCONN) -> None:
+        super().listen(min(backlog, self._backlog))
 
 
 class WorkerListeners(list[Any]):
@@ -71,7 +85,8 @@ class Worker:
     def __init__(self, r: Reactor, settings: dict[str, Any], times: tuple[float, float]) -> None:
         self.r = r
         self.times = times
-        sockets = [LeanSocket(fileno=number) for number in settings['listeners']]
+        backlog = settings.get('backlog', SOMAXCONN)
+        sockets = [WorkerSocket(number, backlog) for number in settings['listeners']]
         self.listeners = WorkerListeners(sockets, settings['slot'])
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
         self.control: Stream = control_stream(r, settings['control'], self.on_line, self.on_orphaned)

@@ -126,7 +126,8 @@ class WorkerProcess:
                 self._timer.cancel()
                 slot.on_ready(self)
         if self is slot.serving and self.draining and slot.starting is None:
-            slot.start()  # the program called `drain`, or the worker received SIGTERM
+            log('info', '%s drains by itself, because of SIGTERM or `drain`; it is replaced', self)
+            slot.start()
 
     def state(self, name: str) -> WorkerState:
         """Return the state of this worker, under this name."""
@@ -140,7 +141,7 @@ class WorkerProcess:
         return WorkerState(name, state, self.process.pid, self.started, age)
 
     def count_silence(self) -> None:
-        """Called every CHECKS_EVERY seconds while the worker serves: warn after `hang_timeout` without a report.
+        """Called every CHECKS_EVERY seconds once the worker is ready: warn after `hang_timeout` without a report.
 
         The worker writes its stacks then, and is killed GRACE seconds later, or after half of a short `hang_timeout`.
 
@@ -161,6 +162,7 @@ class WorkerProcess:
             self._request_stacks()
         elif self.silence > limit + grace:
             log('warning', '%s has not reported for %g s: killing it', self, limit + grace)
+            self._count_kill()
             self.process.kill()
 
     def leave(self, replaced: bool = False) -> None:
@@ -210,10 +212,13 @@ class WorkerProcess:
 
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s: killing it', self, what, seconds)
-        if self in self.team.leaving and not self.team.slots:  # a worker that a reload replaced is not counted
-            self.team.status = 1
+        self._count_kill()
         self._request_stacks()
         self._timer = self.team.r.call_later(STACK_TIME, self.process.kill)
+
+    def _count_kill(self) -> None:
+        if self in self.team.leaving and not self.team.slots:  # a worker that a reload replaced is not counted
+            self.team.status = 1
 
     def _request_stacks(self) -> None:
         if self.greeted:  # before that, the signal would end it
@@ -233,6 +238,9 @@ class WorkerProcess:
                 log('warning', '%s ended %.1f s after the beginning of its drain (%s)', self, took, how)
             self.team.leaving.discard(self)
             self.team.go_on()
+        elif code == 0 and self.draining and self is self.slot.serving:
+            log('info', '%s has drained', self)
+            self.slot.on_drained()
         else:
             self.slot.on_failed(self, f'{self} ended unexpectedly ({how})')
 

@@ -233,9 +233,9 @@ class Workers(Team):
 
     def check_silence(self) -> None:
         """Called twice a second: look for workers that do not report, see `count_silence`."""
-        for slot in self.slots:
-            if slot.serving is not None:
-                slot.serving.count_silence()
+        serving = [slot.serving for slot in self.slots if slot.serving is not None]
+        for child in [*serving, *(child for child in self.leaving if child.ready)]:
+            child.count_silence()
 
     def serves(self) -> bool:
         """Return whether any worker serves."""

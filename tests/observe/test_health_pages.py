@@ -44,7 +44,7 @@ def main(r, listeners):
     r.listen_tcp(None, 0, on_data, sock=listeners[0])
 
 def on_start(r, workers):
-    observe.serve_control(r, folder + '/control', source=workers.stats)
+    observe.serve_control(r, folder + '/control', workers=workers)
     server = observe.serve_metrics(r, source=workers.stats)
     print(server.address[1], workers.addresses[0][1], flush=True)
 

@@ -356,6 +356,7 @@ class Team:
         self.killed = 0
         self.number, self.pid = 0, 1
         self.serving = self.starting = None
+        self.leaving: set[Any] = set()
         self.r, self.now = self, 0.0
 
     def send_signal(self, signum: int) -> None:
@@ -400,17 +401,20 @@ def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_peri
 
 
 @pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
-def test_serving_workers_are_checked_twice_a_second_and_starting_workers_are_not(
+def test_workers_that_serve_or_drain_are_checked_twice_a_second_and_starting_workers_are_not(
     fake, kernel, monkeypatch, caplog, hang_timeout, killed
 ):
     monkeypatch.setattr(Slot, 'start', lambda slot: None)
     team = Workers(fake, ['a program'], [], drain_timeout=5, start_timeout=60, hang_timeout=hang_timeout)
     team.begin(2, None)
     team.slots[1].serving = silent = silent_child(hang_timeout)
+    draining = silent_child(hang_timeout)
+    team.leaving.add(draining)
     for _ in range(65):
         kernel.time += 0.5
         turns(fake, 1)
-    assert silent.team.killed == killed and len(caplog.records) == 2 * killed
+    assert [child.team.killed for child in (silent, draining)] == [killed, killed]
+    assert len(caplog.records) == 4 * killed
 
 
 def test_a_hang_is_not_detected_when_detection_is_off(tmp_path):
