@@ -62,6 +62,13 @@ class Kernel(Processes):
         """Make a selector of the same class as `selector`."""
         return type(selector)()
 
+    def watches_files(self, selector: selectors.BaseSelector) -> bool:
+        """Return whether `selector` may watch open files, and report a file whose descriptor other code has closed.
+
+        Selectors that keep nothing in the kernel, such as `poll` and `select`, watch descriptor numbers.
+        """
+        return hasattr(selector, 'fileno')
+
     def room_of(self, selector: selectors.BaseSelector) -> Callable[[int], bool] | None:
         """Return a function that tests whether `selector` has room for a descriptor, or None if it always has.
 

@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import EXHAUSTION
@@ -20,12 +21,16 @@ def send_first(sock: socket.socket, buffers: list[Any]) -> int:
     return sock.send(buffers[0])
 
 
-def close_socket(sock: Any) -> None:
-    """Close a socket. Errors (other code has closed it, the peer has reset it) are ignored: the descriptor is gone."""
+def close_socket(sock: Any, failed: Callable[[OSError], object] | None = None) -> None:
+    """Close a socket.
+
+    Errors (other code has closed it, the peer has reset it) are only passed to `failed`: the descriptor is gone.
+    """
     try:
         sock.close()
-    except OSError:
-        pass
+    except OSError as exc:
+        if failed is not None:
+            failed(exc)
 
 
 class LeanSocket(socket.SocketType):

@@ -341,7 +341,7 @@ class LoopAPI:
         """Return the descriptor of the selector, for another event loop to watch.
 
         The selector's descriptor is readable when a descriptor of this reactor is ready. Timers do not make it
-        readable: see `timeout`.
+        readable: see `timeout`. It changes when other code has closed a descriptor that this reactor watches.
 
         Raises:
             ReactorError: The selector has no descriptor (`poll` and `select` have none).

@@ -91,6 +91,8 @@ class Descriptor(Handle):
         self.loop.guard.check_thread()
         if self.fn is not None:
             self.loop.watchers.remove(self)  # the first step, because memory or stack may run out in it
+            if self.loop.watchers.is_lost(self, self._fd):
+                self.loop.spins.replace_selector()
             self._file = -1
             self.fn, self.args = None, ()
 

@@ -34,7 +34,7 @@ from .guard import Guard
 from .idle import Idlers
 from .signals import Signals
 from .slow import DEBUG_LIMIT, SlowWatch
-from .spins import BLIND_PAUSE, BLIND_POLLS, Spins
+from .spins import Select, Spins
 from .streams import Streams
 from .threads import ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
@@ -56,8 +56,8 @@ class Loop(LoopAPI):
     # CPython looks up attributes fast in slots, and in an instance dictionary with up to 29 entries. A 30th entry,
     # which a user may add, makes all of these look-ups slow. That costs 5 % of a request.
     __slots__ = (
-        '_blind_polls', '_main_error', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions',
-        'failures', 'now', 'spins', 'streams',
+        '_main_error', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions', 'failures', 'now',
+        'spins', 'streams',
     )  # fmt: skip
 
     now: float
@@ -92,13 +92,12 @@ class Loop(LoopAPI):
         selector = kernel.selector() if selector is None else selector
         self.watchers: Watchers = Watchers(kernel, selector)
         self.timers: TimerHeap = TimerHeap(self._clock, self.counters, self.guard.check_thread)
-        self.spins: Spins = Spins(kernel, self.watchers, self.timers, self.counters)
+        self.spins: Spins = Spins(kernel, self.watchers, self.timers, self.counters, self._set_select)
         self.failures: Failures = Failures(catch_errors, self.watchers, self.timers, self.completions, self.counters)
         self._starved = self.failures.starved
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
-        self._select = self.watchers.selector.select
-        self._blind_polls = 0  # polls in a row that ended early without an event
+        self._select: Select = self.watchers.selector.select
         try:
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
@@ -299,24 +298,8 @@ class Loop(LoopAPI):
             ready = []
         self.now = self._clock()
         if not ready and timeout != 0:
-            self._look_for_spin(timeout)
+            self.spins.nothing_ready(timeout, self.now - self._turn_began)
         return ready
-
-    def _look_for_spin(self, timeout: float | None) -> None:
-        # When other code closes a descriptor while a copy of it exists, epoll reports it for ever. `selectors` drops
-        # the event, so polls end early and return nothing. A new selector ends that.
-        if timeout is not None and self.now - self._turn_began + self.kernel.clock_step >= timeout:
-            self._blind_polls = 0
-            return
-        self._blind_polls += 1
-        if self._blind_polls >= BLIND_POLLS:
-            old = self.watchers.selector
-            self._select = self.watchers.rebuild().select
-            if self.watchers.selector is not old:
-                self._blind_polls = 0
-                self.spins.selector_replaced(self.now)
-            else:  # the selector cannot be replaced now: sleep a little, and try again at the next such poll
-                self.kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
         signals = self._signals
@@ -327,8 +310,12 @@ class Loop(LoopAPI):
             try:
                 if mask & watcher.events & READ:
                     watcher.handle_read()
+                if mask == READ:
+                    continue  # most events end here
                 if mask & WRITE and watcher.events & WRITE:  # checked again: the read may have closed the watcher
                     watcher.handle_write()
+                elif not mask:
+                    self.spins.reported_for_another()
             except EXHAUSTION as exc:
                 self._starved.append(watcher)
                 self._starved.append(exc)
@@ -407,6 +394,9 @@ class Loop(LoopAPI):
                 self.failures.callback_failed(exc, handle)
 
     # -- entering and leaving
+
+    def _set_select(self, select: Select) -> None:
+        self._select = select
 
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions

@@ -3,18 +3,28 @@
 A handle that was dispatched and could do nothing reports that here. A handle that does so in STALLED turns in a row is
 parked (not watched) for a moment. This is counted, and logged at most once every EPISODE seconds. A handle that makes
 progress reports nothing, so progress costs nothing.
+
+epoll watches open files, not descriptor numbers. If other code closes a descriptor while a copy of it exists, epoll
+reports the file for ever, under the old number, and nothing but closing the epoll ends that. `selectors` drops these
+events, or takes them for events of the handle that has got the number since. So the selector is replaced before the
+next poll whenever a handle turns out to have lost its descriptor, or when the selector reports an event of no handle.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import ReactorError
 from ..kernel import Kernel
+from ..kernel.platforms import LOST_ERRORS
 from .counters import Counters
 from .log import EPISODE, log
 from .timers import Timer, TimerHeap
 from .watcher import Handle, Watchers
+
+Select = Callable[[float | None], list[Any]]  # the method `select` of a selector
 
 STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
 STALLED_AGAIN = 10  # the same limit for a handle that was parked before, and has made progress since then
@@ -23,7 +33,7 @@ STALLED_AGAIN = 10  # the same limit for a handle that was parked before, and ha
 MOMENT, LONGEST_MOMENT = 0.01, 0.25
 MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished stalls are forgotten
 BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced
-BLIND_PAUSE = 0.02  # seconds to sleep after such a poll while the selector cannot be replaced
+BLIND_PAUSE = 0.02  # seconds to sleep after such a poll if the selector cannot be replaced
 
 
 class Stall:
@@ -42,14 +52,27 @@ class Stall:
 class Spins:
     """Watches the handles of one loop, and its selector, for busy loops."""
 
-    __slots__ = ('_counters', '_kernel', '_replaced_at', '_timers', '_watchers', 'stalls')
+    __slots__ = (
+        '_blind_polls', '_counters', '_kernel', '_replaced_at', '_set_select', '_slack', '_timers', '_watchers',
+        'stalls',
+    )  # fmt: skip
 
-    def __init__(self, kernel: Kernel, watchers: Watchers, timers: TimerHeap, counters: Counters) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        watchers: Watchers,
+        timers: TimerHeap,
+        counters: Counters,
+        set_select: Callable[[Select], object],
+    ) -> None:
         self._kernel = kernel
         self._watchers = watchers
         self._timers = timers
         self._counters = counters
+        self._set_select = set_select  # sets the function that the loop polls with
         self.stalls: dict[Handle, Stall] = {}
+        self._blind_polls = 0  # polls in a row that ended early without an event of a handle
+        self._slack = kernel.clock_step  # how much too short a poll may be and still count as full, in seconds
         self._replaced_at = -EPISODE  # when the selector was last replaced, by the loop's clock
 
     def no_progress(self, handle: Handle) -> None:
@@ -61,6 +84,8 @@ class Spins:
         """
         if self.stalled(handle) and not self._watchers.is_parked(handle):
             readiness = self._kernel.readiness(handle.fileno(), handle.events)
+            if not readiness and self._kernel.watches_files(self._watchers.selector):
+                self._slack = 0  # an event of another file is likely, so suspect even the shortest polls
             self._watchers.rest(handle)
             self._park(handle, self.stalls[handle], readiness)
 
@@ -94,15 +119,59 @@ class Spins:
         if stall is not None and stall.timer is not None:
             stall.timer.cancel()
 
-    def selector_replaced(self, now: float) -> None:
-        """Count a replacement of the selector, and log it once per episode."""
+    def replace_selector(self) -> None:
+        """Called when other code has closed a watched descriptor: replace the selector before the next poll."""
+        if self._kernel.watches_files(self._watchers.selector):
+            self._set_select(self._select_anew)
+
+    def close_failed(self, exc: OSError) -> None:
+        """Called when the descriptor of a handle, which is no longer watched, could not be closed."""
+        if exc.errno in LOST_ERRORS:
+            self.replace_selector()
+
+    def nothing_ready(self, timeout: float | None, waited: float) -> None:
+        """Called after a poll that may wait and has reported nothing; `waited` is how long the poll took, in seconds.
+
+        A poll that ends early was woken by a descriptor that no handle has.
+        """
+        if timeout is not None and waited + self._slack >= timeout:
+            self._blind_polls = 0
+            self._slack = self._kernel.clock_step
+            return
+        self._blind_polls += 1
+        if self._blind_polls >= BLIND_POLLS:
+            self._set_select(self._select_anew)
+
+    def reported_for_another(self) -> None:
+        """Called when the selector has reported a handle without any event that the handle is registered for.
+
+        The event is that of another file, which had the number of the handle's descriptor before.
+        """
+        self._blind_polls = BLIND_POLLS
+        self._set_select(self._select_anew)
+
+    def _select_anew(self, timeout: float | None) -> list[Any]:
+        old, blind = self._watchers.selector, self._blind_polls >= BLIND_POLLS
+        new = self._watchers.rebuild()
+        if new is not old:
+            self._set_select(new.select)
+            if blind:
+                self._blind_polls = 0
+                self._selector_replaced()
+            timeout = 0  # handles that were evicted in `rebuild` may have completions waiting
+        ready = new.select(timeout)
+        if blind and new is old and timeout != 0 and not any(mask for _, mask in ready):
+            self._kernel.sleep(BLIND_PAUSE)  # the selector cannot be replaced now; the next poll tries it again
+        return ready
+
+    def _selector_replaced(self) -> None:
+        now = self._timers.clock()
         self._counters.stalls += 1
         if now - self._replaced_at >= EPISODE:
             log(
                 'warning',
-                'the selector returned early without an event %d times in a row, and was replaced; look for '
-                'code that closes descriptors that it does not own',
-                BLIND_POLLS,
+                'the selector reported events that no handle waits for, and was replaced; look for code that closes '
+                'descriptors that it does not own',
             )
         self._replaced_at = now
 

@@ -210,7 +210,7 @@ class Wakeup(Handle):
             self._close()
 
     def _close(self) -> None:
-        close_socket(self.sock)
+        close_socket(self.sock, self.loop.spins.close_failed)
         close_socket(self._bell)
 
     def __repr__(self) -> str:

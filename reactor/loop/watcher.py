@@ -4,14 +4,15 @@ An open handle is in exactly one of two places: in the map of the selector if it
 none. There is no other registry, so a handle that is in neither place is not kept alive.
 
 A registration without events would keep reporting a hang-up. So a handle that wants no events is unregistered.
-A descriptor that other code has closed is never reported by epoll, and makes `select` fail. Its handle is evicted:
-unregistered by the number of the descriptor.
+A descriptor that other code has closed is not reported by epoll, and makes `select` fail. Its handle is evicted:
+unregistered by the number of the descriptor. epoll may still report a copy, so the selector is replaced, see `Spins`.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
@@ -287,6 +288,7 @@ class Watchers:
 
     def evict(self, handle: Handle) -> None:
         """Unregister a handle whose descriptor other code has closed, and call its `handle_lost`."""
+        handle.loop.spins.replace_selector()
         self._park_lost(handle)
         what = f'descriptor of {describe(handle)} was closed by other code; close the handle instead'
         handle.handle_lost(OSError(errno.EBADF, what))
@@ -327,10 +329,8 @@ class Watchers:
 
     def close(self) -> None:
         """Close the selector. Unregister nothing: another process may share the registrations after a fork."""
-        try:
+        with suppress(OSError):  # a kqueue is not inherited by a fork
             self.selector.close()
-        except OSError:
-            pass  # a kqueue is not inherited by a fork
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if self._has_room is not None and not self._has_room(fd):

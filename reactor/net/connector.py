@@ -299,14 +299,22 @@ class Attempt(Handle):
             error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
         except OSError as exc:
             if exc.errno in LOST_ERRORS:
-                self.handle_lost(exc)
+                self.loop.watchers.evict(self)
                 return
             error = exc.errno or errno.EIO
         if not error:
             error = self._error_of_peer(sock)
-            if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
-                return  # a spurious event: still connecting. If more events follow, other code has read the error
+            if error == errno.ENOTCONN and self._is_connecting(sock):
+                return
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
+
+    def _is_connecting(self, sock: socket) -> bool:
+        """Return whether the event was spurious. If more events follow, other code has read the error of the socket."""
+        spins = self.loop.spins
+        if spins.stalled(self) and self.loop.kernel.readiness(sock.fileno(), WRITE):
+            return False
+        spins.no_progress(self)
+        return True
 
     def _error_of_peer(self, sock: socket) -> int:
         try:
@@ -340,7 +348,7 @@ class Attempt(Handle):
 
     def close(self) -> None:
         if self.sock is not None:
-            close_socket(self.release())
+            close_socket(self.release(), self.loop.spins.close_failed)
 
     @property
     def closed(self) -> bool:

@@ -356,7 +356,7 @@ class DatagramSocket(DatagramSender):
             self._retry.cancel()
             self._retry = None
         if self.sock is not None:
-            close_socket(self.sock)
+            close_socket(self.sock, self.loop.spins.close_failed)
             self.sock = None  # type: ignore[assignment]
 
 

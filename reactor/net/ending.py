@@ -382,8 +382,8 @@ class Connection(Handle):
             if sock is not None:
                 try:
                     sock.close()
-                except OSError:
-                    pass  # some systems report a reset here; the descriptor is closed all the same
+                except OSError as exc:  # some systems report a reset here; the descriptor is closed all the same
+                    loop.spins.close_failed(exc)
                 self.sock = None  # type: ignore[assignment]  # None, as before connecting
             origin = self.origin
             if origin is not None:

@@ -136,7 +136,7 @@ class Listener(Handle):
                 return
             except OSError as exc:
                 if exc.errno in LOST_ERRORS:
-                    self.handle_lost(exc)
+                    self.loop.watchers.evict(self)
                     return
                 if exc.errno == errno.EINVAL:  # other code has shut the socket down, but we still have to close it
                     self._report(exc, 'is over: other code has shut down its socket')
@@ -316,7 +316,7 @@ class Listener(Handle):
         if self._closed:
             return
         self._forget()
-        close_socket(self.sock)
+        close_socket(self.sock, self.loop.spins.close_failed)
         self._closed = True
 
     def _forget(self) -> None:

@@ -243,8 +243,8 @@ class Process(Handle):
         fd, self._pidfd = self._pidfd, -1
         try:
             self._kernel.close_fd(fd)
-        except OSError:
-            pass  # other code has closed the pidfd
+        except OSError as exc:  # other code has closed the pidfd
+            self.loop.spins.close_failed(exc)
 
     def _look_in(self, delay: float) -> None:
         self._timer = self.loop.timers.later(delay, Process.handle_look, self, delay)

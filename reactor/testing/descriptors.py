@@ -42,6 +42,7 @@ class Descriptors(Network):
         self.running_thread: int = 1  # signals arrive only in thread 1, the main thread
         self.fails: bool = fail is not None
         self.loses: bool = fail is not None and fail[1] == errno.EBADF
+        self.disturbed: bool = False  # other code has closed a descriptor
         self.failed: str = ''  # the name of the call that was made to fail
         self._fail = fail
         self._lasting = lasting
@@ -154,6 +155,7 @@ class Descriptors(Network):
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.reported.append(error)
         if file is not None and error == errno.EBADF:
+            self.disturbed = True
             self.close_fd(fd)
             # poll and select check a descriptor only when they wait for it, not when it is registered.
             unnoticed = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')

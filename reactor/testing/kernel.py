@@ -98,8 +98,11 @@ class SimKernel(Descriptors):
         return SimSelector(self, self.kind)
 
     def new_selector_like(self, selector: Any) -> Any:
-        self.replaced_in_vain |= not selector.blind
+        self.replaced_in_vain |= not (selector.blind or (self.disturbed and self.watches_files(selector)))
         return self.selector()
+
+    def watches_files(self, selector: Any) -> bool:
+        return bool(selector.kind == 'epoll')
 
     def room_of(self, selector: Any) -> Callable[[int], bool] | None:
         if selector.kind == 'windows':

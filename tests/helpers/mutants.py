@@ -847,9 +847,9 @@ MUTANTS = (
     ),
     Mutant(
         'a wait that seems one clock step too short is mistaken for a poll that ended early',
-        'loop/loop.py',
-        'self._turn_began + self.kernel.clock_step >= timeout',
-        'self._turn_began >= timeout',
+        'loop/spins.py',
+        'waited + self._slack >= timeout',
+        'waited >= timeout',
         '7: a selector is replaced when it is broken',
         30,
         'windows',
