@@ -129,7 +129,7 @@ class Simulation:
         self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
-        self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
+        self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.world: World = World(self)
         if self.kernel.random.random() < 0.3:
