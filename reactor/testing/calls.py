@@ -97,6 +97,11 @@ class Calls:
         self._order = 0
         self._fired: tuple[float, int] = (-inf, 0)  # deadline and order of the last timer that fired in this turn
 
+    @property
+    def fired(self) -> bool:
+        """Whether a timer of the program has fired in this turn."""
+        return self._fired[0] > -inf
+
     def next_order(self) -> int:
         """Return the next sequence number."""
         self._order += 1

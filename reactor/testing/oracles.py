@@ -40,6 +40,7 @@ from ..net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN
 from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import Stream
+from .agenda import START
 from .calls import Calls, is_ours
 from .due import Dues
 from .ends import Ends
@@ -51,7 +52,8 @@ from .watched import WATCHED_KINDS
 
 MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time passes
 MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
-MOST_TURNS = 200_000
+MOST_TURNS = 200_000  # the most turns in which no timer of the program fires
+MOST_TURNS_IN_ALL = 2_000_000
 MOST_TURNS_AT_ONCE = 20_000  # the most turns in a row during which no time passes
 READ_PER_TURN = 65536  # the most bytes to read from one connection per turn: one recv
 
@@ -186,6 +188,8 @@ class Oracles:
         self.dues: Dues = Dues(self.ledger)
         self.datagrams: dict[DatagramSocket, Datagrams] = {}
         self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
+        self.most_turns: int | None = None  # the limit that the user has set
+        self._untimed_turns = 0  # turns in which no timer of the program fired
         self._walks = Walks()
         self._over = False
         self._idle_polls = 0
@@ -271,9 +275,20 @@ class Oracles:
         if self._idle_polls > MOST_IDLE_POLLS + MOST_A_SECOND * seconds:
             self.violations.append(f'law 7: {self._idle_polls} polls in a row made no progress, in {seconds:g} s')
         turns = turns + 1 if kernel.time == time else 0
-        if turns > MOST_TURNS_AT_ONCE or self.ledger.turns > MOST_TURNS:
-            self.violations.append(f'law 7: {turns} turns without time passing, {self.ledger.turns} turns in all')
+        if turns > MOST_TURNS_AT_ONCE:
+            self.violations.append(f'law 7: {turns} turns without time passing')
+        self._untimed_turns += not self.calls.fired
+        if self._is_too_long():
+            self.violations.append(
+                f'liveness: the run has not ended after {self.ledger.turns} turns of the loop, in '
+                f'{(self.kernel.time - START) / 1e9:g} s. If the program needs more, pass `turns=` with their number'
+            )
         self._last = kernel.time, done, turns
+
+    def _is_too_long(self) -> bool:
+        if self.most_turns is not None:
+            return self.ledger.turns > self.most_turns
+        return self._untimed_turns > MOST_TURNS or self.ledger.turns > MOST_TURNS_IN_ALL
 
     def _check_descriptors(self) -> None:
         files = self.kernel.files

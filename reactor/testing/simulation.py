@@ -1,7 +1,7 @@
 """One simulated run: a reactor, a program, and faults that stop after a while.
 
-The seed decides when the faults stop. After that, everything must end within PATIENCE seconds. A failure is reported
-with the seed that repeats it.
+The seed decides when the faults stop. After that, everything must end within a time that depends on the program's own
+time limits. A failure is reported with the seed that repeats it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped
+MOST_WAITS = 10  # how many times in a row a program may wait for the longest of its timers and time limits besides
 
 
 class SimulationFailed(AssertionError):
@@ -109,6 +110,10 @@ class Simulation:
     Args:
         seed: Decides all random choices.
         calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
+        patience: Simulated seconds in which everything must end, once faults have stopped. None: an hour, and ten times
+            the longest timer or time limit that the loop still waits for when the hour is over.
+        turns: The most turns of the loop. None: 200,000 besides those in which a timer of the program fired, and at
+            most 2,000,000 in all.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
@@ -118,6 +123,8 @@ class Simulation:
         seed: int,
         *,
         calm: float | None = None,
+        patience: float | None = None,
+        turns: int | None = None,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
@@ -131,6 +138,9 @@ class Simulation:
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
+        self.reactor.oracles.most_turns = turns
+        self._patience = patience
+        self._calm_since = 0
         self.world: World = World(self)
         if self.kernel.random.random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
@@ -227,13 +237,28 @@ class Simulation:
 
     def _begin_calm(self) -> None:
         self.kernel.calm()
-        self.kernel.at(self.kernel.time + int(PATIENCE * 1e9), self._out_of_patience)
+        self._calm_since = self.kernel.time
+        self._be_patient(PATIENCE if self._patience is None else self._patience)
 
-    def _out_of_patience(self) -> None:
+    def _be_patient(self, seconds: float) -> None:
+        self.kernel.at(self._calm_since + int(seconds * 1e9), self._out_of_patience, seconds)
+
+    def _out_of_patience(self, waited: float) -> None:
+        longer = PATIENCE + MOST_WAITS * self._longest_wait()
+        if self._patience is None and longer > waited:
+            return self._be_patient(longer)
         self.reactor.ledger.violations.append(
-            f'liveness: {PATIENCE:g} s after the last fault, the loop still waits for:\n'
-            + '\n'.join(self.reactor.why_alive())
+            f'liveness: {waited:g} s after the last fault, the loop still waits. If the program needs more time, pass '
+            f'`patience=` with the seconds. It waits for:\n' + '\n'.join(self.reactor.why_alive())
         )
+
+    def _longest_wait(self) -> float:
+        # This includes the timers of the reactor itself, which stand for `linger`, `lifetime`, `drain` and others.
+        waits = [max(timer.delay, (timer.deadline or 0.0) - self.kernel.clock()) for timer in self.reactor.timers]
+        for stream in self.reactor.ledger.streams:
+            options = stream.options
+            waits += [limit or 0.0 for limit in (options.idle_timeout, options.read_timeout, options.write_timeout)]
+        return max(waits, default=0.0)
 
     def _failed(self, text: str) -> None:
         self.failure = text
