@@ -27,6 +27,7 @@ from functools import cache
 from math import inf
 from signal import SIG_DFL, SIGINT, default_int_handler
 from sys import _getframe
+from traceback import extract_tb
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -188,6 +189,7 @@ class Oracles:
         self.dues: Dues = Dues(self.ledger)
         self.datagrams: dict[DatagramSocket, Datagrams] = {}
         self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
+        self.conditions: list[tuple[Callable[[], object], str]] = []  # of `World.always`, each with its text
         self.most_turns: int | None = None  # the limit that the user has set
         self._untimed_turns = 0  # turns in which no timer of the program fired
         self._walks = Walks()
@@ -244,6 +246,7 @@ class Oracles:
         self.calls.check_turn(timeout)
         self.dues.check_turn(timeout, touched)
         self.streams.check_turn(touched)
+        self._check_conditions()
         self.ledger.phase, self.ledger.cut, self.ledger.depth = 0, False, _depth()
         if self.violations:
             raise Violation('\n'.join(self.violations))
@@ -284,6 +287,17 @@ class Oracles:
                 f'{(self.kernel.time - START) / 1e9:g} s. If the program needs more, pass `turns=` with their number'
             )
         self._last = kernel.time, done, turns
+
+    def _check_conditions(self) -> None:
+        for fn, text in self.conditions:
+            try:
+                holds = fn()
+            except Exception as exc:
+                place = extract_tb(exc.__traceback__)[-1]
+                self.violations.append(f'always: {text}: {exc!r} was raised at {place.filename}:{place.lineno}')
+            else:
+                if not holds and holds is not None:
+                    self.violations.append(f'always: this was not true after the turn: {text}')
 
     def _is_too_long(self) -> bool:
         if self.most_turns is not None:

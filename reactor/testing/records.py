@@ -48,6 +48,7 @@ class Record:
         self.awaits_connect = False
         self.connect_by: float | None = None  # ns: the end of the connect timeout
         self.awaits_drain = False  # a write has returned False
+        self.undrained: int = 0  # bytes written since then
         self.waited = False  # at least once, bytes had to wait for the peer
         self.unread = False  # the connection may have had unread input when the user closed it
         self.dropped = False  # a write after a failure returned False, so the bytes of that write are never sent

@@ -91,6 +91,18 @@ class World:
         self.expectations[expectation] = None
         return expectation
 
+    def always(self, fn: Callable[[], object], text: str = '') -> None:
+        """Check a condition after every turn of the loop, from this turn on.
+
+        Args:
+            fn: Called without arguments after each turn. The run fails if it raises an exception, or returns a false
+                value other than None. So it can be an expression, or a function with `assert` statements. It must not
+                change the program.
+            text: The condition in words, for the message. Without it, the message has the docstring or name of `fn`.
+        """
+        words = text or (fn.__doc__ or '').strip().partition('\n')[0] or getattr(fn, '__qualname__', repr(fn))
+        self._simulation.reactor.oracles.conditions.append((fn, words))
+
     def fail(self, text: str) -> None:
         """Fail the run with this text: the program has seen something that must not happen."""
         self._simulation.reactor.ledger.violations.append(text)
@@ -114,6 +126,8 @@ class Simulation:
             the longest timer or time limit that the loop still waits for when the hour is over.
         turns: The most turns of the loop. None: 200,000 besides those in which a timer of the program fired, and at
             most 2,000,000 in all.
+        max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
+            more than the connection's `low_water` are buffered. None: any number.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
@@ -125,6 +139,7 @@ class Simulation:
         calm: float | None = None,
         patience: float | None = None,
         turns: int | None = None,
+        max_undrained: int | None = None,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
@@ -139,6 +154,7 @@ class Simulation:
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.reactor.oracles.most_turns = turns
+        self.reactor.oracles.streams.max_undrained = max_undrained
         self._patience = patience
         self._calm_since = 0
         self.world: World = World(self)

@@ -27,6 +27,7 @@ class StreamChecks:
         self.ledger, self.calls, self.ends = ledger, calls, ends
         self._just_closed: list[WatchedStream] = []
         self._left: list[ref[WatchedStream]] = []  # ended streams whose timers are still to be looked for
+        self.max_undrained: int | None = None
         self._just_raised: list[BaseException] = []
         self._unreported: dict[BaseException, str] = {}
 
@@ -128,6 +129,7 @@ class StreamChecks:
 
     def _check_taken(self, stream: WatchedStream, taken: bool, size: int, waited: int) -> None:
         record, waits = stream.record, self.ledger.waits(stream)
+        self._check_undrained(stream, size, waited)
         if not taken:
             record.awaits_drain = True
         if waits and not waited:
@@ -140,6 +142,19 @@ class StreamChecks:
         if taken != (waits < record.high_water):
             mark = record.high_water
             self.ledger.wrong(stream, f'a write returned {taken} with {waits} bytes waiting; high_water is {mark}')
+
+    def _check_undrained(self, stream: WatchedStream, size: int, waited: int) -> None:
+        record, most = stream.record, self.max_undrained
+        if not record.awaits_drain or waited <= (stream.options.low_water or 0):
+            record.undrained = 0
+            return
+        record.undrained += size
+        if most is not None and record.undrained > most:
+            self.ledger.wrong(
+                stream,
+                f'a write had returned False, and the program has written {record.undrained} bytes since, without '
+                f'waiting for on_drain; max_undrained allows {most}',
+            )
 
     def _watch_written(self, record: Record, fn: Callable[..., object], mark: int) -> Callable[..., object]:
         def watched(stream: WatchedStream, *args: Any) -> None:
