@@ -26,6 +26,7 @@ class Agenda(Platform):
         self.woke_at: int = START  # ns: when the last poll returned
         self.trace: list[tuple[int, str, int, Any]] = []
         self.progress: int = 0  # the number of calls that made progress
+        self.audience: list[dict[Any, None]] = []  # each dict collects the files that have changed
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0

@@ -9,7 +9,9 @@ A wrapped function is always called, even if the call is a violation.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from math import inf
 from sys import _getframe
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from ..admission.listener import GuardedListener
 from ..loop.timers import RepeatingTimer, Timer
 from ..net.stream import Stream
-from .ledger import CALLS, TIMERS, Ledger
+from .ledger import CALLS, TIMERS, Ledger, Walks
 
 DEEPEST = 12  # the most frames between `select` and a callback
 # Timers set in these packages, by streams and listeners, belong to the reactor.
@@ -63,13 +65,15 @@ class WatchedTimer(Timer):
 
     def reset(self, seconds: float | None = None) -> None:
         super().reset(seconds)
-        self.fn.moved(self.deadline)  # type: ignore[union-attr]
+        call: Call = self.fn  # type: ignore[assignment]
+        call.calls.expect(call, self)
 
     def cancel(self) -> None:
         call = self.fn
         super().cancel()
         if call is not None:
             call.cancelled = True  # type: ignore[attr-defined]
+            call.calls.timers.pop(call, None)  # type: ignore[attr-defined]
         if self.deadline is not None or self.fn is not None or self.args:
             raise AssertionError('a cancelled timer still has its deadline, function or arguments')
 
@@ -85,11 +89,18 @@ class Calls:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.soon: dict[str, list[Call]] = {'call_soon': [], 'call_soon_threadsafe': []}
-        self.timers: dict[Timer, Call] = {}
+        self.soon: dict[str, deque[Call]] = {'call_soon': deque(), 'call_soon_threadsafe': deque()}
+        self.timers: dict[Call, Timer] = {}  # the pending timers, and those that were pending one look ago
+        self._deadlines: list[tuple[float, int, Call]] = []  # a heap; entries of timers that were moved stay in it
+        self._walks = Walks()
         self.count: int = 0  # scheduled calls that have run
         self._order = 0
         self._fired: tuple[float, int] = (-inf, 0)  # deadline and order of the last timer that fired in this turn
+
+    @property
+    def fired(self) -> bool:
+        """Whether a timer of the program has fired in this turn."""
+        return self._fired[0] > -inf
 
     def next_order(self) -> int:
         """Return the next sequence number."""
@@ -102,9 +113,17 @@ class Calls:
         """Watch a new timer, whose function is a `Call`."""
         if isinstance(timer.fn, Call):
             timer.__class__ = WatchedRepeatingTimer if isinstance(timer, RepeatingTimer) else WatchedTimer
-            timer.fn.deadline = timer.deadline
-            self.timers[timer] = timer.fn
+            self.expect(timer.fn, timer)
         return timer
+
+    def expect(self, call: Call, timer: Timer) -> None:
+        """Record the deadline of a timer that was made or moved."""
+        call.moved(timer.deadline)
+        if timer.deadline is None:
+            self.timers.pop(call, None)
+        else:
+            self.timers[call] = timer
+            heappush(self._deadlines, (timer.deadline, call.order, call))
 
     def wrap(self, phase: int, kind: str, fn: Any) -> Any:
         """Return `fn` wrapped in a `Call`, or `fn` itself if it belongs to the reactor."""
@@ -176,8 +195,8 @@ class Calls:
             wrong(f'law 5: the timer of {call.__qualname__} was set by a timer, but fired in the same turn')
         self._fired = deadline, call.order
         call.deadline = None
-        for timer in (timer for timer, its in self.timers.items() if its is call):
-            call.moved(timer.deadline)  # a repeating timer already has its next deadline
+        if call in self.timers:
+            self.expect(call, self.timers[call])  # a repeating timer already has its next deadline
 
     # -- between two turns
 
@@ -186,20 +205,38 @@ class Calls:
         ledger = self.ledger
         woke_at, wrong = ledger.kernel.reading(ledger.kernel.woke_at) / 1e9, ledger.violations.append
         self._fired = (-inf, 0)
-        self.timers = {timer: call for timer, call in self.timers.items() if timer.deadline is not None}
         for kind, waiting in self.soon.items():
             if waiting and timeout != 0 and kind == 'call_soon':  # call_soon_threadsafe wakes a sleeping loop
                 wrong(f'the loop sleeps for {timeout} s, although {kind} of {waiting[0].__qualname__} is waiting')
             if waiting and waiting[0].turn < ledger.turns - 1 and not ledger.cut:
                 if kind == 'call_soon' or not self._wakeup_failed():
                     wrong(f'{kind} of {waiting[0].__qualname__} did not run in the turn after it was scheduled')
-        for timer, call in self.timers.items():
+        for call, timer in self._to_check(woke_at):
             deadline = timer.deadline or 0.0
             if call.turn < ledger.turns - 1 and deadline <= woke_at and not ledger.cut:
                 wrong(f'the timer of {call.__qualname__} was due at {deadline}, but did not fire at {woke_at}')
             wait = max(0.0, deadline - ledger.time() / 1e9)
             if timeout is None or timeout > min(wait, LONGEST_WAIT) + ROUNDED:
                 wrong(f'the loop sleeps for {timeout} s, although the timer of {call.__qualname__} is due in {wait} s')
+
+    def _to_check(self, woke_at: float) -> list[tuple[Call, Timer]]:
+        """Return the timers that are due, and the next one; in small programs and now and then, all pending timers."""
+        if self._walks.is_time(len(self.timers)):
+            self.timers = {call: timer for call, timer in self.timers.items() if timer.deadline is not None}
+            self._deadlines = [(timer.deadline or 0.0, call.order, call) for call, timer in self.timers.items()]
+            heapify(self._deadlines)
+            return list(self.timers.items())
+        found = []
+        while self._deadlines:
+            deadline, _, call = heappop(self._deadlines)
+            timer = self.timers.get(call)
+            if timer is not None and timer.deadline == deadline:
+                found.append((call, timer))
+                if deadline > woke_at:
+                    break
+        for call, timer in found:
+            heappush(self._deadlines, (timer.deadline or 0.0, call.order, call))
+        return found
 
     def _wakeup_failed(self) -> bool:
         # A thread-safe call waits until the loop has read the byte that wakes it. If the read fails, the loop retries.

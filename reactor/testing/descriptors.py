@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable
+from heapq import heappop, heappush
 from sys import _getframe
 from typing import Any
 
@@ -48,6 +49,7 @@ class Descriptors(Network):
         self._lasting = lasting
         self._failing: tuple[str, Any] | None = None  # the call that fails from now on, and its target
         self._withheld = -1  # a descriptor number that is not reused
+        self._freed: list[int] = []  # a heap of numbers that were closed; some may be in use again
 
     def call(self, name: str, fd: int) -> None:
         """Count a call to the system; raise OSError if it is made to fail. A signal may arrive before the call."""
@@ -60,6 +62,9 @@ class Descriptors(Network):
         self.calls += 1
         if self.faults.on:
             self.throw_signals()
+        file = self.files.get(fd)
+        if file is not None:
+            file.changed()
         if self._fail is not None and self._is_to_fail(name, fd, self._fail[0]):
             error = self._make_fail(name, fd, self._fail[1])
             return self.lost if error == errno.EBADF else error
@@ -102,7 +107,10 @@ class Descriptors(Network):
         """Return the lowest free number, as POSIX requires; fail with EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
             fail(errno.EMFILE)
-        fd, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
+        first, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
+        while self._freed and self._freed[0] in self.files:
+            heappop(self._freed)
+        fd = self._freed[0] if self._freed else first + step * len(self.files)
         while fd in self.files or fd == self._withheld:
             fd += step
         return fd
@@ -115,6 +123,8 @@ class Descriptors(Network):
         """Close a descriptor; fail with EBADF if it is not open."""
         file = self.file(fd)
         del self.files[fd]
+        heappush(self._freed, fd)
+        file.changed()
         self.moved('close', fd, file.number)
         file.references -= 1
         if not file.references:

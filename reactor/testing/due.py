@@ -13,9 +13,11 @@ time of the condition starts again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from math import inf
 from selectors import EVENT_WRITE
 from typing import Any
+from weakref import ref
 
 from ..errors import ReadTimeout
 from .calls import PROMPT, ROUNDED
@@ -39,12 +41,21 @@ class Dues:
         self.ledger = ledger
         self._asleep_until = 0.0  # ns: when the next poll times out
         self._held: dict[Any, tuple[int, int]] = {}  # the start of each condition, and how many polls found it late
+        self._holding: list[WatchedStream] = []  # the streams whose conditions are in `_held`
+        self._next = inf  # ns: the earliest time limit of the stream that is being looked at
+        # When to look at a stream again, even if nothing happens to it: ns, a sequence number and the stream.
+        self._looks: list[tuple[float, int, ref[WatchedStream]]] = []
+        self._sequence = 0
 
-    def check_turn(self, timeout: float | None) -> None:
-        """Record the conditions that hold now; report those that are late now or after `timeout` seconds of sleep."""
+    def check_turn(self, timeout: float | None, touched: dict[WatchedStream, None]) -> None:
+        """Record the conditions that hold now; report those that are late now or after `timeout` seconds of sleep.
+
+        Besides the streams in `touched`, only those are looked at that had a condition one turn ago, or
+        whose time limit ends before the next turn.
+        """
         now, held, before = self.ledger.time(), {}, self._held
         self._asleep_until = inf if timeout is None else now + timeout * 1e9 - ROUNDED * 1e9
-        for what, key, seconds, floor in self._pending():
+        for what, key, seconds, floor in self._pending(touched):
             since, polls = before.get((what, key), (now, 0))
             since = max(since, floor)
             polls = polls + 1 if now - since >= seconds * 1e9 else 0
@@ -58,25 +69,52 @@ class Dues:
         """Return whether the time `at`, in ns, has passed. If the loop is about to sleep beyond it, add a violation."""
         if self.ledger.time() > at:
             return True
+        self._next = min(self._next, at)
         if self._asleep_until > at:
             self.ledger.wrong(stream, f'the loop sleeps until {self._asleep_until / 1e9}, but {what} is at {at / 1e9}')
         return False
 
-    def _pending(self) -> Iterator[Pending]:
-        for stream in self.ledger.streams:
-            record = stream.record
-            if record.closed_by is not None:
-                yield from self._of_closed(stream, record)
-            end = self.ledger.end_of(stream)
-            if end is not None and record.begun:
-                if not (end.stuck or end.unread_error or record.raw):
-                    yield from self._of_open(stream, record, end)
-            elif record.connect_by is not None and record.closed_by is None and not stream.closed:
-                if self._is_over(stream, 'its connect timeout', record.connect_by):
-                    yield 'the connect timeout of a connection is over', record.number, 0.0, 0
+    def _pending(self, touched: dict[WatchedStream, None]) -> Iterator[Pending]:
+        holding, self._holding = self._holding, []
+        for stream in {**dict.fromkeys(holding), **touched, **dict.fromkeys(self._due())}:
+            if stream not in self.ledger.streams:
+                continue
+            self._next, holds = inf, False
+            for pending in self._of_stream(stream, stream.record):
+                holds = True
+                yield pending
+            if holds:
+                self._holding.append(stream)
+            self._look_later(stream)
         for listener, paused in self.ledger.listeners.items():
             if not paused:
                 yield from self._of_listener(listener)
+
+    def _due(self) -> Iterator[WatchedStream]:
+        """Yield the streams with a time limit that may be over, or that ends while the loop sleeps."""
+        until = max(self.ledger.time(), self._asleep_until)
+        while self._looks and self._looks[0][0] < until:
+            stream = heappop(self._looks)[2]()
+            if stream is not None:
+                stream.record.look_at = inf
+                yield stream
+
+    def _look_later(self, stream: WatchedStream) -> None:
+        if self._next < stream.record.look_at:
+            stream.record.look_at = self._next
+            self._sequence += 1
+            heappush(self._looks, (self._next, self._sequence, ref(stream)))
+
+    def _of_stream(self, stream: WatchedStream, record: Record) -> Iterator[Pending]:
+        if record.closed_by is not None:
+            yield from self._of_closed(stream, record)
+        end = self.ledger.end_of(stream)
+        if end is not None and record.begun:
+            if not (end.stuck or end.unread_error or record.raw):
+                yield from self._of_open(stream, record, end)
+        elif record.connect_by is not None and record.closed_by is None and not stream.closed:
+            if self._is_over(stream, 'its connect timeout', record.connect_by):
+                yield 'the connect timeout of a connection is over', record.number, 0.0, 0
 
     def _of_closed(self, stream: WatchedStream, record: Record) -> Iterator[Pending]:
         if record.closed_by == 'abort':

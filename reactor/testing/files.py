@@ -26,7 +26,11 @@ DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT does not report a sile
 
 
 class File:
-    """An open file. `references` counts its descriptors, and `ready` has the events it is ready for."""
+    """An open file. `references` counts its descriptors, and `ready` has the events it is ready for.
+
+    A file that may have changed adds itself to each dict in `kernel.audience`. So selectors and checks look only at
+    files that have changed.
+    """
 
     def __init__(self, kernel: Agenda) -> None:
         self.kernel = kernel
@@ -38,6 +42,21 @@ class File:
         self.private = False  # the file is an end of a socketpair, on which a send fails only when there is no room
         self.refused_at = 0  # ns: when a call on this file last failed; only the checks use it
         self.number: int = kernel.next_number()
+
+    @property
+    def ready(self) -> int:
+        """The events that the file is ready for."""
+        return self._ready
+
+    @ready.setter
+    def ready(self, events: int) -> None:
+        self._ready = events
+        self.changed()
+
+    def changed(self) -> None:
+        """Add this file to the dicts of selectors and checks, which then look at it."""
+        for files in self.kernel.audience:
+            files[self] = None
 
     def closed(self) -> None:
         """Handle the closing of the last descriptor."""
@@ -84,7 +103,7 @@ class Listening(File):
     def arrive(self, end: End) -> None:
         """Add a complete connection to the backlog."""
         self.queue.append(end)
-        self.ready: int = READ
+        self.ready = READ
 
     def take(self) -> End:
         """Return the next connection of the backlog, which must not be empty."""
@@ -305,7 +324,7 @@ class Mailbox(File):
         self.held: int = 0
         self.dropped: int = 0
         self.error: int = 0
-        self.ready: int = WRITE
+        self.ready = WRITE
 
     def arrive(self, data: bytes, sender: Any) -> None:
         """Receive a datagram; it is dropped if there is no room."""

@@ -25,8 +25,9 @@ def simulate(request: Any) -> Callable[..., None]:
     Args:
         program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
         seeds: The number of systems, or the seeds themselves. Latencies, buffer sizes and faults differ between seeds.
-        options: Options of `Simulation`, such as `faults=False` or `hosts=...`. `selector` is the platform for all
-            seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By default, each seed draws one.
+        options: Options of `Simulation`, such as `faults=False`, `patience=60` or `hosts=...`. `selector` is the
+            platform for all seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By default, each
+            seed draws one.
 
     Raises:
         SimulationFailed: A law of the reactor was broken, a callback raised an exception that the simulation had not

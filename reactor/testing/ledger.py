@@ -7,18 +7,37 @@ connection. It does not know the checks. They are objects in other modules that 
 from __future__ import annotations
 
 from errno import EPIPE
-from weakref import ref
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from ..facade import Reactor
 from ..net.listener import Listener
 from ..net.tls import TLSStream
-from .files import End
+from .files import End, File
 from .kernel import SimKernel
 from .records import Record
-from .watched import WatchedStream
+from .watched import WatchedStream, is_accepted
 
 # The phases of a turn, in their order.
 DISPATCH, TIMERS, IDLERS, CALLS, COMPLETIONS = range(5)
+# Most checks look only at what has changed in a turn. So that no silent change is missed, they look at everything too,
+# as often as that costs no more than WALK objects a turn: a small program is checked completely after each turn.
+WALK = 8
+
+
+class Walks:
+    """Decides after which turns a check looks at everything."""
+
+    def __init__(self) -> None:
+        self._saved = 0
+
+    def is_time(self, size: int) -> bool:
+        """Return whether to look at all `size` objects after this turn."""
+        self._saved += WALK
+        if self._saved < size:
+            return False
+        self._saved = 0
+        return True
 
 
 class Ledger:
@@ -42,6 +61,13 @@ class Ledger:
         self.by_end: dict[End, Record] = {}
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
         self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
+        self.accepted: WeakKeyDictionary[Listener, int] = WeakKeyDictionary()  # each listener's open connections
+        self.incoming = self.outgoing = 0  # open connections
+        self._touched: dict[WatchedStream, None] = {}  # the streams to check after this turn
+        self._changed: dict[File, None] = {}  # the files that have changed in this turn
+        self._by_end: dict[End, WatchedStream] = {}
+        if self.simulated:
+            kernel.audience.append(self._changed)
 
     def time(self) -> int:
         """Return the reading of the simulated clock, in ns; 0 on a real kernel, where time limits are not checked.
@@ -49,6 +75,46 @@ class Ledger:
         Deadlines are compared with the clock's reading, not with the exact time: the clock may advance in long steps.
         """
         return self.kernel.reading(self.kernel.time) if self.simulated else 0
+
+    def touch(self, stream: WatchedStream) -> None:
+        """Have the stream checked after this turn: something has happened to it."""
+        if stream in self.streams:
+            self._touched[stream] = None
+
+    def take_touched(self, everything: bool) -> dict[WatchedStream, None]:
+        """Return the open streams to which something has happened since the last call of this method, or all."""
+        for file in self._changed:
+            stream = self._by_end.get(file)  # type: ignore[call-overload]
+            if stream is not None:
+                self._touched[stream] = None
+        self._changed.clear()
+        touched, self._touched = self._touched, {}
+        if everything:
+            touched = self.streams.copy()
+        for stream in touched:
+            self._count(stream, stream.origin)
+        return touched
+
+    def ended(self, stream: WatchedStream) -> None:
+        """Forget an open stream, because its `on_close` was called or the user has never seen it."""
+        self.streams.pop(stream, None)
+        self._touched.pop(stream, None)
+        if stream.record.end is not None:
+            self._by_end.pop(stream.record.end, None)
+        self._count(stream, None)
+
+    def _count(self, stream: WatchedStream, origin: Any) -> None:
+        record, kind = stream.record, 0 if origin is None else 1 if is_accepted(stream) else -1
+        self.incoming += (kind == 1) - (record.counted == 1)
+        self.outgoing += (kind == -1) - (record.counted == -1)
+        if kind == 1 and record.counted != 1:
+            record.listener = ref(origin)
+            self.accepted[origin] = self.accepted.get(origin, 0) + 1
+        elif record.counted == 1 and kind != 1:
+            listener: Listener | None = None if record.listener is None else record.listener()
+            if listener is not None:
+                self.accepted[listener] -= 1
+        record.counted = kind
 
     def wrong(self, stream: WatchedStream, text: str) -> None:
         """Add a violation that concerns a connection."""
@@ -90,6 +156,7 @@ class Ledger:
                 record.end = file
                 record.sock = ref(stream.sock)
                 self.by_end[file] = record
+                self._by_end[file] = stream
         return record.end
 
 

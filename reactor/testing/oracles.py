@@ -5,6 +5,9 @@ written from the laws and the docstrings, and compares the program's calls and c
 kernel. A check that repeated a condition from the tested code would find nothing. Checks change nothing in the reactor.
 A check adds its findings to `violations`, and the run ends after that turn.
 
+After a turn, only connections that something has happened to are checked, those with a condition that must end, and
+those whose time limit is near. Everything is checked now and then, and after each turn of a small program.
+
     records  the facts about one connection
     watched  streams that report to the checks
     ledger   the facts that all checks read
@@ -24,6 +27,7 @@ from functools import cache
 from math import inf
 from signal import SIG_DFL, SIGINT, default_int_handler
 from sys import _getframe
+from traceback import extract_tb
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,18 +41,20 @@ from ..net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN
 from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import Stream
+from .agenda import START
 from .calls import Calls, is_ours
 from .due import Dues
 from .ends import Ends
 from .files import End, Listening, Mailbox, Stored
 from .kernel import SimKernel
-from .ledger import CALLS, IDLERS, TIMERS, Ledger
+from .ledger import CALLS, IDLERS, TIMERS, Ledger, Walks
 from .streams import StreamChecks
-from .watched import WATCHED_KINDS, is_accepted
+from .watched import WATCHED_KINDS
 
 MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time passes
 MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
-MOST_TURNS = 200_000
+MOST_TURNS = 200_000  # the most turns in which no timer of the program fires
+MOST_TURNS_IN_ALL = 2_000_000
 MOST_TURNS_AT_ONCE = 20_000  # the most turns in a row during which no time passes
 READ_PER_TURN = 65536  # the most bytes to read from one connection per turn: one recv
 
@@ -183,6 +189,11 @@ class Oracles:
         self.dues: Dues = Dues(self.ledger)
         self.datagrams: dict[DatagramSocket, Datagrams] = {}
         self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
+        self.conditions: list[tuple[Callable[[], object], str]] = []  # of `World.always`, each with its text
+        self.most_turns: int | None = None  # the limit that the user has set
+        self._untimed_turns = 0  # turns in which no timer of the program fired
+        self._walks = Walks()
+        self._over = False
         self._idle_polls = 0
         self._idle_since = 0
         self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # each listener's limit one turn ago
@@ -192,6 +203,7 @@ class Oracles:
 
     def watch_listener(self, listener: Listener, keywords: Any) -> Listener:
         """Watch a new listener, unless it has `Limits`, which may keep clients waiting."""
+        self.ledger.accepted.setdefault(listener, 0)
         if keywords.get('limits') is None:
             listener.__class__ = watched(type(listener))  # type: ignore[arg-type]
             self.ledger.listeners[listener] = False
@@ -220,17 +232,21 @@ class Oracles:
         """Check the last turn, before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
         self.ledger.turns += 1
         self.ledger.inside = None
+        everything = self._over or self._walks.is_time(len(self.kernel.files) + len(self.ledger.streams))
+        touched = self.ledger.take_touched(everything)
+        if everything:
+            self._check_descriptors()
         self._check_bounds()
         self._check_progress(timeout)
         if self.kernel.replaced_in_vain:
             self.violations.append('law 7: the selector was replaced although it worked')
-        self._check_descriptors()
         self._check_counts()
         self._check_listeners()
         self._check_datagrams()
         self.calls.check_turn(timeout)
-        self.dues.check_turn(timeout)
-        self.streams.check_turn()
+        self.dues.check_turn(timeout, touched)
+        self.streams.check_turn(touched)
+        self._check_conditions()
         self.ledger.phase, self.ledger.cut, self.ledger.depth = 0, False, _depth()
         if self.violations:
             raise Violation('\n'.join(self.violations))
@@ -262,9 +278,31 @@ class Oracles:
         if self._idle_polls > MOST_IDLE_POLLS + MOST_A_SECOND * seconds:
             self.violations.append(f'law 7: {self._idle_polls} polls in a row made no progress, in {seconds:g} s')
         turns = turns + 1 if kernel.time == time else 0
-        if turns > MOST_TURNS_AT_ONCE or self.ledger.turns > MOST_TURNS:
-            self.violations.append(f'law 7: {turns} turns without time passing, {self.ledger.turns} turns in all')
+        if turns > MOST_TURNS_AT_ONCE:
+            self.violations.append(f'law 7: {turns} turns without time passing')
+        self._untimed_turns += not self.calls.fired
+        if self._is_too_long():
+            self.violations.append(
+                f'liveness: the run has not ended after {self.ledger.turns} turns of the loop, in '
+                f'{(self.kernel.time - START) / 1e9:g} s. If the program needs more, pass `turns=` with their number'
+            )
         self._last = kernel.time, done, turns
+
+    def _check_conditions(self) -> None:
+        for fn, text in self.conditions:
+            try:
+                holds = fn()
+            except Exception as exc:
+                place = extract_tb(exc.__traceback__)[-1]
+                self.violations.append(f'always: {text}: {exc!r} was raised at {place.filename}:{place.lineno}')
+            else:
+                if not holds and holds is not None:
+                    self.violations.append(f'always: this was not true after the turn: {text}')
+
+    def _is_too_long(self) -> bool:
+        if self.most_turns is not None:
+            return self.ledger.turns > self.most_turns
+        return self._untimed_turns > MOST_TURNS or self.ledger.turns > MOST_TURNS_IN_ALL
 
     def _check_descriptors(self) -> None:
         files = self.kernel.files
@@ -275,26 +313,18 @@ class Oracles:
             self.violations.append(f'law 9: descriptors {lost} are open, but belong to no handle')
 
     def _check_counts(self) -> None:
-        reactor = self.reactor
-        accepted: dict[Any, int] = {}
-        outgoing = 0
-        for stream in self.ledger.streams:
-            if is_accepted(stream):
-                accepted[stream.origin] = accepted.get(stream.origin, 0) + 1
-            elif stream.origin is not None:
-                outgoing += 1
-        counted = reactor.counters.incoming, reactor.counters.outgoing
-        if counted != (sum(accepted.values()), outgoing):
-            there = sum(accepted.values()), outgoing
+        counters, ledger = self.reactor.counters, self.ledger
+        counted, there = (counters.incoming, counters.outgoing), (ledger.incoming, ledger.outgoing)
+        if counted != there:
             self.violations.append(f'(incoming, outgoing) connections are counted as {counted}, but {there} are open')
-        for handle in reactor.handles():
-            if isinstance(handle, Listener):
-                count, most = accepted.get(handle, 0), handle.max_connections
+        for listener, count in ledger.accepted.items():
+            if not listener.closed:
+                most = listener.max_connections
                 # The limit may be lowered at any time; this does not close open connections.
                 bound = inf if most is None else most
-                before, self._bounds[handle] = self._bounds.get(handle, 0), max(count, bound)
-                if handle.open_connections != count or count > max(bound, before):
-                    self.violations.append(f'law 6: {handle!r} has {count} open connections; its limit is {most}')
+                before, self._bounds[listener] = self._bounds.get(listener, 0), max(count, bound)
+                if listener.open_connections != count or count > max(bound, before):
+                    self.violations.append(f'law 6: {listener!r} has {count} open connections; its limit is {most}')
 
     def _check_listeners(self) -> None:
         listeners = {listener: paused for listener, paused in self.ledger.listeners.items() if not listener.closed}
@@ -316,7 +346,12 @@ class Oracles:
                 self.violations.append(f'{queued} datagrams are waiting in {sock!r}, but `buffered` is {buffered}')
 
     def check_over(self) -> None:
-        """After `run` has returned True, check that the loop waits for nothing and that no timer is left."""
+        """After `run` has returned True, check that the loop waits for nothing and that no timer is left.
+
+        The next `check_turn` checks everything, and not only what has changed.
+        """
+        self._over = True
+        self.streams.check_timers()
         left, buckets = [timer for timer in self.reactor.timers if is_ours(timer)], self.reactor.timers.buckets
         if not self.reactor.handles() and (left or buckets):
             self.violations.append(f'law 9: timers {left} and {len(buckets)} buckets of time limits are left over')

@@ -50,6 +50,15 @@ class SimSelector:
         # Files that epoll still watches, with their old numbers: they were unregistered too late, and a copy is open.
         self._ghosts: list[tuple[int, File]] = []
         self._filters: dict[tuple[int, int], File] = {}  # the files that kqueue watches, by number and direction
+        self._orphans: set[int] = set()  # numbers with a filter of kqueue whose registration failed
+        # A poll looks only at numbers that were reported last time, or whose registration or file has changed.
+        self._hot: dict[int, None] = {}
+        self._order: dict[int, int] = {}  # numbers in the order of registration
+        self._registered = 0
+        self._changed: dict[File, None] = {}
+        self._seen: dict[int, File] = {}  # the file that each number had when it was looked at
+        self._numbers: dict[File, dict[int, None]] = {}  # the inverse of `_seen`
+        kernel.audience.append(self._changed)
         self.blind: bool = False  # the selector has woken the loop for an event that it cannot report
         self._closed = False
 
@@ -69,6 +78,8 @@ class SimSelector:
         if self.kind == 'epoll':
             self._files[fd] = self._kernel.file(fd)
         key = self._keys[fd] = SelectorKey(fd, fd, events, data)
+        self._registered += 1
+        self._order[fd], self._hot[fd] = self._registered, None
         return key
 
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
@@ -83,6 +94,7 @@ class SimSelector:
             self._forget(fd)  # as in `selectors`; epoll still watches the file if a copy is open
             raise OSError(error, 'simulated: not registered')
         key = self._keys[fd] = key._replace(events=events, data=data)
+        self._hot[fd] = None
         return key
 
     def unregister(self, fd: int) -> SelectorKey:
@@ -102,9 +114,9 @@ class SimSelector:
 
     def close(self) -> None:
         """Stop watching all descriptors."""
-        self._keys.clear()
-        self._files.clear()
-        self._filters.clear()
+        for each in self._keys, self._files, self._filters, self._hot, self._order, self._seen, self._numbers:
+            each.clear()
+        self._kernel.audience = [files for files in self._kernel.audience if files is not self._changed]
         self._closed = True
 
     def select(self, timeout: float | None = None) -> Ready:
@@ -139,27 +151,54 @@ class SimSelector:
                 raise Stuck(SLEEPS_FOR_EVER)
 
     def _ready(self) -> Ready:
-        if self.kind == 'kqueue':
-            return self._ready_filters()
-        files = self._files if self.kind == 'epoll' else self._kernel.files
+        for file in self._changed:
+            self._hot.update(self._numbers.get(file, {}))
+        self._changed.clear()
         ready: Ready = []
-        for fd, key in self._keys.items():
-            file = files.get(fd)
-            if file is None or not file.references:
-                self._judge_closed(key, ready)
-            elif self.kind == 'windows':
-                mask = _on_windows(file) & key.events
-                if mask:
-                    ready.append((key, mask))
-            elif file.unread_error:
-                ready.append((key, key.events))  # an error is reported as all wanted events
-            elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
-                ready.append((key, (file.ready | file.stuck) & key.events))
+        for fd in sorted(self._hot, key=self._order.__getitem__):
+            self._see(fd)
+            count = len(ready)
+            if self.kind == 'kqueue':
+                self._look_at_filters(self._keys[fd], ready)
+            else:
+                self._look_at(self._keys[fd], ready)
+            if len(ready) == count:
+                del self._hot[fd]
         for fd, file in self._ghosts:
             # If the old number is registered again, epoll's report seems to be about the new file.
             if fd in self._keys and file.references and file.ready & self._keys[fd].events:
                 ready.append((self._keys[fd], file.ready & self._keys[fd].events))
         return ready
+
+    def _look_at(self, key: SelectorKey, ready: Ready) -> None:
+        file = self._seen.get(key.fd)
+        if file is None or not file.references:
+            self._judge_closed(key, ready)
+        elif self.kind == 'windows':
+            mask = _on_windows(file) & key.events
+            if mask:
+                ready.append((key, mask))
+        elif file.unread_error:
+            ready.append((key, key.events))  # an error is reported as all wanted events
+        elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
+            ready.append((key, (file.ready | file.stuck) & key.events))
+
+    def _see(self, fd: int) -> None:
+        """Record the file of a registered number: epoll watches one file, the others whatever has the number."""
+        file = (self._files if self.kind == 'epoll' else self._kernel.files).get(fd)
+        if file is not self._seen.get(fd):
+            self._lose_sight(fd)
+            if file is not None:
+                self._seen[fd] = file
+                self._numbers.setdefault(file, {})[fd] = None
+
+    def _lose_sight(self, fd: int) -> None:
+        file = self._seen.pop(fd, None)
+        if file is not None:
+            numbers = self._numbers[file]
+            del numbers[fd]
+            if not numbers:
+                del self._numbers[file]
 
     def _judge_closed(self, key: SelectorKey, ready: Ready) -> None:
         if self.kind == 'select':
@@ -171,40 +210,49 @@ class SimSelector:
 
     def _has_ghost(self) -> bool:
         self._ghosts = [(fd, file) for fd, file in self._ghosts if file.references]
-        orphans = [file.ready & event for (fd, event), file in self._filters.items() if fd not in self._keys]
-        return any(orphans) or any(file.ready for _, file in self._ghosts)
+        self._orphans = {fd for fd in self._orphans if fd not in self._keys}
+        return any(map(self._is_orphan_ready, self._orphans)) or any(file.ready for _, file in self._ghosts)
 
     # -- kqueue
 
     def _add_filters(self, fd: int, events: int) -> None:
         for event in READ, WRITE:
             if events & event:
+                self._orphans.add(fd)  # until the registration is complete
                 self._kernel.call('register', fd)
                 file = self._kernel.file(fd)
                 self._filters[fd, event] = file
+
+    def _is_orphan_ready(self, fd: int) -> bool:
+        file = self._kernel.files.get(fd)
+        return any(file is self._filters.get((fd, event)) and file.ready & event for event in (READ, WRITE) if file)
 
     def _modify_filters(self, key: SelectorKey, events: int, data: Any) -> SelectorKey:
         # The steps of `BaseSelector.modify`, which `KqueueSelector` inherits.
         if events == key.events:
             key = self._keys[key.fd] = key._replace(data=data)
+            self._hot[key.fd] = None
             return key
         self.unregister(key.fd)
         return self.register(key.fd, events, data)
 
-    def _ready_filters(self) -> Ready:
-        files, ready = self._kernel.files, []
-        self._filters = {(fd, event): file for (fd, event), file in self._filters.items() if files.get(fd) is file}
-        for (fd, event), file in self._filters.items():
-            key = self._keys.get(fd)
-            if key is not None and (file.ready | file.stuck) & event and not isinstance(file, Unborn):
+    def _look_at_filters(self, key: SelectorKey, ready: Ready) -> None:
+        for event in READ, WRITE:
+            file = self._filters.get((key.fd, event))
+            if file is None:
+                continue
+            if self._seen.get(key.fd) is not file:
+                del self._filters[key.fd, event]
+            elif (file.ready | file.stuck) & event and not isinstance(file, Unborn):
                 ready.append((key, event & key.events))
-        return ready
 
     # -- Windows
 
     def _check_sets(self) -> None:
         if not self._keys:
             raise OSError(errno.EINVAL, 'simulated: no descriptor is registered')
+        if len(self._keys) <= MOST_SOCKETS:
+            return
         for event in READ, WRITE:
             if sum(1 for key in self._keys.values() if key.events & event) > MOST_SOCKETS:
                 raise ValueError('too many file descriptors in select()')
@@ -238,6 +286,9 @@ class SimSelector:
         return ready
 
     def _forget(self, fd: int) -> SelectorKey:
+        self._hot.pop(fd, None)
+        self._order.pop(fd, None)
+        self._lose_sight(fd)
         file = self._files.pop(fd, None)
         if file is not None and file.references:
             self._ghosts.append((fd, file))

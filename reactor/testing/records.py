@@ -7,6 +7,7 @@ Nothing in it is read from the state of the stream: otherwise a check would repe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 from weakref import ReferenceType
 
@@ -19,6 +20,9 @@ class Record:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.listener: ReferenceType[Any] | None = None  # the listener that has accepted it
+        self.counted: int = 0  # as an incoming (1) or outgoing (-1) connection, or not at all
+        self.look_at: float = inf  # ns: when `Dues` looks at it next, even if nothing happens
         self.events: list[str] = []  # the callbacks that were called
         self.end: End | None = None
         self.offered: bytearray = bytearray()  # bytes that the user wrote and that were not dropped
@@ -44,6 +48,7 @@ class Record:
         self.awaits_connect = False
         self.connect_by: float | None = None  # ns: the end of the connect timeout
         self.awaits_drain = False  # a write has returned False
+        self.undrained: int = 0  # bytes written since then
         self.waited = False  # at least once, bytes had to wait for the peer
         self.unread = False  # the connection may have had unread input when the user closed it
         self.dropped = False  # a write after a failure returned False, so the bytes of that write are never sent

@@ -43,13 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip seeds whose results it already has'
     )
+    parser.add_argument(
+        '--patience',
+        type=float,
+        metavar='S',
+        help='the simulated seconds in which a run must end, once faults have stopped',
+    )
+    parser.add_argument('--turns', type=int, metavar='N', help='the most turns of a run')
     parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
     log = logging.getLogger('reactor')
     level = log.level
     be_silent()
     try:
-        return replay(options.seed, options.selector) if options.seeds is None else Runs(options).run()
+        return replay(options.seed, given(options)) if options.seeds is None else Runs(options).run()
     finally:
         log.setLevel(level)
 
@@ -59,11 +66,17 @@ def be_silent() -> None:
     logging.getLogger('reactor').setLevel(logging.CRITICAL)
 
 
-def replay(seed: int, selector: str | None) -> int:
+def given(options: Any) -> dict[str, Any]:
+    """Return the options of `Simulation` that were given on the command line."""
+    names = 'selector', 'patience', 'turns'
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+
+
+def replay(seed: int, options: dict[str, Any]) -> int:
     """Run one seed, and print its trace and its result; return the exit status."""
     kernels: list[SimKernel] = []
     try:
-        simulation = run_seed(seed, selector=selector, on_kernel=kernels.append)
+        simulation = run_seed(seed, on_kernel=kernels.append, **options)
     except SimulationFailed as exc:
         sys.stdout.write(kernels[0].show_trace())
         print(f'failed: {str(exc).partition("the end of the trace:")[0].rstrip()}')
@@ -73,13 +86,13 @@ def replay(seed: int, selector: str | None) -> int:
     return 0
 
 
-def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[int, str]]]:
+def run_block(block: tuple[int, int, dict[str, Any]]) -> tuple[int, int, list[tuple[int, str]]]:
     """Run a block of seeds; return its first seed, its size, and the seeds that failed, each with the reason."""
-    first, count, selector = block
+    first, count, options = block
     failed = []
     for seed in range(first, first + count):
         try:
-            run_seed(seed, selector=selector)
+            run_seed(seed, **options)
         except SimulationFailed as exc:
             failed.append((seed, str(exc).partition('\n')[0]))
         except Exception as exc:
@@ -116,7 +129,7 @@ class Runs:
         )
         return 1 if self.failed or cut else 0
 
-    def _run(self, blocks: list[tuple[int, int, str | None]]) -> None:
+    def _run(self, blocks: list[tuple[int, int, dict[str, Any]]]) -> None:
         if self.options.jobs == 1:
             for block in blocks:
                 if self._took(run_block(block)):
@@ -127,7 +140,7 @@ class Runs:
                 if self._took(outcome):
                     return
 
-    def _blocks(self) -> Iterator[tuple[int, int, str | None]]:
+    def _blocks(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         done = self._done_before()
         end = self.options.first + self.options.seeds
         for first in range(self.options.first, end, BLOCK):
@@ -135,7 +148,7 @@ class Runs:
             if (first, count) in done:
                 self.kept += count
             else:
-                yield first, count, self.options.selector
+                yield first, count, given(self.options)
 
     def _done_before(self) -> set[tuple[int, int]]:
         path = self.options.resume
@@ -156,8 +169,9 @@ class Runs:
                 file.write(json.dumps([first, count, failed]) + '\n')
         for seed, text in failed:
             self._clear()
-            manner = f' --manner {self.options.selector}' if self.options.selector else ''
-            print(f'{text}\n    repeat: python -m reactor.testing --seed {seed}{manner}', flush=True)
+            flags = {'selector': 'manner'}
+            others = ''.join(f' --{flags.get(name, name)} {value}' for name, value in given(self.options).items())
+            print(f'{text}\n    repeat: python -m reactor.testing --seed {seed}{others}', flush=True)
             self.failed[seed] = text
         self._show_progress()
         return bool(failed) and self.options.stop

@@ -1,7 +1,7 @@
 """One simulated run: a reactor, a program, and faults that stop after a while.
 
-The seed decides when the faults stop. After that, everything must end within PATIENCE seconds. A failure is reported
-with the seed that repeats it.
+The seed decides when the faults stop. After that, everything must end within a time that depends on the program's own
+time limits. A failure is reported with the seed that repeats it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped
+MOST_WAITS = 10  # how many times in a row a program may wait for the longest of its timers and time limits besides
 
 
 class SimulationFailed(AssertionError):
@@ -90,6 +91,18 @@ class World:
         self.expectations[expectation] = None
         return expectation
 
+    def always(self, fn: Callable[[], object], text: str = '') -> None:
+        """Check a condition after every turn of the loop, from this turn on.
+
+        Args:
+            fn: Called without arguments after each turn. The run fails if it raises an exception, or returns a false
+                value other than None. So it can be an expression, or a function with `assert` statements. It must not
+                change the program.
+            text: The condition in words, for the message. Without it, the message has the docstring or name of `fn`.
+        """
+        words = text or (fn.__doc__ or '').strip().partition('\n')[0] or getattr(fn, '__qualname__', repr(fn))
+        self._simulation.reactor.oracles.conditions.append((fn, words))
+
     def fail(self, text: str) -> None:
         """Fail the run with this text: the program has seen something that must not happen."""
         self._simulation.reactor.ledger.violations.append(text)
@@ -109,6 +122,12 @@ class Simulation:
     Args:
         seed: Decides all random choices.
         calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
+        patience: Simulated seconds in which everything must end, once faults have stopped. None: an hour, and ten times
+            the longest timer or time limit that the loop still waits for when the hour is over.
+        turns: The most turns of the loop. None: 200,000 besides those in which a timer of the program fired, and at
+            most 2,000,000 in all.
+        max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
+            more than the connection's `low_water` are buffered. None: any number.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
@@ -118,6 +137,9 @@ class Simulation:
         seed: int,
         *,
         calm: float | None = None,
+        patience: float | None = None,
+        turns: int | None = None,
+        max_undrained: int | None = None,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
@@ -129,8 +151,12 @@ class Simulation:
         self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
-        self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
+        self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
+        self.reactor.oracles.most_turns = turns
+        self.reactor.oracles.streams.max_undrained = max_undrained
+        self._patience = patience
+        self._calm_since = 0
         self.world: World = World(self)
         if self.kernel.random.random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
@@ -227,13 +253,28 @@ class Simulation:
 
     def _begin_calm(self) -> None:
         self.kernel.calm()
-        self.kernel.at(self.kernel.time + int(PATIENCE * 1e9), self._out_of_patience)
+        self._calm_since = self.kernel.time
+        self._be_patient(PATIENCE if self._patience is None else self._patience)
 
-    def _out_of_patience(self) -> None:
+    def _be_patient(self, seconds: float) -> None:
+        self.kernel.at(self._calm_since + int(seconds * 1e9), self._out_of_patience, seconds)
+
+    def _out_of_patience(self, waited: float) -> None:
+        longer = PATIENCE + MOST_WAITS * self._longest_wait()
+        if self._patience is None and longer > waited:
+            return self._be_patient(longer)
         self.reactor.ledger.violations.append(
-            f'liveness: {PATIENCE:g} s after the last fault, the loop still waits for:\n'
-            + '\n'.join(self.reactor.why_alive())
+            f'liveness: {waited:g} s after the last fault, the loop still waits. If the program needs more time, pass '
+            f'`patience=` with the seconds. It waits for:\n' + '\n'.join(self.reactor.why_alive())
         )
+
+    def _longest_wait(self) -> float:
+        # This includes the timers of the reactor itself, which stand for `linger`, `lifetime`, `drain` and others.
+        waits = [max(timer.delay, (timer.deadline or 0.0) - self.kernel.clock()) for timer in self.reactor.timers]
+        for stream in self.reactor.ledger.streams:
+            options = stream.options
+            waits += [limit or 0.0 for limit in (options.idle_timeout, options.read_timeout, options.write_timeout)]
+        return max(waits, default=0.0)
 
     def _failed(self, text: str) -> None:
         self.failure = text

@@ -6,14 +6,14 @@ simulated kernel. They do not repeat conditions from the stream's code: otherwis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import ref
 
 from ..errors import ConnectionClosed, SendFileError
 from .calls import Calls, is_ours
 from .ends import Ends
-from .ledger import COMPLETIONS, Ledger
+from .ledger import COMPLETIONS, WALK, Ledger
 from .records import Record
 from .watched import Planted, WatchedStream
 
@@ -26,6 +26,8 @@ class StreamChecks:
     def __init__(self, ledger: Ledger, calls: Calls, ends: Ends) -> None:
         self.ledger, self.calls, self.ends = ledger, calls, ends
         self._just_closed: list[WatchedStream] = []
+        self._left: list[ref[WatchedStream]] = []  # ended streams whose timers are still to be looked for
+        self.max_undrained: int | None = None
         self._just_raised: list[BaseException] = []
         self._unreported: dict[BaseException, str] = {}
 
@@ -56,7 +58,7 @@ class StreamChecks:
         finally:
             self.ledger.inside = None
             if kind == 'close':
-                self.ledger.streams.pop(stream, None)
+                self.ledger.ended(stream)
                 self._just_closed.append(stream)
 
     def _raises(self, stream: WatchedStream, kind: str, exc: BaseException) -> None:
@@ -79,6 +81,7 @@ class StreamChecks:
         if record.writing:  # over TLS, one write method calls another
             within: bool = call(what, on_written, *args)
             return within
+        self.ledger.touch(stream)
         data = b''.join(bytes(piece) for piece in pieces)
         failed, waits = stream.closed, self.ledger.waits(stream)
         if on_written is not None:
@@ -126,6 +129,7 @@ class StreamChecks:
 
     def _check_taken(self, stream: WatchedStream, taken: bool, size: int, waited: int) -> None:
         record, waits = stream.record, self.ledger.waits(stream)
+        self._check_undrained(stream, size, waited)
         if not taken:
             record.awaits_drain = True
         if waits and not waited:
@@ -138,6 +142,19 @@ class StreamChecks:
         if taken != (waits < record.high_water):
             mark = record.high_water
             self.ledger.wrong(stream, f'a write returned {taken} with {waits} bytes waiting; high_water is {mark}')
+
+    def _check_undrained(self, stream: WatchedStream, size: int, waited: int) -> None:
+        record, most = stream.record, self.max_undrained
+        if not record.awaits_drain or waited <= (stream.options.low_water or 0):
+            record.undrained = 0
+            return
+        record.undrained += size
+        if most is not None and record.undrained > most:
+            self.ledger.wrong(
+                stream,
+                f'a write had returned False, and the program has written {record.undrained} bytes since, without '
+                f'waiting for on_drain; max_undrained allows {most}',
+            )
 
     def _watch_written(self, record: Record, fn: Callable[..., object], mark: int) -> Callable[..., object]:
         def watched(stream: WatchedStream, *args: Any) -> None:
@@ -157,6 +174,7 @@ class StreamChecks:
         """Check a callback of a stream that is being called."""
         record, end = stream.record, self.ledger.end_of(stream)
         self.ledger.callbacks += 1
+        self.ledger.touch(stream)
         self.ledger.kernel.note('on_' + kind, -1, (record.number, *[_short(arg) for arg in args]))
         late = kind in ('written', 'drain', 'close')
         self.calls.enter(f'on_{kind} of connection {record.number}', COMPLETIONS if late else None)
@@ -233,16 +251,19 @@ class StreamChecks:
 
     # -- between two turns
 
-    def check_turn(self) -> None:
-        """Check the open connections and those that have just ended, and report exceptions that were swallowed."""
-        for stream in self.ledger.streams:
+    def check_turn(self, touched: Iterable[WatchedStream]) -> None:
+        """Check these open connections and those that have just ended, and report exceptions that were swallowed."""
+        for stream in touched:
             self._check_stream(stream)
         for exc in self._just_raised:
             exc.__traceback__ = None  # we keep the exception, and its frames would keep their objects alive
         self._just_raised.clear()
         for stream in self._just_closed:
             self._check_dropped(stream)
+            self._left.append(ref(stream))
         self._just_closed.clear()
+        if len(self._left) * WALK >= len(self.ledger.reactor.timers):
+            self.check_timers()
         self.ledger.violations += self._unreported.values()
 
     def _check_stream(self, stream: WatchedStream) -> None:
@@ -273,9 +294,15 @@ class StreamChecks:
             )
         if stream.busy:
             self.ledger.wrong(stream, 'law 9: `busy` is still True after on_close')
-        for timer in self.ledger.reactor.timers:
-            if stream in (timer.args or ()) and is_ours(timer):
-                self.ledger.wrong(stream, f'law 9: its timer {timer!r} still exists after on_close')
+
+    def check_timers(self) -> None:
+        """Check that no timer of a connection that has ended is left."""
+        left = {id(stream): stream for stream in (each() for each in self._left) if stream is not None}
+        self._left.clear()
+        for timer in self.ledger.reactor.timers if left else ():
+            for stream in (left.get(id(arg)) for arg in timer.args or () if is_ours(timer)):
+                if stream is not None:
+                    self.ledger.wrong(stream, f'law 9: its timer {timer!r} still exists after on_close')
 
 
 class WatchedCallback:

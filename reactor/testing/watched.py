@@ -51,6 +51,7 @@ class WatchedStream(Stream):
         return taken
 
     def write_eof(self) -> None:
+        self.loop.ledger.touch(self)
         # On a failed connection write_eof does nothing. The documentation does not say whether a later write raises.
         self.record.unclear |= self.closed
         if not self.closed:
@@ -58,6 +59,7 @@ class WatchedStream(Stream):
         super().write_eof()
 
     def set_reading(self, reading: bool) -> None:
+        self.loop.ledger.touch(self)
         if reading:
             self._resumed()
         elif not self.record.paused:
@@ -74,6 +76,7 @@ class WatchedStream(Stream):
             record.resumed_at = self.loop.ledger.time()
 
     def set_timeouts(self, **limits: Any) -> None:
+        self.loop.ledger.touch(self)
         if not self.closed:
             self.record.limits_from = self.loop.ledger.time()
         elif self.record.options_at_end is None:
@@ -82,6 +85,7 @@ class WatchedStream(Stream):
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
         super().set_write_limits(high, low)
+        self.loop.ledger.touch(self)
         end = self.loop.ledger.end_of(self)
         self.record.marks_set_at = 0 if end is None else end.sent
         if high is not None:
@@ -111,6 +115,7 @@ class WatchedStream(Stream):
 
     def close(self) -> None:
         record = self.record
+        self.loop.ledger.touch(self)
         if not self.closed:
             self.loop.ledger.end_of(self)
             record.closed_by = 'close'
@@ -122,6 +127,7 @@ class WatchedStream(Stream):
 
     def abort(self, exc: BaseException | None = None) -> None:
         record = self.record
+        self.loop.ledger.touch(self)
         if not record.over:
             record.failed_before = self.closed
             record.gone_before = record.end is None or record.end.gone
@@ -131,6 +137,7 @@ class WatchedStream(Stream):
         self.loop.oracles.streams.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
+        self.loop.ledger.touch(self)
         self.record.limited |= isinstance(exc, LifetimeOver | TooSlow)
         # Checked here, not in on_close, because the user may pause reading before on_close is called.
         if isinstance(exc, ReadTimeout) and self.record.paused:
@@ -139,7 +146,7 @@ class WatchedStream(Stream):
 
     def forget(self) -> None:
         super().forget()
-        self.loop.ledger.streams.pop(self, None)  # the stream could not be registered, and the user has never seen it
+        self.loop.ledger.ended(self)  # the stream could not be registered, and the user has never seen it
 
 
 class WatchedTLSStream(WatchedStream, TLSStream):
@@ -169,10 +176,24 @@ def _callback(kind: str) -> property:
     slot = Connection.__dict__['on_' + kind]
 
     def fset(stream: WatchedStream, fn: Callable[..., object] | None) -> None:
+        stream.loop.ledger.touch(stream)
         slot.__set__(stream, None if fn is None else stream.loop.oracles.streams.watch(stream, kind, fn))
 
     return property(slot.__get__, fset)
 
+
+def _noticed(name: str) -> property:
+    slot = Connection.__dict__[name]
+
+    def fset(stream: WatchedStream, value: Any) -> None:
+        stream.loop.ledger.touch(stream)
+        slot.__set__(stream, value)
+
+    return property(slot.__get__, fset)
+
+
+for _name in ('sock', 'origin'):
+    setattr(WatchedStream, _name, _noticed(_name))
 
 for _kind in ('connect', 'data', 'eof', 'drain', 'close', 'error'):
     setattr(WatchedStream, 'on_' + _kind, _callback(_kind))
