@@ -23,9 +23,10 @@ LOG_TIME = 1.0  # seconds to write the stacks of a worker that has lost its pare
 def write_stacks_on_sigquit() -> None:
     """Write the stacks of all threads to standard error on SIGQUIT, even if the loop is blocked.
 
-    A program that has its own handler for the signal keeps it.
+    A program that has its own handler for the signal keeps it. A signal that is only ignored, as in a job that a script
+    has started in the background, is not.
     """
-    if signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL:
+    if not callable(signal.getsignal(signal.SIGQUIT)):
         faulthandler.register(signal.SIGQUIT, file=STDERR)
 
 

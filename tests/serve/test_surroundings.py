@@ -45,7 +45,15 @@ def test_the_handler_of_the_program_for_such_a_signal_is_kept(tmp_path):
         assert served.ended() == 0 and 'is ignored' not in served.log
 
 
-def test_sigquit_ends_the_program_at_once(tmp_path):
+@pytest.fixture
+def default_sigquit():
+    """The default action of SIGQUIT for the programs of a test, even if a script has started these tests with `&`."""
+    before = signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGQUIT, before)
+
+
+def test_sigquit_ends_the_program_at_once(tmp_path, default_sigquit):
     with Served(tmp_path, run={'workers': 2, 'drain_timeout': 60}) as served:
         pids = served.pids(2)
         conn = served.connect()
