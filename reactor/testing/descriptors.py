@@ -44,6 +44,7 @@ class Descriptors(Network):
         self.fails: bool = fail is not None
         self.loses: bool = fail is not None and fail[1] == errno.EBADF
         self.disturbed: bool = False  # other code has closed a descriptor
+        self.misled: bool = False  # an event of its file was reported for the handle that has its number now
         self.failed: str = ''  # the name of the call that was made to fail
         self._fail = fail
         self._lasting = lasting
@@ -132,6 +133,11 @@ class Descriptors(Network):
             file.closed()
             file.ready = 0
 
+    def lose_fd(self, fd: int) -> None:
+        """Close a descriptor as other code in the process would, without the knowledge of the reactor."""
+        self.disturbed = True
+        self.close_fd(fd)
+
     def duplicate(self, fd: int) -> int:
         """Return another descriptor of the same file (`dup`)."""
         file, other = self.file(fd), self.lowest_free()
@@ -165,8 +171,7 @@ class Descriptors(Network):
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.reported.append(error)
         if file is not None and error == errno.EBADF:
-            self.disturbed = True
-            self.close_fd(fd)
+            self.lose_fd(fd)
             # poll and select check a descriptor only when they wait for it, not when it is registered.
             unnoticed = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')
             if unnoticed or name in IGNORED:
