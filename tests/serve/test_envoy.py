@@ -54,7 +54,9 @@ def test_envoy_checks_whether_workers_are_ready_and_sends_nothing_to_the_others(
         assert check['http_health_check']['path'] == '/ready'
         # The README advises --lame-duck 2: until then, Envoy must have noticed that a worker drains.
         assert float(check['interval'].removesuffix('s')) * check['unhealthy_threshold'] < 2
-        assert cluster['common_lb_config'] == {'healthy_panic_threshold': {'value': 0}}
+        assert cluster['common_lb_config'] == {'healthy_panic_threshold': {'value': 0}, 'update_merge_window': '0s'}
+        (limits,) = cluster['circuit_breakers']['thresholds']
+        assert min(limits.values()) >= 4000  # by default, Envoy repeats only three requests at a time
         assert cluster['transport_socket']['typed_config']['config'] == {'version': 'V2'}
 
 
@@ -190,6 +192,7 @@ def test_a_killed_worker_loses_at_most_the_requests_that_were_open_on_it(tmp_pat
             lost += sum(one.status == psutil.CONN_ESTABLISHED for one in connections(workers[worker]))
             os.kill(workers[worker].pid, signal.SIGKILL)
             workers[worker].wait(20)
+            healthy(1)  # otherwise the other worker would be killed while Envoy does not use this one yet
             start(worker)
         healthy()
         report = result()
