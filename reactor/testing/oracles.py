@@ -240,12 +240,8 @@ class Oracles:
         self._check_progress(timeout)
         if self.kernel.replaced_in_vain:
             self.violations.append('law 7: the selector was replaced although it worked')
-<<<<<<< ours
-=======
         if self.kernel.misled:
             self.violations.append('law 4: a handle got an event of a file that had the same number before')
-        self._check_descriptors()
->>>>>>> theirs
         self._check_counts()
         self._check_listeners()
         self._check_datagrams()

@@ -114,16 +114,10 @@ class SimSelector:
 
     def close(self) -> None:
         """Stop watching all descriptors."""
-<<<<<<< ours
         for each in self._keys, self._files, self._filters, self._hot, self._order, self._seen, self._numbers:
             each.clear()
-        self._kernel.audience = [files for files in self._kernel.audience if files is not self._changed]
-=======
-        self._keys.clear()
-        self._files.clear()
         self._ghosts.clear()
-        self._filters.clear()
->>>>>>> theirs
+        self._kernel.audience = [files for files in self._kernel.audience if files is not self._changed]
         self._closed = True
 
     def select(self, timeout: float | None = None) -> Ready:
@@ -162,7 +156,6 @@ class SimSelector:
             self._hot.update(self._numbers.get(file, {}))
         self._changed.clear()
         ready: Ready = []
-<<<<<<< ours
         for fd in sorted(self._hot, key=self._order.__getitem__):
             self._see(fd)
             count = len(ready)
@@ -172,23 +165,6 @@ class SimSelector:
                 self._look_at(self._keys[fd], ready)
             if len(ready) == count:
                 del self._hot[fd]
-        for fd, file in self._ghosts:
-            # If the old number is registered again, epoll's report seems to be about the new file.
-            if fd in self._keys and file.references and file.ready & self._keys[fd].events:
-                ready.append((self._keys[fd], file.ready & self._keys[fd].events))
-=======
-        for fd, key in self._keys.items():
-            file = files.get(fd)
-            if file is None or not file.references:
-                self._judge_closed(key, ready)
-            elif self.kind == 'windows':
-                mask = _on_windows(file) & key.events
-                if mask:
-                    ready.append((key, mask))
-            elif file.unread_error:
-                ready.append((key, key.events))  # an error is reported as all wanted events
-            elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
-                ready.append((key, (file.ready | file.stuck) & key.events))
         for fd, events, file in self._ghosts:
             # If the old number is registered again, epoll's report seems to be about the new file. `selectors` reports
             # it even if the new file is registered for other events only, which leaves none.
@@ -196,7 +172,6 @@ class SimSelector:
             if found and fd in self._keys:
                 self.blind = self._kernel.misled = True
                 ready.append((self._keys[fd], found & self._keys[fd].events))
->>>>>>> theirs
         return ready
 
     def _look_at(self, key: SelectorKey, ready: Ready) -> None:
@@ -238,15 +213,11 @@ class SimSelector:
             ready.append((key, key.events))  # POLLNVAL
 
     def _has_ghost(self) -> bool:
-<<<<<<< ours
-        self._ghosts = [(fd, file) for fd, file in self._ghosts if file.references]
-        self._orphans = {fd for fd in self._orphans if fd not in self._keys}
-        return any(map(self._is_orphan_ready, self._orphans)) or any(file.ready for _, file in self._ghosts)
-=======
         self._ghosts = [ghost for ghost in self._ghosts if ghost[2].references]
-        orphans = [file.ready & event for (fd, event), file in self._filters.items() if fd not in self._keys]
-        return any(orphans) or any(_from_epoll(file, events) for _, events, file in self._ghosts)
->>>>>>> theirs
+        self._orphans = {fd for fd in self._orphans if fd not in self._keys}
+        if any(map(self._is_orphan_ready, self._orphans)):
+            return True
+        return any(_from_epoll(file, events) for _, events, file in self._ghosts)
 
     # -- kqueue
 
