@@ -29,6 +29,7 @@ class Agenda(Platform):
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0
+        self._latencies = Random(f'latency {self.seed}')
         steps = Random(f'grain {self.seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain: int = int(1e9 * (drawn if grain is None else grain))
@@ -78,9 +79,10 @@ class Agenda(Platform):
 
     def draw_latency(self) -> int:
         """Draw a network latency, in ns."""
+        latency = self._latencies.randrange(1, 2 * self._latency)
         if self.faults.falls('network.stall'):
-            return self.random.randrange(1, 8000) * MS
-        return self.random.randrange(1, 2 * self._latency)
+            return self.faults.between(1, 8000) * MS
+        return latency
 
     def draw_capacity(self) -> int:
         """Draw the size of a socket buffer, in bytes."""
@@ -107,5 +109,5 @@ class Agenda(Platform):
             time = -(-time // self.grain) * self.grain
         self.time = max(self.time, time)
         if self.faults.falls('clock.jump'):
-            self.time += self.random.randrange(1, 90_000) * MS
+            self.time += self.faults.between(1, 90_000) * MS
         return True

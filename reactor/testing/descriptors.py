@@ -73,7 +73,7 @@ class Descriptors(Network):
         if self.faults.falls('signal'):
             handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
             if handled:
-                self.raise_signal(self.random.choice(handled))
+                self.raise_signal(self.faults.pick(handled))
 
     def raise_signal(self, signum: int) -> None:
         """Send a signal to the program. Its handler runs at once: Python runs handlers between two instructions."""

@@ -56,7 +56,7 @@ class World:
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
-        self.random: Random = Random(simulation.kernel.random.getrandbits(64))
+        self.random: Random = Random(f'programs {simulation.seed}')
         self.faulty: bool = simulation.faulty
         self.has_unix: bool = simulation.kernel.kind != 'windows'
         self.counts_tcp: bool = simulation.kernel.counts_tcp
@@ -80,7 +80,7 @@ class World:
         kernel = self._simulation.kernel
         kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
-            kernel.busy(kernel.random.random() * 2)
+            kernel.busy(kernel.faults.drawn * 2)
         if kernel.faults.falls('callback.raises'):
             raise Planted('planted by the simulation')
 
@@ -126,13 +126,13 @@ class Simulation:
         if on_kernel is not None:
             on_kernel(self.kernel)
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
-        self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
+        self._calm = Random(f'calm {seed}').random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.world: World = World(self)
-        if self.kernel.random.random() < 0.3:
+        if Random(f'silence {seed}').random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
         self.failure: str | None = None
 

@@ -113,6 +113,8 @@ class WatchedStream(Stream):
         record = self.record
         if not self.closed:
             self.loop.ledger.end_of(self)
+            # A socket may have connected earlier in this turn. Even so, close() ends a connection that is CONNECTING.
+            record.awaits_connect |= self.state == 'CONNECTING'
             record.closed_by = 'close'
             record.closed_at = self.loop.ledger.time()
             record.unread = record.begun and 'eof' not in record.events and (record.paused or record.waited)

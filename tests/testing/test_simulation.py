@@ -95,8 +95,8 @@ def test_every_kind_of_fault_occurs():
         faults, falls = simulation.kernel.faults, simulation.kernel.faults.falls
         fallen.update({'descriptors.few'} & simulation._coins.keys())
 
-        def noted(site, falls=falls):
-            return falls(site) and not fallen.add(site)
+        def noted(site, *details, falls=falls):
+            return falls(site, *details) and not fallen.add(site)
 
         faults.falls = noted
         programs = list(PROGRAMS)
