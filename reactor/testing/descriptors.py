@@ -35,6 +35,7 @@ class Descriptors(Network):
         super().__init__(*network)
         self.files: dict[int, File] = {}
         self.calls: int = 0
+        self.connects: bool = False  # a connect has begun in this turn
         self.reads: dict[File, int] = {}  # bytes, datagrams or clients taken from each file in this turn
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd: int = -1
@@ -88,6 +89,7 @@ class Descriptors(Network):
     def begin_turn(self, timeout: float | None) -> None:
         """Record that the turn is over: the loop is about to sleep for `timeout` seconds."""
         self.on_turn(timeout)
+        self.turns.append(len(self.trace))
         self.reads.clear()
 
     def file(self, fd: int) -> File:

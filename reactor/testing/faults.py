@@ -13,41 +13,41 @@ from hashlib import sha256
 from random import Random
 from typing import Any, NoReturn
 
-# The name of each fault, and its highest probability in runs that have it.
+# The name of each fault: its highest probability in runs that have it, and what it means.
 SITES = {
-    'accept.aborted': 0.3,  # ECONNABORTED: the client has already left
-    'accept.exhausted': 0.3,  # EMFILE, ENFILE, ENOBUFS, ENOMEM
-    'accept.spurious': 0.3,  # EAGAIN although the listener was readable
-    'address.peer': 0.2,  # getpeername fails with ENOTCONN
-    'callback.raises': 0.1,
-    'callback.slow': 0.1,
-    'clock.jump': 0.05,  # the computer was asleep: up to 90 seconds pass at once
-    'connect.at_once': 0.5,  # connected within the call, without EINPROGRESS
-    'connect.refused': 0.3,
-    'connect.silent': 0.2,  # no answer, ETIMEDOUT after 127 s
-    'connect.unreachable': 0.2,  # ENETUNREACH or EADDRNOTAVAIL, at once
-    'datagram.again': 0.3,
-    'datagram.full': 0.2,  # ENOBUFS
-    'datagram.lost': 0.3,
-    'datagram.twice': 0.2,
-    'descriptors.few': 1.0,  # the limit is just above the number that the reactor itself needs
-    'lookup.fails': 0.5,
-    'network.broken': 0.02,  # the network ends a connection: ECONNRESET, ETIMEDOUT, EHOSTUNREACH
-    'network.stall': 0.05,  # bytes arrive seconds later
-    'recv.short': 0.8,
-    'recv.spurious': 0.3,  # EAGAIN although there was something to read
-    'select.shuffled': 1.0,
-    'select.some': 0.3,  # some of the ready descriptors are not reported
-    'select.spurious': 0.1,  # a descriptor is reported although it is not ready
-    'send.again': 0.3,
-    'send.broken': 0.02,  # EPIPE
-    'send.exhausted': 0.02,  # ENOBUFS, ENOMEM
-    'send.short': 0.8,
-    'signal': 0.01,  # a handled signal, at any call or callback; the call then continues (PEP 475)
-    'signal.interrupt': 0.01,  # SIGINT, at any call or callback
-    'socket.exhausted': 0.2,  # EMFILE, ENFILE, ENOBUFS at socket()
-    'setsockopt.invalid': 0.3,
-    'thread.fails': 0.2,  # no more threads can be started
+    'accept.aborted': (0.3, 'accept fails with ECONNABORTED, EPROTO or EPERM: the client has already left'),
+    'accept.exhausted': (0.3, 'accept fails with EMFILE, ENFILE, ENOBUFS or ENOMEM'),
+    'accept.spurious': (0.3, 'accept fails with EAGAIN although the listener was readable'),
+    'address.peer': (0.2, 'getpeername fails with ENOTCONN'),
+    'callback.raises': (0.1, 'world.trouble raises an exception in a callback'),
+    'callback.slow': (0.1, 'world.trouble lets up to 2 seconds pass in a callback'),
+    'clock.jump': (0.05, 'the computer was asleep: up to 90 seconds pass at once'),
+    'connect.at_once': (0.5, 'a socket is connected within the call, without EINPROGRESS'),
+    'connect.refused': (0.3, 'a connect fails with ECONNREFUSED'),
+    'connect.silent': (0.2, 'a connect gets no answer, and fails with ETIMEDOUT after 127 s'),
+    'connect.unreachable': (0.2, 'a connect fails at once with ENETUNREACH, EADDRNOTAVAIL or EHOSTUNREACH'),
+    'datagram.again': (0.3, 'the send of a datagram fails with EAGAIN'),
+    'datagram.full': (0.2, 'the send of a datagram fails with ENOBUFS'),
+    'datagram.lost': (0.3, 'a datagram is lost'),
+    'datagram.twice': (0.2, 'a datagram arrives twice'),
+    'descriptors.few': (1.0, 'the limit of descriptors is just above the number that the reactor itself needs'),
+    'lookup.fails': (0.5, 'the look-up of a name fails'),
+    'network.broken': (0.02, 'the network ends a connection: ECONNRESET, ETIMEDOUT or EHOSTUNREACH'),
+    'network.stall': (0.05, 'bytes, an end of file or a connect arrive up to 8 seconds later'),
+    'recv.short': (0.8, 'recv returns only some of the bytes that have arrived'),
+    'recv.spurious': (0.3, 'recv fails with EAGAIN although there was something to read'),
+    'select.shuffled': (1.0, 'the selector reports the ready descriptors in another order'),
+    'select.some': (0.3, 'the selector does not report some of the ready descriptors'),
+    'select.spurious': (0.1, 'the selector reports a descriptor that is not ready'),
+    'send.again': (0.3, 'send fails with EAGAIN although there was room'),
+    'send.broken': (0.02, 'send fails with EPIPE'),
+    'send.exhausted': (0.02, 'send fails with ENOBUFS or ENOMEM'),
+    'send.short': (0.8, 'send accepts only some of the bytes'),
+    'signal': (0.01, 'a handled signal arrives at a call or callback, which then continues (PEP 475)'),
+    'signal.interrupt': (0.01, 'SIGINT arrives at a call or callback'),
+    'socket.exhausted': (0.2, 'socket fails with EMFILE, ENFILE or ENOBUFS'),
+    'setsockopt.invalid': (0.3, 'setsockopt fails with EINVAL'),
+    'thread.fails': (0.2, 'no more threads can be started'),
 }
 SHARE = 0.3  # the probability that a run has a certain fault
 FAULTLESS = 0.1  # the share of runs without faults, in which every connection must end cleanly
@@ -92,7 +92,7 @@ class Faults:
         if unknown:
             raise ValueError(f'unknown faults: {", ".join(sorted(unknown))}; see reactor.testing.faults.SITES')
         faultless = _part(_number(seed, 'faultless')) < FAULTLESS
-        for name, most in SITES.items():
+        for name, (most, _) in SITES.items():
             if wanted is not None and name not in wanted:
                 continue
             number = _number(seed, name)

@@ -10,6 +10,7 @@ from errno import EPIPE
 from weakref import ref
 
 from ..facade import Reactor
+from ..net.connector import Attempt
 from ..net.listener import Listener
 from ..net.tls import TLSStream
 from .files import End
@@ -40,6 +41,8 @@ class Ledger:
         self.foreign: set[int] = set()  # descriptors that belong to the user
         self.records: list[Record] = []
         self.by_end: dict[End, Record] = {}
+        self.tried: dict[End, Record] = {}  # the ends of attempts to connect
+        self._connections = 0
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
         self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
 
@@ -52,7 +55,32 @@ class Ledger:
 
     def wrong(self, stream: WatchedStream, text: str) -> None:
         """Add a violation that concerns a connection."""
-        self.violations.append(f'connection {stream.record.number}: {text}')
+        self.violations.append(f'{self.name(stream.record)}: {text}')
+
+    def name(self, record: Record) -> str:
+        """Return the name of a connection: 'client 3' and 'server 3' are the two ends of one connection."""
+        if not record.name:
+            peer = None
+            if not record.client and record.end is not None:
+                if record.end.peer not in self.by_end and record.end.peer not in self.tried:
+                    self.find_attempts()
+                peer = self.by_end.get(record.end.peer) or self.tried.get(record.end.peer)  # type: ignore[arg-type]
+            if peer is not None and peer.client:
+                record.name = 'server' + self.name(peer)[6:]
+            else:
+                self._connections += 1
+                record.name = f'{"client" if record.client else "server"} {self._connections}'
+        return record.name
+
+    def find_attempts(self) -> None:
+        """Record which ends in the simulated kernel belong to connections that the user is making."""
+        for stream in self.streams:
+            self.end_of(stream)
+        for handle in self.reactor.handles():
+            if isinstance(handle, Attempt):
+                file, owner = self.kernel.files.get(handle.fileno()), handle.connector.stream
+                if isinstance(file, End) and isinstance(owner, WatchedStream):
+                    self.tried[file] = owner.record
 
     def secured(self, stream: WatchedStream) -> bool:
         """Return whether the stream uses TLS."""

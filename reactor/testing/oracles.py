@@ -219,6 +219,9 @@ class Oracles:
     def check_turn(self, timeout: float | None) -> None:
         """Check the last turn, before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
         self.ledger.turns += 1
+        if self.ledger.simulated and self.kernel.connects:
+            self.kernel.connects = False
+            self.ledger.find_attempts()
         self.ledger.inside = None
         self._check_bounds()
         self._check_progress(timeout)

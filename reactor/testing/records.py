@@ -19,6 +19,8 @@ class Record:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.name = ''  # given by `Ledger.name`
+        self.client = False  # the user has made the connection with connect_tcp or connect_unix
         self.events: list[str] = []  # the callbacks that were called
         self.end: End | None = None
         self.offered: bytearray = bytearray()  # bytes that the user wrote and that were not dropped

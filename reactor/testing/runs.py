@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .kernel import SimKernel
 from .platforms import KINDS
+from .report import END
 from .seeds import run_seed
 from .simulation import SimulationFailed
 
@@ -61,14 +61,14 @@ def be_silent() -> None:
 
 def replay(seed: int, selector: str | None) -> int:
     """Run one seed, and print its trace and its result; return the exit status."""
-    kernels: list[SimKernel] = []
     try:
-        simulation = run_seed(seed, selector=selector, on_kernel=kernels.append)
+        simulation = run_seed(seed, selector=selector)
     except SimulationFailed as exc:
-        sys.stdout.write(kernels[0].show_trace())
-        print(f'failed: {str(exc).partition("the end of the trace:")[0].rstrip()}')
+        if exc.simulation is not None:
+            sys.stdout.write(exc.simulation.show_trace())
+        print(f'failed: {str(exc).partition(END)[0].rstrip()}')
         return 1
-    sys.stdout.write(simulation.kernel.show_trace())
+    sys.stdout.write(simulation.show_trace())
     print(f'seed {seed}: no law was broken; SHA-256 of the trace {simulation.trace_hash()}')
     return 0
 

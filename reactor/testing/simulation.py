@@ -14,7 +14,9 @@ from typing import Any
 
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
+from .places import place_of_caller, program_name
 from .poller import Stuck
+from .report import show_lines, show_report
 from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
@@ -22,7 +24,15 @@ PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have s
 
 
 class SimulationFailed(AssertionError):
-    """A law was broken, the loop got stuck, or the program failed. The message has the seed and the last events."""
+    """A law was broken, the loop got stuck, or the program failed. The message is a report, with the seed.
+
+    Attributes:
+        simulation: The run that failed, or None.
+    """
+
+    def __init__(self, report: str, simulation: Simulation | None = None) -> None:
+        super().__init__(report)
+        self.simulation = simulation
 
 
 class Expectation:
@@ -92,7 +102,7 @@ class World:
 
     def fail(self, text: str) -> None:
         """Fail the run with this text: the program has seen something that must not happen."""
-        self._simulation.reactor.ledger.violations.append(text)
+        self._simulation.reactor.ledger.violations.append(f'{text} (world.fail at {place_of_caller(1)})')
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -135,6 +145,7 @@ class Simulation:
         if Random(f'silence {seed}').random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
         self.failure: str | None = None
+        self._program = ''
 
     def run(self, main: Callable[[Any], object]) -> Simulation:
         """Run `main(reactor)` until the reactor's `run` returns True, with the garbage collector off.
@@ -148,6 +159,7 @@ class Simulation:
         Raises:
             SimulationFailed: A law was broken, the loop got stuck, or the program failed.
         """
+        self._program = self._program or program_name(main)
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -166,10 +178,15 @@ class Simulation:
 
         def main(r: Any) -> None:
             for program in programs:
-                self.world.note(f'program {program.__name__}')
+                self.world.note(f'program {program_name(program)}')
                 program(self.world)
 
+        self._program = ', '.join(map(program_name, programs))
         return self.run(main)
+
+    def show_trace(self) -> str:
+        """Return the trace as text, one line for each event, with one name for each connection."""
+        return show_lines(self.kernel, self.reactor.ledger)
 
     def trace_hash(self) -> str:
         """Return the SHA-256 of the trace, which is the same for the same seed on every computer."""
@@ -237,7 +254,5 @@ class Simulation:
 
     def _failed(self, text: str) -> None:
         self.failure = text
-        raise SimulationFailed(
-            f'seed {self.seed}, turn {self.reactor.ledger.turns}: {text}\n'
-            f'the end of the trace:\n{self.kernel.show_trace(25)}'
-        ) from None
+        report = show_report(self.kernel, self.reactor.ledger, text, self._program, self._calm, self._coins)
+        raise SimulationFailed(report, self) from None

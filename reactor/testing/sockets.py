@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 from ..kernel.platforms import SO_MEMINFO, TCP_DEFER_ACCEPT
+from .agenda import excerpt
 from .descriptors import Descriptors
 from .faults import fail
 from .files import SILENCE, End, File, Listening, Mailbox, Unborn
@@ -105,6 +106,7 @@ class SimSocket:
             listening.nodelay = socket.TCP_NODELAY in self._options
             listening.exclusive = kernel.exclusive_address in self._options
             kernel.listen(listening)
+            kernel.note('listening', self._fd, listening.number)
 
     def connect(self, address: Any) -> None:
         error = self.connect_ex(address)
@@ -129,6 +131,7 @@ class SimSocket:
             return int(kernel.faults.pick(UNREACHABLE))
         kernel.files[self._fd] = end
         kernel.moved('connecting', self._fd, end.number)
+        kernel.connects = True
         if self.family == socket.AF_UNIX:
             return kernel.connect_unix(end)
         if falls('connect.refused', self._fd):
@@ -158,13 +161,13 @@ class SimSocket:
             if falls('recv.short', self._fd):
                 size = kernel.faults.between(1, min(size, len(end.inbox)) + 1)
             data = end.take(size)
-            kernel.moved('recv', self._fd, len(data))
+            kernel.moved('recv', self._fd, excerpt(data))
             kernel.took(end, len(data))
             return data
         if end.error:
             fail(end.take_error())
         if end.ended_in or end.dead:
-            kernel.moved('recv', self._fd, 0)
+            kernel.moved('recv', self._fd, excerpt(b''))
             return b''
         raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
 
@@ -213,7 +216,7 @@ class SimSocket:
             count = kernel.faults.between(1, count + 1)
         if count:
             end.send(bytes(data[:count]))
-        kernel.moved(name, self._fd, count)
+        kernel.moved(name, self._fd, excerpt(bytes(data[:count])))
         if not (end.instant or end.private) and falls('network.broken', self._fd):
             end.cut(kernel.faults.pick(BROKEN))
         return count
@@ -266,7 +269,7 @@ class SimSocket:
         elif not falls('datagram.lost', self._fd):
             for _ in range(2 if falls('datagram.twice', self._fd) else 1):
                 kernel.after_latency(kernel.post, mailbox, bytes(data), address)
-        kernel.moved('sendto', self._fd, len(data))
+        kernel.moved('sendto', self._fd, excerpt(data))
         return len(data)
 
     def recv_into(self, buffer: Any, size: int, flags: int) -> int:
@@ -292,7 +295,7 @@ class SimSocket:
         if not mailbox.inbox or kernel.faults.falls('recv.spurious', self._fd):
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         data, sender = mailbox.take()
-        kernel.moved('recvfrom', self._fd, len(data))
+        kernel.moved('recvfrom', self._fd, excerpt(data))
         kernel.took(mailbox, 1)
         return data[:size], sender
 
