@@ -102,6 +102,7 @@ class Descriptors(Network):
     def lowest_free(self) -> int:
         """Return the lowest free number, as POSIX requires; fail with EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
+            self.note(f'EMFILE: all {self.descriptors} descriptors are in use', -1)
             fail(errno.EMFILE)
         fd, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
         while fd in self.files or fd == self._withheld:

@@ -17,6 +17,7 @@ from .oracles import Violation, WatchedReactor
 from .places import place_of_caller, program_name
 from .poller import Stuck
 from .report import show_lines, show_report
+from .traffic import programs_random
 from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
@@ -28,7 +29,10 @@ class SimulationFailed(AssertionError):
 
     Attributes:
         simulation: The run that failed, or None.
+        arguments: The arguments of the command line for a smaller run that fails in the same way; '' if there are none.
     """
+
+    arguments: str = ''
 
     def __init__(self, report: str, simulation: Simulation | None = None) -> None:
         super().__init__(report)
@@ -66,7 +70,7 @@ class World:
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
-        self.random: Random = Random(f'programs {simulation.seed}')
+        self.random: Random = programs_random(simulation.seed, simulation.traffic)
         self.faulty: bool = simulation.faulty
         self.has_unix: bool = simulation.kernel.kind != 'windows'
         self.counts_tcp: bool = simulation.kernel.counts_tcp
@@ -118,6 +122,8 @@ class Simulation:
 
     Args:
         seed: Decides all random choices.
+        traffic: From 0 to 1: a smaller number makes the integers that programs draw from `world.random` smaller, and so
+            usually the traffic, too.
         calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
@@ -127,18 +133,22 @@ class Simulation:
         self,
         seed: int,
         *,
+        traffic: float = 1,
         calm: float | None = None,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
         self.seed = seed
+        self.traffic = traffic
+        # The options, for the report of a failure.
+        self.given: dict[str, Any] = {**options, **({} if calm is None else {'calm': calm}), 'traffic': traffic}
         self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
         self._calm = Random(f'calm {seed}').random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
-        self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
+        self.could_strike, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.world: World = World(self)
@@ -201,7 +211,7 @@ class Simulation:
             main(r)
             ledger.begun = True
             if kernel.time < calm_at:  # otherwise the time for faults is already over
-                kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
+                kernel.faults.on, kernel.descriptors = self.could_strike, self._descriptors
 
         todo: Any = begin
         turns, interrupts = 0, 0
@@ -254,5 +264,5 @@ class Simulation:
 
     def _failed(self, text: str) -> None:
         self.failure = text
-        report = show_report(self.kernel, self.reactor.ledger, text, self._program, self._calm, self._coins)
+        report = show_report(self.kernel, self.reactor.ledger, text, self._program, self._calm, self.could_strike)
         raise SimulationFailed(report, self) from None

@@ -146,11 +146,11 @@ def ask(world: Any, server: Any, question: bytes, answer: bytes) -> None:
 
 PLANTED = {
     chunk_is_message: {'send.short', 'recv.short'},
-    timer_against_data: {'clock.jump', 'network.stall', 'callback.slow'},
+    timer_against_data: {'clock.jump', 'network.stall', 'descriptors.few', 'accept.exhausted', 'socket.exhausted'},
     close_forgotten: {
         'accept.aborted', 'network.broken', 'network.stall', 'send.broken', 'send.exhausted', 'address.peer',
-        'clock.jump',
+        'clock.jump', 'descriptors.few',
     },
     order_after_partial_write: {'send.short', 'send.again'},
-    work_done_twice: {'network.broken', 'send.broken', 'send.exhausted'},
+    work_done_twice: {'network.broken', 'send.broken', 'send.exhausted', 'clock.jump', 'accept.aborted'},
 }  # fmt: skip

@@ -94,7 +94,7 @@ def test_every_kind_of_fault_occurs():
     for seed in range(400):
         simulation = Simulation(seed)
         faults, falls = simulation.kernel.faults, simulation.kernel.faults.falls
-        fallen.update({'descriptors.few'} & simulation._coins.keys())
+        fallen.update({'descriptors.few'} & simulation.could_strike.keys())
 
         def noted(site, *details, falls=falls):
             return falls(site, *details) and not fallen.add(site)
