@@ -18,9 +18,10 @@ from .report import END
 from .simulation import SimulationFailed
 
 MOST_RUNS = 200
-MOST_SECONDS = 1.5  # of real time, after which no further run begins
+MOST_SECONDS = 2.0  # of real time, after which no further run begins
 MOST_STRIKES = 6  # a fault that needs more strikes than this is listed without their numbers
 TRAFFIC = (0.0, 0.25, 0.5)  # tried in this order
+FEW = 'descriptors.few'  # a fault without strikes: it lasts from the start
 NONE = 'none'  # the value of `--faults` that stands for no faults
 
 Run = Callable[..., object]  # runs the seed with these changed options of `Simulation`; raises SimulationFailed
@@ -45,13 +46,11 @@ class Shrinking:
 
     def shrink(self) -> None:
         """Search for at most MOST_RUNS runs and MOST_SECONDS."""
-        assert self.failed.simulation is not None
-        given = self.failed.simulation.could_strike
         if not self.fails():
             self.repeatable = self.runs == 0
             return
         if not self.fails(only=()):
-            self._drop_sites(sorted(given))
+            self._drop_sites()
             self._drop_strikes()
         for traffic in TRAFFIC:
             before = self.failed, self.options
@@ -74,36 +73,41 @@ class Shrinking:
                 return True
         return False
 
-    def _drop_sites(self, sites: list[str]) -> None:
-        if any(self.fails(only=(site,)) for site in sites):
-            return
-        for site in sites:
-            self.fails(only=tuple(each for each in self.options.get('only', sites) if each != site))
+    def _drop_sites(self) -> None:
+        assert self.failed.simulation is not None
+        struck = [name for name, site in self.failed.simulation.could_strike.items() if site.strikes or name == FEW]
+        self.fails(only=tuple(struck))
+        self._minimize(struck)
 
     def _drop_strikes(self) -> None:
         assert self.failed.simulation is not None
+        sites = tuple(self.failed.simulation.could_strike)
         strikes: list[str] = []
-        for name, site in self.failed.simulation.could_strike.items():
-            strikes += [f'{name}@{number}' for number in range(1, site.strikes + 1)] or [name]
-        sites = self.options.get('only', tuple(self.failed.simulation.could_strike))
-        parts = 2
-        while len(strikes) > 1:
-            size = -(-len(strikes) // parts)
-            for begin in range(0, len(strikes), size):
-                rest = strikes[:begin] + strikes[begin + size :]
-                if self.fails(only=tuple(rest)):
-                    strikes, parts = rest, max(parts - 1, 2)
-                    break
-            else:
-                if parts >= len(strikes):
-                    break
-                parts = min(2 * parts, len(strikes))
+        for name, fault in self.failed.simulation.could_strike.items():
+            strikes += [f'{name}@{number}' for number in range(1, fault.strikes + 1)] or [name]
+        strikes = self._minimize(strikes)
         for site in sites:
             mine = [strike for strike in strikes if strike.partition('@')[0] == site]
             if len(mine) > MOST_STRIKES:
                 strikes = [strike for strike in strikes if strike not in mine] + [site]
         if not self.fails(only=tuple(strikes)):
             self.fails(only=sites)
+
+    def _minimize(self, faults: list[str]) -> list[str]:
+        """Leave out faults while the run fails: first halves of the list, then smaller parts; return the rest."""
+        parts = 2
+        while len(faults) > 1:
+            size = -(-len(faults) // parts)
+            for begin in range(0, len(faults), size):
+                rest = faults[:begin] + faults[begin + size :]
+                if self.fails(only=tuple(rest)):
+                    faults, parts = rest, max(parts - 1, 2)
+                    break
+            else:
+                if parts >= len(faults):
+                    break
+                parts = min(2 * parts, len(faults))
+        return faults
 
 
 def kind_of(failed: SimulationFailed) -> str:
