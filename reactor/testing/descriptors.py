@@ -36,6 +36,7 @@ class Descriptors(Network):
         super().__init__(*network)
         self.files: dict[int, File] = {}
         self.calls: int = 0
+        self.connects: dict[int, End] = {}  # sockets that have begun to connect, until `Ledger` looks at them
         self.reads: dict[File, int] = {}  # bytes, datagrams or clients taken from each file in this turn
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd: int = -1
@@ -80,7 +81,7 @@ class Descriptors(Network):
         if self.faults.falls('signal'):
             handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
             if handled:
-                self.raise_signal(self.random.choice(handled))
+                self.raise_signal(self.faults.pick(handled))
 
     def raise_signal(self, signum: int) -> None:
         """Send a signal to the program. Its handler runs at once: Python runs handlers between two instructions."""
@@ -95,6 +96,7 @@ class Descriptors(Network):
     def begin_turn(self, timeout: float | None) -> None:
         """Record that the turn is over: the loop is about to sleep for `timeout` seconds."""
         self.on_turn(timeout)
+        self.turns.append(len(self.trace))
         self.reads.clear()
 
     def file(self, fd: int) -> File:
@@ -107,6 +109,7 @@ class Descriptors(Network):
     def lowest_free(self) -> int:
         """Return the lowest free number, as POSIX requires; fail with EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
+            self.note(f'EMFILE: all {self.descriptors} descriptors are in use', -1)
             fail(errno.EMFILE)
         first, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
         while self._freed and self._freed[0] in self.files:

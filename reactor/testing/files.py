@@ -15,7 +15,7 @@ from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
-from .agenda import Agenda
+from .agenda import Agenda, excerpt
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
@@ -244,7 +244,7 @@ class End(File):
         if self.instant:
             fn(*args, self._epoch)
             return
-        latency = LOOPBACK if self.private else kernel.draw_latency()
+        latency = LOOPBACK if self.private else kernel.draw_latency(self.number)
         self._arrival = max(self._arrival, kernel.time + latency)
         kernel.at(self._arrival, fn, *args, self._epoch)
 
@@ -262,7 +262,7 @@ class End(File):
             self.reset()  # bytes for a closed socket are answered with a reset
             return
         self.inbox += data
-        self.kernel.note('arrived', -1, (self.number, len(data)))
+        self.kernel.note('arrived', -1, (self.number, *excerpt(data)))
         self.look()
 
     def arrive_end(self, epoch: int) -> None:

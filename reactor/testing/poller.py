@@ -276,17 +276,17 @@ class SimSelector:
 
     def _report(self, ready: Ready) -> Ready:
         kernel = self._kernel
-        falls, random = kernel.faults.falls, kernel.random
+        faults, falls = kernel.faults, kernel.faults.falls
         if falls('select.spurious') and self._keys:
-            key = random.choice(list(self._keys.values()))
+            key = faults.pick(list(self._keys.values()))
             if all(key is not each for each, _ in ready):
                 one = key.events & READ if self.kind == 'kqueue' else 0
                 ready.append((key, one or key.events))
         if len(ready) > 1:
             if falls('select.shuffled'):
-                random.shuffle(ready)
+                faults.shuffle(ready)
             if falls('select.some'):
-                del ready[random.randrange(1, len(ready)) :]
+                del ready[faults.between(1, len(ready)) :]
         if ready:
             kernel.note('ready', -1, [(key.fd, mask) for key, mask in ready])
         return ready

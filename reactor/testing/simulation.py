@@ -14,7 +14,10 @@ from typing import Any
 
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
+from .places import place_of_caller, program_name
 from .poller import Stuck
+from .report import show_lines, show_report
+from .traffic import programs_random
 from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
@@ -23,7 +26,18 @@ MOST_WAITS = 10  # how many times in a row a program may wait for the longest of
 
 
 class SimulationFailed(AssertionError):
-    """A law was broken, the loop got stuck, or the program failed. The message has the seed and the last events."""
+    """A law was broken, the loop got stuck, or the program failed. The message is a report, with the seed.
+
+    Attributes:
+        simulation: The run that failed, or None.
+        arguments: The arguments of the command line for a smaller run that fails in the same way; '' if there are none.
+    """
+
+    arguments: str = ''
+
+    def __init__(self, report: str, simulation: Simulation | None = None) -> None:
+        super().__init__(report)
+        self.simulation = simulation
 
 
 class Expectation:
@@ -57,7 +71,7 @@ class World:
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
-        self.random: Random = Random(simulation.kernel.random.getrandbits(64))
+        self.random: Random = programs_random(simulation.seed, simulation.traffic)
         self.faulty: bool = simulation.faulty
         self.has_unix: bool = simulation.kernel.kind != 'windows'
         self.counts_tcp: bool = simulation.kernel.counts_tcp
@@ -81,7 +95,7 @@ class World:
         kernel = self._simulation.kernel
         kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
-            kernel.busy(kernel.random.random() * 2)
+            kernel.busy(kernel.faults.drawn * 2)
         if kernel.faults.falls('callback.raises'):
             raise Planted('planted by the simulation')
 
@@ -105,7 +119,7 @@ class World:
 
     def fail(self, text: str) -> None:
         """Fail the run with this text: the program has seen something that must not happen."""
-        self._simulation.reactor.ledger.violations.append(text)
+        self._simulation.reactor.ledger.violations.append(f'{text} (world.fail at {place_of_caller(1)})')
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -121,6 +135,8 @@ class Simulation:
 
     Args:
         seed: Decides all random choices.
+        traffic: From 0 to 1: a smaller number makes the integers that programs draw from `world.random` smaller, and so
+            usually the traffic, too.
         calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
         patience: Simulated seconds in which everything must end, once faults have stopped. None: an hour, and ten times
             the longest timer or time limit that the loop still waits for when the hour is over.
@@ -136,6 +152,7 @@ class Simulation:
         self,
         seed: int,
         *,
+        traffic: float = 1,
         calm: float | None = None,
         patience: float | None = None,
         turns: int | None = None,
@@ -144,13 +161,18 @@ class Simulation:
         **options: Any,
     ) -> None:
         self.seed = seed
+        self.traffic = traffic
+        # The options that differ from the defaults, for the report of a failure.
+        said = {'calm': calm, 'patience': patience, 'turns': turns, 'max_undrained': max_undrained}
+        self.given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        self.given.update(options, traffic=traffic)
         self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
-        self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
+        self._calm = Random(f'calm {seed}').random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
-        self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
+        self.could_strike, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.reactor.oracles.most_turns = turns
@@ -158,9 +180,10 @@ class Simulation:
         self._patience = patience
         self._calm_since = 0
         self.world: World = World(self)
-        if self.kernel.random.random() < 0.3:
+        if Random(f'silence {seed}').random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
         self.failure: str | None = None
+        self._program = ''
 
     def run(self, main: Callable[[Any], object]) -> Simulation:
         """Run `main(reactor)` until the reactor's `run` returns True, with the garbage collector off.
@@ -174,6 +197,7 @@ class Simulation:
         Raises:
             SimulationFailed: A law was broken, the loop got stuck, or the program failed.
         """
+        self._program = self._program or program_name(main)
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -192,10 +216,15 @@ class Simulation:
 
         def main(r: Any) -> None:
             for program in programs:
-                self.world.note(f'program {program.__name__}')
+                self.world.note(f'program {program_name(program)}')
                 program(self.world)
 
+        self._program = ', '.join(map(program_name, programs))
         return self.run(main)
+
+    def show_trace(self) -> str:
+        """Return the trace as text, one line for each event, with one name for each connection."""
+        return show_lines(self.kernel, self.reactor.ledger)
 
     def trace_hash(self) -> str:
         """Return the SHA-256 of the trace, which is the same for the same seed on every computer."""
@@ -210,7 +239,7 @@ class Simulation:
             main(r)
             ledger.begun = True
             if kernel.time < calm_at:  # otherwise the time for faults is already over
-                kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
+                kernel.faults.on, kernel.descriptors = self.could_strike, self._descriptors
 
         todo: Any = begin
         turns, interrupts = 0, 0
@@ -278,7 +307,5 @@ class Simulation:
 
     def _failed(self, text: str) -> None:
         self.failure = text
-        raise SimulationFailed(
-            f'seed {self.seed}, turn {self.reactor.ledger.turns}: {text}\n'
-            f'the end of the trace:\n{self.kernel.show_trace(25)}'
-        ) from None
+        report = show_report(self.kernel, self.reactor.ledger, text, self._program, self._calm, self.could_strike)
+        raise SimulationFailed(report, self) from None

@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 from ..kernel.platforms import SO_MEMINFO, TCP_DEFER_ACCEPT
+from .agenda import excerpt
 from .descriptors import Descriptors
 from .faults import fail
 from .files import SILENCE, End, File, Listening, Mailbox, Unborn
@@ -68,15 +69,15 @@ class SimSocket:
         falls = kernel.faults.falls
         if not isinstance(listening, Listening):
             fail(errno.EINVAL)
-        if not listening.queue or falls('accept.spurious'):
+        if not listening.queue or falls('accept.spurious', self._fd):
             listening.refused_at = kernel.time
             raise BlockingIOError(errno.EAGAIN, 'simulated: no client is waiting')
-        if falls('accept.exhausted'):
+        if falls('accept.exhausted', self._fd):
             listening.refused_at = kernel.time
-            fail(kernel.random.choice(EXHAUSTED))
-        if falls('accept.aborted'):
+            fail(kernel.faults.pick(EXHAUSTED))
+        if falls('accept.aborted', self._fd):
             listening.take().reset()
-            fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
+            fail(kernel.faults.pick((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
         listening.refused_at = kernel.time  # set this first, because `lowest_free` may fail
         fd = kernel.lowest_free()
         end = listening.take()
@@ -105,6 +106,7 @@ class SimSocket:
             listening.nodelay = socket.TCP_NODELAY in self._options
             listening.exclusive = kernel.exclusive_address in self._options
             kernel.listen(listening)
+            kernel.note('listening', self._fd, listening.number)
 
     def connect(self, address: Any) -> None:
         error = self.connect_ex(address)
@@ -125,17 +127,18 @@ class SimSocket:
         end = End(kernel, self.family, self.family == socket.AF_UNIX)
         end.local = self._bound or kernel.ephemeral(self.family)
         end.remote = address
-        if falls('connect.unreachable') and self.family != socket.AF_UNIX:
-            return int(kernel.random.choice(UNREACHABLE))
+        if self.family != socket.AF_UNIX and falls('connect.unreachable', self._fd):
+            return int(kernel.faults.pick(UNREACHABLE))
         kernel.files[self._fd] = end
         kernel.moved('connecting', self._fd, end.number)
+        kernel.connects[self._fd] = end
         if self.family == socket.AF_UNIX:
             return kernel.connect_unix(end)
-        if falls('connect.refused'):
+        if falls('connect.refused', self._fd):
             kernel.after_latency(kernel.refuse, end)
-        elif falls('connect.silent') or kernel.is_silent(address):
+        elif falls('connect.silent', self._fd) or kernel.is_silent(address):
             kernel.at(kernel.time + SILENCE, kernel.give_up, end)
-        elif falls('connect.at_once') and kernel.try_connect(end):
+        elif falls('connect.at_once', self._fd) and kernel.try_connect(end):
             return 0
         else:
             kernel.after_latency(kernel.try_connect, end)
@@ -149,22 +152,22 @@ class SimSocket:
             return self._receive(end, size)[0]
         if not isinstance(end, End) or not (end.connected or end.error):
             fail(errno.ENOTCONN)
-        if falls('recv.spurious'):
+        if falls('recv.spurious', self._fd):
             end.misled, end.refused_at = True, kernel.time
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         if flags & socket.MSG_PEEK and end.inbox:
             return bytes(end.inbox[:size])
         if end.inbox:
-            if falls('recv.short'):
-                size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
+            if falls('recv.short', self._fd):
+                size = kernel.faults.between(1, min(size, len(end.inbox)) + 1)
             data = end.take(size)
-            kernel.moved('recv', self._fd, len(data))
+            kernel.moved('recv', self._fd, excerpt(data))
             kernel.took(end, len(data))
             return data
         if end.error:
             fail(end.take_error())
         if end.ended_in or end.dead:
-            kernel.moved('recv', self._fd, 0)
+            kernel.moved('recv', self._fd, excerpt(b''))
             return b''
         raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
 
@@ -199,23 +202,23 @@ class SimSocket:
         self._check_sending(end)
         room = end.room()
         end.refused_at = kernel.time if room > 0 else end.refused_at
-        if room <= 0 or (falls('send.again') and not end.private):
+        if room <= 0 or (not end.private and falls('send.again', self._fd)):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
         # On macOS, a send can fail with EPROTOTYPE shortly before sends begin to fail with EPIPE.
         broken = (errno.EPIPE, errno.EPROTOTYPE) if kernel.kind == 'kqueue' else (errno.EPIPE,)
         for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
-            if falls(site) and not (end.instant or end.private):
-                error = kernel.random.choice(errors)
+            if not (end.instant or end.private) and falls(site, self._fd):
+                error = kernel.faults.pick(errors)
                 end.reported.append(error)
                 fail(error)
         count: int = min(room, len(data))
-        if count and falls('send.short'):
-            count = kernel.random.randrange(1, count + 1)
+        if count and falls('send.short', self._fd):
+            count = kernel.faults.between(1, count + 1)
         if count:
             end.send(bytes(data[:count]))
-        kernel.moved(name, self._fd, count)
-        if falls('network.broken') and not (end.instant or end.private):
-            end.cut(kernel.random.choice(BROKEN))
+        kernel.moved(name, self._fd, excerpt(bytes(data[:count])))
+        if not (end.instant or end.private) and falls('network.broken', self._fd):
+            end.cut(kernel.faults.pick(BROKEN))
         return count
 
     def _check_sending(self, end: Any) -> None:
@@ -254,19 +257,19 @@ class SimSocket:
             fail(errno.EDESTADDRREQ)
         if len(data) > (LARGEST_UNIX_DATAGRAM if self.family == socket.AF_UNIX else LARGEST_DATAGRAM):
             fail(errno.EMSGSIZE)
-        if falls('datagram.again'):
+        if falls('datagram.again', self._fd):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
-        if falls('datagram.full'):
+        if falls('datagram.full', self._fd):
             fail(errno.ENOBUFS)
         mailbox.local = mailbox.local or kernel.bind(mailbox, self.family, self.type, None, False)
         if self.family == socket.AF_UNIX:
             error = kernel.post_unix(mailbox, bytes(data), address)
             if error:
                 fail(error)
-        elif not falls('datagram.lost'):
-            for _ in range(2 if falls('datagram.twice') else 1):
+        elif not falls('datagram.lost', self._fd):
+            for _ in range(2 if falls('datagram.twice', self._fd) else 1):
                 kernel.after_latency(kernel.post, mailbox, bytes(data), address)
-        kernel.moved('sendto', self._fd, len(data))
+        kernel.moved('sendto', self._fd, excerpt(data))
         return len(data)
 
     def recv_into(self, buffer: Any, size: int, flags: int) -> int:
@@ -289,10 +292,10 @@ class SimSocket:
             error, mailbox.error = mailbox.error, 0
             mailbox.look()
             fail(error)
-        if not mailbox.inbox or kernel.faults.falls('recv.spurious'):
+        if not mailbox.inbox or kernel.faults.falls('recv.spurious', self._fd):
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         data, sender = mailbox.take()
-        kernel.moved('recvfrom', self._fd, len(data))
+        kernel.moved('recvfrom', self._fd, excerpt(data))
         kernel.took(mailbox, 1)
         return data[:size], sender
 
@@ -313,7 +316,7 @@ class SimSocket:
             return
         if option == socket.SO_REUSEPORT and level == socket.SOL_SOCKET and kernel.kind == 'windows':
             fail(errno.ENOPROTOOPT)
-        if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
+        if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid', self._fd):
             fail(errno.EINVAL)
         defers = (level, option) == (socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
         if defers and not kernel.on_linux:
@@ -348,7 +351,7 @@ class SimSocket:
         connected = isinstance(file, End) and file.connected and not file.dead
         if not connected and not (isinstance(file, Mailbox) and file.remote is not None):
             fail(errno.ENOTCONN)
-        if kernel.faults.falls('address.peer'):
+        if kernel.faults.falls('address.peer', self._fd):
             fail(errno.ENOTCONN)
         return file.remote
 
