@@ -200,3 +200,45 @@ def test_a_seed_of_the_reactors_own_programs_is_shrunk_to_a_call_of_run_seed():
     said = shrinking.as_test(7, {'only': ('signal@1',), 'selector': None, 'traffic': 1}, [])
     assert "        run_seed(7, only=('signal@1',))" in said
     assert '    from reactor.testing.seeds import run_seed' in said
+
+
+def test_the_options_of_a_run_are_kept_in_the_smaller_runs_and_in_the_test():
+    seen = []
+
+    def program(world):
+        oracles = world._simulation.reactor.oracles
+        seen.append((world._simulation._patience, oracles.most_turns, oracles.streams.max_undrained))
+        world.r.call_later(100_000, int)
+
+    failed = shrunk(program, 3, patience=40, turns=5000, max_undrained=9)
+    assert len(seen) > 2
+    assert set(seen) == {(40, 5000, 9)}
+    assert 'liveness: 40 s after the last fault' in str(failed)
+    [line] = [line for line in str(failed).splitlines() if 'simulate(program, seeds=' in line]
+    assert 'patience=40, turns=5000, max_undrained=9' in line
+
+
+def test_a_condition_that_is_always_checked_is_checked_in_the_smaller_runs():
+    def program(world):
+        chunks = []
+        world.always(lambda: b'split' not in chunks, 'no chunk is split')
+        server = world.r.listen_tcp(*world.address(), lambda conn, data: chunks.append(b'split' * (data != b'hello')))
+        client = world.r.connect_tcp(*server.address, on_close=lambda conn, exc: server.close())
+        client.write(b'hello')
+        world.r.call_later(300, client.close)
+
+    failed = first_failure(program, faults=('recv.short', 'clock.jump'))
+    assert only(failed) == ('recv.short@1',)
+    assert 'always: this was not true after the turn: no chunk is split' in str(failed)
+
+
+def test_the_command_line_repeats_a_seed_with_its_patience_and_turns():
+    name = f'{chunk_is_message.__module__}:{chunk_is_message.__name__}'
+    seed = str(first_failure(chunk_is_message, patience=50.5, turns=9000).simulation.seed)
+    more = ['--manner', 'poll', '--patience', '50.5', '--turns', '9000']
+    many = run('-m', 'reactor.testing', name, '--first', seed, '--seeds', '1', *more)
+    repeat = many.stdout.splitlines()[1]
+    assert f'python -m reactor.testing {name} --seed {seed} {" ".join(more)} --faults ' in repeat
+    once = run(*repeat.partition('python ')[2].split())
+    assert once.returncode == many.returncode == 1
+    assert f'\nfailed: {many.stdout.splitlines()[0]}\n' in once.stdout
