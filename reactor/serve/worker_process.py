@@ -86,8 +86,11 @@ class WorkerProcess:
     def on_hello(self, version: int, *details: Any) -> None:
         """Called when the worker has started: apply the times of its program."""
         if version != VERSION:
-            text = '%s uses version %s of the messages between worker and parent, and this parent version %s: %s'
-            log('warning', text, self, version, VERSION, RESTART)
+            log(
+                'warning',
+                '%s uses version %s of the messages between worker and parent, and this parent version %s: %s',
+                self, version, VERSION, RESTART,
+            )  # fmt: skip
             self.control.abort()  # so that a report that follows does not make this worker replace another one
             self.process.kill()
             return
@@ -157,8 +160,11 @@ class WorkerProcess:
             why = 'its loop is blocked; its stacks follow, and if callbacks may take that long, raise hang_timeout'
             if is_stopped(self.process.pid):
                 why = 'it is stopped by a signal'
-            text = '%s has not reported for %g s: %s; it will be killed in %g s unless it reports'
-            log('warning', text, self, limit, why, grace)
+            log(
+                'warning',
+                '%s has not reported for %g s: %s; it will be killed in %g s unless it reports',
+                self, limit, why, grace,
+            )  # fmt: skip
             self._request_stacks()
         elif self.silence > limit + grace:
             log('warning', '%s has not reported for %g s: killing it', self, limit + grace)
@@ -204,8 +210,11 @@ class WorkerProcess:
         self.hurried = True
         remaining = self.since + self.drain_time - self.team.r.now
         if remaining > HURRY + GRACE:
-            text = 'a reload waits for %s, which drains: it gets %g s more instead of %.0f s'
-            log('info', text, self, HURRY, remaining - GRACE)
+            log(
+                'info',
+                'a reload waits for %s, which drains: it gets %g s more instead of %.0f s',
+                self, HURRY, remaining - GRACE,
+            )  # fmt: skip
             self.drain(HURRY)
         else:
             log('info', 'a reload waits for %s, which drains for up to %.0f s more', self, remaining)
