@@ -9,12 +9,14 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
 from .poller import Stuck
+from .reality import NotSimulated, Refusal
 from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
@@ -128,6 +130,8 @@ class Simulation:
             most 2,000,000 in all.
         max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
             more than the connection's `low_water` are buffered. None: any number.
+        allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
+            from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
@@ -140,6 +144,7 @@ class Simulation:
         patience: float | None = None,
         turns: int | None = None,
         max_undrained: int | None = None,
+        allow_real: bool = False,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
@@ -156,6 +161,7 @@ class Simulation:
         self.reactor.oracles.most_turns = turns
         self.reactor.oracles.streams.max_undrained = max_undrained
         self._patience = patience
+        self._allow_real = allow_real
         self._calm_since = 0
         self.world: World = World(self)
         if self.kernel.random.random() < 0.3:
@@ -177,8 +183,9 @@ class Simulation:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            self._live(main)
-        except Violation as exc:
+            with nullcontext() if self._allow_real else Refusal(self._refuse):
+                self._live(main)
+        except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
             self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
@@ -250,6 +257,11 @@ class Simulation:
             if not kernel.fails:
                 raise
         oracles.check_closed()
+
+    def _refuse(self, text: str) -> None:
+        violations = self.reactor.ledger.violations
+        if text not in violations:
+            violations.append(text)
 
     def _begin_calm(self) -> None:
         self.kernel.calm()

@@ -14,6 +14,7 @@ from ..errors import ConnectionClosed, SendFileError
 from .calls import Calls, is_ours
 from .ends import Ends
 from .ledger import COMPLETIONS, WALK, Ledger
+from .reality import NotSimulated
 from .records import Record
 from .watched import Planted, WatchedStream
 
@@ -72,7 +73,7 @@ class StreamChecks:
     def caught(self, exc: Exception, handle: Any) -> None:
         """Handle an exception that the reactor caught. An exception that was not planted is a violation."""
         self._unreported.pop(exc, None)
-        if not isinstance(exc, Planted):
+        if not isinstance(exc, Planted | NotSimulated):  # the second is reported where it is raised
             self.ledger.violations.append(f'a callback of {handle!r} raised {exc!r}')
 
     def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
