@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
@@ -16,6 +17,7 @@ from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
 from .places import place_of_caller, program_name
 from .poller import Stuck
+from .reality import NotSimulated, Refusal
 from .report import show_lines, show_report
 from .traffic import programs_random
 from .watched import Planted
@@ -144,6 +146,8 @@ class Simulation:
             most 2,000,000 in all.
         max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
             more than the connection's `low_water` are buffered. None: any number.
+        allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
+            from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
@@ -157,6 +161,7 @@ class Simulation:
         patience: float | None = None,
         turns: int | None = None,
         max_undrained: int | None = None,
+        allow_real: bool = False,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
@@ -165,7 +170,7 @@ class Simulation:
         # The options that differ from the defaults, for the report of a failure.
         said = {'calm': calm, 'patience': patience, 'turns': turns, 'max_undrained': max_undrained}
         self.given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
-        self.given.update(options, traffic=traffic)
+        self.given.update(options, traffic=traffic, **({'allow_real': True} if allow_real else {}))
         self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
@@ -178,6 +183,7 @@ class Simulation:
         self.reactor.oracles.most_turns = turns
         self.reactor.oracles.streams.max_undrained = max_undrained
         self._patience = patience
+        self._allow_real = allow_real
         self._calm_since = 0
         self.world: World = World(self)
         if Random(f'silence {seed}').random() < 0.3:
@@ -201,8 +207,9 @@ class Simulation:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            self._live(main)
-        except Violation as exc:
+            with nullcontext() if self._allow_real else Refusal(self._refuse):
+                self._live(main)
+        except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
             self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
@@ -279,6 +286,11 @@ class Simulation:
             if not kernel.fails:
                 raise
         oracles.check_closed()
+
+    def _refuse(self, text: str) -> None:
+        violations = self.reactor.ledger.violations
+        if text not in violations:
+            violations.append(text)
 
     def _begin_calm(self) -> None:
         self.kernel.calm()

@@ -16,6 +16,7 @@ from .calls import Calls, is_ours
 from .ends import Ends
 from .ledger import COMPLETIONS, WALK, Ledger
 from .places import place_of
+from .reality import NotSimulated
 from .records import Record
 from .watched import Planted, WatchedStream
 
@@ -78,7 +79,7 @@ class StreamChecks:
     def caught(self, exc: Exception, handle: Any) -> None:
         """Handle an exception that the reactor caught. An exception that was not planted is a violation."""
         self._unreported.pop(exc, None)
-        if not isinstance(exc, Planted):
+        if not isinstance(exc, Planted | NotSimulated):  # the second is reported where it is raised
             who = self.ledger.name(handle.record) if isinstance(handle, WatchedStream) else repr(handle)
             what = 'a scheduled call' if handle is None else f'a callback of {who}'
             self.ledger.violations.append(f'{what} raised {exc!r}{place_of(exc)}')

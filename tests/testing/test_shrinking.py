@@ -191,7 +191,7 @@ def test_shrinking_ends_after_a_number_of_runs_and_after_a_time(limit, value, mo
 
     runs = []
     monkeypatch.setattr(shrinking, limit, value)
-    failed = next(f for f in (shrunk(program, seed) for seed in range(100)) if 'with faults' in str(f))
+    failed = next(f for f in (shrunk(program, seed, allow_real=True) for seed in range(100)) if 'with faults' in str(f))
     assert re.search(r'^shrunk in \d+ runs', str(failed), re.M)
     assert int(re.search(r'^shrunk in (\d+) runs', str(failed), re.M)[1]) <= 5
 
@@ -210,12 +210,13 @@ def test_the_options_of_a_run_are_kept_in_the_smaller_runs_and_in_the_test():
         seen.append((world._simulation._patience, oracles.most_turns, oracles.streams.max_undrained))
         world.r.call_later(100_000, int)
 
-    failed = shrunk(program, 3, patience=40, turns=5000, max_undrained=9)
+    failed = shrunk(program, 3, patience=40, turns=5000, max_undrained=9, allow_real=True)
     assert len(seen) > 2
     assert set(seen) == {(40, 5000, 9)}
     assert 'liveness: 40 s after the last fault' in str(failed)
     [line] = [line for line in str(failed).splitlines() if 'simulate(program, seeds=' in line]
     assert 'patience=40, turns=5000, max_undrained=9' in line
+    assert 'allow_real=True' in line
 
 
 def test_a_condition_that_is_always_checked_is_checked_in_the_smaller_runs():
