@@ -154,7 +154,8 @@ class SimSelector:
             elif file.unread_error:
                 ready.append((key, key.events))  # an error is reported as all wanted events
             elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
-                ready.append((key, (file.ready | file.stuck) & key.events))
+                everything = file.hung_up and self.kind != 'select'  # EPOLLHUP counts as all wanted events
+                ready.append((key, key.events if everything else (file.ready | file.stuck) & key.events))
         for fd, file in self._ghosts:
             # If the old number is registered again, epoll's report seems to be about the new file.
             if fd in self._keys and file.references and file.ready & self._keys[fd].events:
