@@ -9,7 +9,7 @@ from typing import Any
 from ..kernel.platforms import AF_UNIX
 from .addresses import is_group, plain
 from .faults import fail
-from .files import READ, WRITE, Mailbox
+from .files import WRITE, Mailbox
 from .handles import SimHandle
 
 LARGEST_DATAGRAM = 65507
@@ -114,8 +114,6 @@ class SimDatagrams(SimHandle):
         if mailbox.error:
             fail(mailbox.take_error())
         if not mailbox.inbox:
-            if mailbox.shut & READ and self.family == AF_UNIX:
-                return 0
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         length = len(mailbox.inbox[0][0])
         return length if self.kernel.on_linux else min(1, length)  # only Linux accepts MSG_TRUNC here

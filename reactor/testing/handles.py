@@ -64,7 +64,12 @@ class SimHandle:
         if self._has_port(file):
             fail(errno.EINVAL)
         kernel.check_host(file, self.family, self.type, address)
-        kernel.bind(file, self.family, self.type, address)
+        try:
+            kernel.bind(file, self.family, self.type, address)
+        except OSError:
+            if file.local is not None:  # a failed bind clears the host of an ended connection, but not its port
+                file.local = address_for(self.family, self._anywhere(), file.local[1])
+            raise
 
     def _has_port(self, file: File) -> bool:
         """Return whether a socket has a port. An ended connection has lost it, unless `bind` has named the port."""

@@ -67,7 +67,9 @@ class Network(Addresses):
     def set_remote(self, file: End | Mailbox, kind: int, address: Any) -> None:
         """Choose the addresses of a TCP or UDP socket that connects to `address`; fail if it cannot be reached."""
         host, port = self.check_route(file, address)
-        bound = (file.binding.host, file.binding.port) if file.binding is not None else ('::', 0)
+        bound = (plain(file.local)[0] if file.local is not None else '::'), 0
+        if file.binding is not None:
+            bound = file.binding.host, file.binding.port
         source = self.source_of(host) if bound[0] in EVERYWHERE else bound[0]
         if isinstance(file, End) and is_group(host):
             fail(errno.ENETUNREACH)
@@ -156,7 +158,7 @@ class Network(Addresses):
         """Deliver a datagram; if no socket is bound to the address, a sender that is connected to it gets an error."""
         host, port = address
         source, source_port = plain(sender.local)
-        if source in EVERYWHERE:
+        if source in EVERYWHERE or (':' in source) != (':' in host):
             source = self.source_of(host)
         found: dict[int, list[Mailbox]] = {}
         for binding in self.bound_to(SOCK_DGRAM, port):

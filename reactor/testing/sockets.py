@@ -70,7 +70,8 @@ class SimSocket(SimDatagrams):
             fail(errno.EINVAL)
         if self.family != AF_UNIX:
             if file.binding is None:
-                kernel.bind(file, self.family, self.type, (self._anywhere(), 0))
+                host = self._anywhere() if file.local is None else file.local[0]
+                kernel.bind(file, self.family, self.type, (host, 0))
             kernel.check_free(file.binding)
         deferred = bool(file.options.get((socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)))
         kernel.files[self._fd] = listening = Listening(kernel, backlog, deferred)
@@ -141,8 +142,8 @@ class SimSocket(SimDatagrams):
             unborn = Unborn(self.kernel)
             self._has_port(file)
             file.become(unborn)
-            if unborn.binding is None:
-                unborn.local = address_for(self.family, self._anywhere(), file.local[1])
+            host = self._anywhere() if unborn.binding is None else unborn.binding.host
+            unborn.local = address_for(self.family, host, file.local[1])
             self.kernel.files[self._fd] = unborn
             return file.take_error() or errno.ECONNABORTED
         file.confirmed = file.connected
@@ -248,7 +249,7 @@ class SimSocket(SimDatagrams):
                 fail(errno.EAGAIN)  # it is still connecting
             fail((end.take_error() if isinstance(end, End) else 0) or errno.EPIPE)
         peer = end.peer
-        lost = end.instant and peer is not None and (peer.gone or peer.shut & READ)
+        lost = end.instant and peer is not None and (peer.gone or peer.dead or peer.shut & READ)
         if end.error and not (lost and linux):
             fail(end.take_error())
         if end.ended_out or end.dead or lost or end.shut & WRITE:
