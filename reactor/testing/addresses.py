@@ -60,7 +60,9 @@ class Binding:
         return isinstance(end, End) and end.connected and (end.dead or (end.over and self.until is None)) and not kept
 
     def overlaps(self, other: Binding) -> bool:
-        """Return whether there is a host that both addresses match."""
+        """Return whether Linux finds that both addresses match one host. `self` is the address to be bound."""
+        if self.host == '0.0.0.0' and other.family == AF_INET6 and not other.option(IPPROTO_IPV6, IPV6_V6ONLY):
+            return True
         return bool(self.covers(other.host) or other.covers(self.host))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .addresses import EVERYWHERE, Addresses, Binding, address_for, is_group, plain, reachable
 from .faults import fail
-from .files import DEFERRED, READ, SYN_RETRY, End, File, Listening, Mailbox
+from .files import DEFERRED, READ, SYN_RETRY, WRITE, End, File, Listening, Mailbox
 from .options import LINGER
 from .platforms import MS
 
@@ -112,6 +112,8 @@ class Network(Addresses):
         listening = self._listener(end.remote)
         if listening is None and end.remote == end.local:
             end.peer, end.connected = end, True  # TCP connects a socket to itself: RFC 9293, section 3.5
+            if end.shut & WRITE:
+                end.end()
             end.look()
             return True
         if listening is None:

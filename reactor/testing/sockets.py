@@ -77,6 +77,9 @@ class SimSocket(SimDatagrams):
         kernel.files[self._fd] = listening = Listening(kernel, backlog, deferred)
         listening.nodelay = bool(file.options.get((socket.IPPROTO_TCP, socket.TCP_NODELAY)))
         file.become(listening)
+        if self.family == AF_UNIX:
+            listening.shut = file.shut
+            listening.look()
 
     def connect(self, address: Any) -> None:
         error = self.connect_ex(address)
