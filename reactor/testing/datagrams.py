@@ -130,7 +130,7 @@ class SimDatagrams(SimHandle):
         if not mailbox.inbox or kernel.faults.falls('recv.spurious'):
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         if flags & socket.MSG_PEEK:
-            return mailbox.inbox[0][0][:size], mailbox.inbox[0][1]
+            return mailbox.first()[0][:size], mailbox.first()[1]
         data, sender = mailbox.take()
         kernel.moved('recvfrom', self._fd, len(data))
         kernel.took(mailbox, 1)

@@ -369,9 +369,15 @@ class Mailbox(File):
         self.look()
         return error
 
+    def first(self) -> tuple[bytes, Any]:
+        """Return the next datagram and its sender, without taking it."""
+        data, sender = self.inbox[0]
+        return data, sender.local if isinstance(sender, Mailbox) else sender
+
     def take(self) -> tuple[bytes, Any]:
         """Return the next datagram and its sender."""
-        data, sender = self.inbox.popleft()
+        data, sender = self.first()
+        self.inbox.popleft()
         self.held -= len(data) + 1
         self.look()
         return data, sender

@@ -41,10 +41,11 @@ class Network(Addresses):
         file.local = path
 
     def refusal_at(self, path: Any) -> int:
-        """Return the error of connecting a stream to the socket at a path; 0: there is a listener."""
-        if self._listener(path) is None:
+        """Return the error of connecting a stream to the socket at a path; 0: there is a listener with room."""
+        listening = self._listener(path)
+        if listening is None:
             return errno.ECONNREFUSED if path in self.paths else errno.ENOENT
-        return 0
+        return errno.EAGAIN if len(listening.queue) > listening.backlog else 0
 
     def at_path(self, path: Any) -> File | None:
         """Return the socket that is bound to a path, or None."""
@@ -153,7 +154,7 @@ class Network(Addresses):
             return errno.EPIPE
         if len(receiver.inbox) >= UNIX_QUEUE:
             return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # even so, the sender is reported as writable
-        receiver.arrive(data, sender.local)
+        receiver.arrive(data, sender)  # it shows the path that the sender has when the datagram is read
         return 0
 
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
