@@ -35,6 +35,7 @@ class Binding:
         self.kind = kind
         self.family = family
         self.host, self.port = place
+        self.named: Any = self.host  # the host that `bind` has named; `host` is another one while it is connected
         self.fixed = False  # `bind` has named the port: the socket keeps it when its connection ends
         self.accepted = False
         self.until: int | None = None  # ns: the socket is closed, and the port is free from then on

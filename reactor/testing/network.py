@@ -80,7 +80,10 @@ class Network(Addresses):
             if isinstance(other.file, End) and (other.file.local, other.file.remote) == (local, remote):
                 fail(errno.EADDRNOTAVAIL)
         file.local, file.remote = local, remote
-        if isinstance(file, Mailbox):
+        if isinstance(file, End):
+            if file.binding is not None:
+                file.binding.host = source
+        else:
             if file.binding is None:
                 file.binding = Binding(file, kind, file.family, (source, local[1]))
                 self.add(file.binding)

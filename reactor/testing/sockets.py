@@ -145,7 +145,9 @@ class SimSocket(SimDatagrams):
             unborn = Unborn(self.kernel)
             self._has_port(file)
             file.become(unborn)
-            host = self._anywhere() if unborn.binding is None else unborn.binding.host
+            host = self._anywhere()
+            if unborn.binding is not None:
+                host = unborn.binding.host = unborn.binding.named
             unborn.local = address_for(self.family, host, file.local[1])
             self.kernel.files[self._fd] = unborn
             return file.take_error() or errno.ECONNABORTED
