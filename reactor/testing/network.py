@@ -96,7 +96,9 @@ class Network(Addresses):
             fail(errno.ENETUNREACH)
         if not port and not any_port:
             fail(errno.EINVAL)
-        bound = file.binding.host if file.binding is not None else '::'
+        bound = plain(file.local)[0] if file.local is not None else '::'
+        if file.binding is not None:
+            bound = file.binding.host
         if file.family == AF_INET6 and host == '::' and ':' not in bound:
             host = '127.0.0.1'
         if ':' in host and ':' not in bound:
