@@ -46,7 +46,11 @@ class SimSocket(SimDatagrams):
         fd = kernel.lowest_free()
         end = listening.take()
         # macOS reports no address for a client that has already left, so Python returns None.
-        address = None if end.dead and kernel.kind == 'kqueue' else end.remote or ''
+        address = (
+            None
+            if end.dead and kernel.kind == 'kqueue'
+            else (end.peer.local or '' if end.instant and end.peer else end.remote)
+        )
         end.accepted = True
         if not end.instant:
             kernel.add_accepted(end)
