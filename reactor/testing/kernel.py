@@ -14,13 +14,25 @@ import errno
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AI_NUMERICHOST,
+    EAI_AGAIN,
+    EAI_NONAME,
+    SOCK_STREAM,
+    gaierror,
+    inet_aton,
+    inet_ntoa,
+)
 from typing import Any
 
 from ..kernel.calls import ONLY_ERROR
 from .descriptors import Descriptors
 from .faults import fail
-from .files import End, Listening, Mailbox, Stored, Unborn
+from .files import End, Listening, Stored, Unborn
+from .mailboxes import Mailbox
 from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
 from .sockets import EXHAUSTED, SimSocket
@@ -81,10 +93,10 @@ class SimKernel(Descriptors):
         lasting: str | None = None,
     ) -> None:
         super().__init__(fail, lasting, grain, seed, selector, faults, only, descriptors)
+        self.hosts = {**HOSTS, **(hosts or {})}
         self.replaced_in_vain: bool = False  # a selector was replaced although it worked
         self.threads: int = 0  # how many threads are running
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
-        self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
 
     # -- called by the simulation
 
@@ -319,6 +331,10 @@ class SimKernel(Descriptors):
         try:
             return (str(ip_address(host.partition('%')[0])),)
         except ValueError:
+            pass
+        try:
+            return (inet_ntoa(inet_aton('' if ' ' in host else host)),)  # '127.1' is 127.0.0.1
+        except OSError:
             pass
         if flags & AI_NUMERICHOST:
             raise gaierror(EAI_NONAME, 'simulated: the host is not a numeric address')

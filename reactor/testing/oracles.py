@@ -44,9 +44,10 @@ from .agenda import START
 from .calls import Calls, is_ours
 from .due import Dues
 from .ends import Ends
-from .files import End, Listening, Mailbox, Stored
+from .files import End, Listening, Stored
 from .kernel import SimKernel
 from .ledger import CALLS, IDLERS, TIMERS, Ledger, Walks
+from .mailboxes import Mailbox
 from .places import place_of
 from .streams import StreamChecks
 from .watched import WATCHED_KINDS

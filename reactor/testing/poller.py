@@ -185,7 +185,8 @@ class SimSelector:
         elif file.unread_error:
             ready.append((key, key.events))  # an error is reported as all wanted events
         elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
-            ready.append((key, (file.ready | file.stuck) & key.events))
+            everything = file.hung_up and self.kind != 'select'  # EPOLLHUP counts as all wanted events
+            ready.append((key, key.events if everything else (file.ready | file.stuck) & key.events))
 
     def _see(self, fd: int) -> None:
         """Record the file of a registered number: epoll watches one file, the others whatever has the number."""
