@@ -55,6 +55,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help='seconds for which the live page is open in a browser before its memory is checked for growth',
     )
     parser.addoption(
+        '--like-linux-seconds',
+        type=float,
+        default=0.0,
+        metavar='SECONDS',
+        help='compare the simulated kernel with this Linux for this long, instead of a few seconds: "pytest '
+        '--like-linux-seconds 3600 -k random tests/testing/test_like_linux.py" takes an hour',
+    )
+    parser.addoption(
         '--lasting-whole',
         action='store_true',
         help='let every kind of call fail permanently with each error, in every program and on every selector, instead '

@@ -12,6 +12,7 @@ from typing import Any
 
 from .platforms import MS, Platform
 
+SHOWN = 48  # bytes: how much of the data of a call is kept in the trace
 START = 1_000_000 * MS  # ns: the simulated time at which a run starts
 COARSE = 0.3  # the share of seeds in which time advances in steps
 GRAINS = 0.005, 0.05  # seconds: the shortest and the longest step
@@ -25,15 +26,18 @@ class Agenda(Platform):
         self.time: int = START  # ns: now
         self.woke_at: int = START  # ns: when the last poll returned
         self.trace: list[tuple[int, str, int, Any]] = []
+        self.turns: list[int] = []  # where each turn begins in `trace`
         self.progress: int = 0  # the number of calls that made progress
         self.audience: list[dict[Any, None]] = []  # each dict collects the files that have changed
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0
+        self.faults.on_strike = self._struck
+        self._latencies = Random(f'latency {self.seed}')
         steps = Random(f'grain {self.seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain: int = int(1e9 * (drawn if grain is None else grain))
-        self._latency = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
+        self.latency: int = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
         self._capacity = self.random.choice((500, 4096, 16384, 65536, 262144))
 
     def clock(self) -> float:
@@ -50,6 +54,9 @@ class Agenda(Platform):
         """Add a line to the trace, and count the call that caused it as progress."""
         self.progress += 1
         self.trace.append((self.time, what, fd, detail))
+
+    def _struck(self, site: str, strike: int, fd: int) -> None:
+        self.trace.append((self.time, 'fault', fd, f'{site}@{strike}'))
 
     def show_trace(self, last: int | None = None) -> str:
         """Return the trace as text, one line for each event; `last` limits it to that many lines."""
@@ -75,13 +82,17 @@ class Agenda(Platform):
 
     def after_latency(self, fn: Callable[..., object], *args: Any) -> None:
         """Schedule `fn(*args)` after one network latency."""
-        self.at(self.time + self.draw_latency(), fn, *args)
+        number: int = getattr(args[0], 'number', -1) if args else -1
+        self.at(self.time + self.draw_latency(number), fn, *args)
 
-    def draw_latency(self) -> int:
-        """Draw a network latency, in ns."""
+    def draw_latency(self, number: int = -1) -> int:
+        """Draw a network latency, in ns; `number` is that of the file that waits."""
+        latency = self._latencies.randrange(1, 2 * self.latency)
         if self.faults.falls('network.stall'):
-            return self.random.randrange(1, 8000) * MS
-        return self.random.randrange(1, 2 * self._latency)
+            stall = self.faults.between(1, 8000)
+            self.note('stalled', -1, (number, stall))
+            return stall * MS
+        return latency
 
     def draw_capacity(self) -> int:
         """Draw the size of a socket buffer, in bytes."""
@@ -108,5 +119,12 @@ class Agenda(Platform):
             time = -(-time // self.grain) * self.grain
         self.time = max(self.time, time)
         if self.faults.falls('clock.jump'):
-            self.time += self.random.randrange(1, 90_000) * MS
+            jump = self.faults.between(1, 90_000)
+            self.time += jump * MS
+            self.note('clock jumped', -1, jump)
         return True
+
+
+def excerpt(data: bytes) -> tuple[int, bytes]:
+    """Return what the trace keeps of some bytes: how many they are, and the first ones."""
+    return len(data), bytes(data[:SHOWN])

@@ -39,7 +39,7 @@ class Call:
         self.phase = phase
         self.kind = kind
         self.fn = fn
-        self.__qualname__ = getattr(fn, '__qualname__', repr(fn))
+        self.__qualname__: str = getattr(fn, '__qualname__', type(fn).__qualname__)
         self.cancelled = False
         self.moved(None)
 
@@ -139,6 +139,7 @@ class Calls:
     def check_call(self, call: Call) -> None:
         """Check a scheduled call that is being called."""
         self.count += 1
+        self.ledger.kernel.note(f'{call.kind}: {call.__qualname__.removeprefix("Watched")}', -1)
         self.enter(call.kind, call.phase)
         if call.kind in self.soon:
             self._check_soon(call)

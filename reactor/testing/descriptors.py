@@ -36,6 +36,7 @@ class Descriptors(Network):
         super().__init__(*network)
         self.files: dict[int, File] = {}
         self.calls: int = 0
+        self.connects: dict[int, End] = {}  # sockets that have begun to connect, until `Ledger` looks at them
         self.reads: dict[File, int] = {}  # bytes, datagrams or clients taken from each file in this turn
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd: int = -1
@@ -44,6 +45,7 @@ class Descriptors(Network):
         self.fails: bool = fail is not None
         self.loses: bool = fail is not None and fail[1] == errno.EBADF
         self.disturbed: bool = False  # other code has closed a descriptor
+        self.misled: bool = False  # an event of its file was reported for the handle that has its number now
         self.failed: str = ''  # the name of the call that was made to fail
         self._fail = fail
         self._lasting = lasting
@@ -79,7 +81,7 @@ class Descriptors(Network):
         if self.faults.falls('signal'):
             handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
             if handled:
-                self.raise_signal(self.random.choice(handled))
+                self.raise_signal(self.faults.pick(handled))
 
     def raise_signal(self, signum: int) -> None:
         """Send a signal to the program. Its handler runs at once: Python runs handlers between two instructions."""
@@ -94,6 +96,7 @@ class Descriptors(Network):
     def begin_turn(self, timeout: float | None) -> None:
         """Record that the turn is over: the loop is about to sleep for `timeout` seconds."""
         self.on_turn(timeout)
+        self.turns.append(len(self.trace))
         self.reads.clear()
 
     def file(self, fd: int) -> File:
@@ -106,6 +109,7 @@ class Descriptors(Network):
     def lowest_free(self) -> int:
         """Return the lowest free number, as POSIX requires; fail with EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
+            self.note(f'EMFILE: all {self.descriptors} descriptors are in use', -1)
             fail(errno.EMFILE)
         first, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
         while self._freed and self._freed[0] in self.files:
@@ -131,6 +135,11 @@ class Descriptors(Network):
             self.forget(file)
             file.closed()
             file.ready = 0
+
+    def lose_fd(self, fd: int) -> None:
+        """Close a descriptor as other code in the process would, without the knowledge of the reactor."""
+        self.disturbed = True
+        self.close_fd(fd)
 
     def duplicate(self, fd: int) -> int:
         """Return another descriptor of the same file (`dup`)."""
@@ -165,8 +174,7 @@ class Descriptors(Network):
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.reported.append(error)
         if file is not None and error == errno.EBADF:
-            self.disturbed = True
-            self.close_fd(fd)
+            self.lose_fd(fd)
             # poll and select check a descriptor only when they wait for it, not when it is registered.
             unnoticed = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')
             if unnoticed or name in IGNORED:

@@ -114,16 +114,16 @@ class Dues:
                 yield from self._of_open(stream, record, end)
         elif record.connect_by is not None and record.closed_by is None and not stream.closed:
             if self._is_over(stream, 'its connect timeout', record.connect_by):
-                yield 'the connect timeout of a connection is over', record.number, 0.0, 0
+                yield 'the connect timeout of a connection is over', record.name or record.number, 0.0, 0
 
     def _of_closed(self, stream: WatchedStream, record: Record) -> Iterator[Pending]:
         if record.closed_by == 'abort':
-            yield 'a connection was aborted, and must end', record.number, 0.0, 0
+            yield 'a connection was aborted, and must end', record.name or record.number, 0.0, 0
         elif self._is_over(stream, 'the end of its linger', record.closed_at + stream.options.linger * 1e9):
-            yield 'a connection was closed, and its linger is over', record.number, 0.0, 0
+            yield 'a connection was closed, and its linger is over', record.name or record.number, 0.0, 0
 
     def _of_open(self, stream: WatchedStream, record: Record, end: End) -> Iterator[Pending]:
-        number, floor = record.number, end.refused_at
+        number, floor = record.name or self.ledger.name(record), end.refused_at
         if end.reported and not record.paused and not self.ledger.lacks_close_notify(stream, end):
             yield 'a connection got an error, and must end', (number, end.received, len(end.reported)), PROMPT, floor
         waits = stream.buffered if record.secured else len(record.offered) - end.sent

@@ -8,83 +8,159 @@ would find fewer bugs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from random import Random
-from typing import NoReturn
+from typing import Any, NoReturn
 
-# The name of each fault, and its highest probability in runs that have it.
+# The name of each fault: its highest probability in runs that have it, and what it means.
 SITES = {
-    'accept.aborted': 0.3,  # ECONNABORTED: the client has already left
-    'accept.exhausted': 0.3,  # EMFILE, ENFILE, ENOBUFS, ENOMEM
-    'accept.spurious': 0.3,  # EAGAIN although the listener was readable
-    'address.peer': 0.2,  # getpeername fails with ENOTCONN
-    'callback.raises': 0.1,
-    'callback.slow': 0.1,
-    'clock.jump': 0.05,  # the computer was asleep: up to 90 seconds pass at once
-    'connect.at_once': 0.5,  # connected within the call, without EINPROGRESS
-    'connect.refused': 0.3,
-    'connect.silent': 0.2,  # no answer, ETIMEDOUT after 127 s
-    'connect.unreachable': 0.2,  # ENETUNREACH or EADDRNOTAVAIL, at once
-    'datagram.again': 0.3,
-    'datagram.full': 0.2,  # ENOBUFS
-    'datagram.lost': 0.3,
-    'datagram.twice': 0.2,
-    'descriptors.few': 1.0,  # the limit is just above the number that the reactor itself needs
-    'lookup.fails': 0.5,
-    'network.broken': 0.02,  # the network ends a connection: ECONNRESET, ETIMEDOUT, EHOSTUNREACH
-    'network.stall': 0.05,  # bytes arrive seconds later
-    'recv.short': 0.8,
-    'recv.spurious': 0.3,  # EAGAIN although there was something to read
-    'select.shuffled': 1.0,
-    'select.some': 0.3,  # some of the ready descriptors are not reported
-    'select.spurious': 0.1,  # a descriptor is reported although it is not ready
-    'send.again': 0.3,
-    'send.broken': 0.02,  # EPIPE
-    'send.exhausted': 0.02,  # ENOBUFS, ENOMEM
-    'send.short': 0.8,
-    'signal': 0.01,  # a handled signal, at any call or callback; the call then continues (PEP 475)
-    'signal.interrupt': 0.01,  # SIGINT, at any call or callback
-    'socket.exhausted': 0.2,  # EMFILE, ENFILE, ENOBUFS at socket()
-    'setsockopt.invalid': 0.3,
-    'thread.fails': 0.2,  # no more threads can be started
+    'accept.aborted': (0.3, 'accept fails with ECONNABORTED, EPROTO or EPERM: the client has already left'),
+    'accept.exhausted': (0.3, 'accept fails with EMFILE, ENFILE, ENOBUFS or ENOMEM'),
+    'accept.spurious': (0.3, 'accept fails with EAGAIN although the listener was readable'),
+    'address.peer': (0.2, 'getpeername fails with ENOTCONN'),
+    'callback.raises': (0.1, 'world.trouble raises an exception in a callback'),
+    'callback.slow': (0.1, 'world.trouble lets up to 2 seconds pass in a callback'),
+    'clock.jump': (0.05, 'the computer was asleep: up to 90 seconds pass at once'),
+    'connect.at_once': (0.5, 'a socket is connected within the call, without EINPROGRESS'),
+    'connect.refused': (0.3, 'a connect fails with ECONNREFUSED'),
+    'connect.silent': (0.2, 'a connect gets no answer, and fails with ETIMEDOUT after 127 s'),
+    'connect.unreachable': (0.2, 'a connect fails at once with ENETUNREACH, EADDRNOTAVAIL or EHOSTUNREACH'),
+    'datagram.again': (0.3, 'the send of a datagram fails with EAGAIN'),
+    'datagram.full': (0.2, 'the send of a datagram fails with ENOBUFS'),
+    'datagram.lost': (0.3, 'a datagram is lost'),
+    'datagram.twice': (0.2, 'a datagram arrives twice'),
+    'descriptors.few': (1.0, 'the limit of descriptors is just above the number that the reactor itself needs'),
+    'lookup.fails': (0.5, 'the look-up of a name fails'),
+    'network.broken': (0.02, 'the network ends a connection: ECONNRESET, ETIMEDOUT or EHOSTUNREACH'),
+    'network.stall': (0.05, 'bytes, an end of file or a connect arrive up to 8 seconds later'),
+    'recv.short': (0.8, 'recv returns only some of the bytes that have arrived'),
+    'recv.spurious': (0.3, 'recv fails with EAGAIN although there was something to read'),
+    'select.shuffled': (1.0, 'the selector reports the ready descriptors in another order'),
+    'select.some': (0.3, 'the selector does not report some of the ready descriptors'),
+    'select.spurious': (0.1, 'the selector reports a descriptor that is not ready'),
+    'send.again': (0.3, 'send fails with EAGAIN although there was room'),
+    'send.broken': (0.02, 'send fails with EPIPE'),
+    'send.exhausted': (0.02, 'send fails with ENOBUFS or ENOMEM'),
+    'send.short': (0.8, 'send accepts only some of the bytes'),
+    'signal': (0.01, 'a handled signal arrives at a call or callback, which then continues (PEP 475)'),
+    'signal.interrupt': (0.01, 'SIGINT arrives at a call or callback'),
+    'socket.exhausted': (0.2, 'socket fails with EMFILE, ENFILE or ENOBUFS'),
+    'setsockopt.invalid': (0.3, 'setsockopt fails with EINVAL'),
+    'thread.fails': (0.2, 'no more threads can be started'),
 }
+SHARE = 0.3  # the probability that a run has a certain fault
 FAULTLESS = 0.1  # the share of runs without faults, in which every connection must end cleanly
+
+
+class Site:
+    """One kind of fault in one run, with a generator that only this kind uses.
+
+    So the strikes of one kind do not depend on the other kinds, nor on the traffic.
+    """
+
+    __slots__ = ('often', 'only', 'random', 'strikes')
+
+    def __init__(self, number: int, often: float, only: frozenset[int] | None) -> None:
+        self.often = often  # the probability of a strike
+        self.random = Random(number).random
+        self.strikes = 0
+        self.only = only  # the numbers of the strikes that happen; None: all
 
 
 class Faults:
     """The faults of one run.
 
     Args:
-        random: The generator from which all faults are drawn.
+        seed: Decides which faults happen, how often, and when.
         sites: Names in `SITES`: only these faults can happen, each with its highest probability. None: a run gets
             about a third of all faults, drawn at random, and about one run in ten gets none.
+        only: Of these faults, only some happen: 'name' means all strikes of a fault, and 'name@3' only the third one.
+            The others are left out, but change no draw. None: all happen.
 
     Raises:
-        ValueError: A name is not in `SITES`.
+        ValueError: A name is not in `SITES`, or the number of a strike is not a positive integer.
     """
 
-    def __init__(self, random: Random, sites: Iterable[str] | None = None) -> None:
-        self._random = random
-        self.on: dict[str, float] = {}
-        none = random.random() < FAULTLESS
-        for site, most in SITES.items():
-            chosen, strength = random.random() < 0.3, random.random()
-            if sites is None and chosen and not none:
-                self.on[site] = most * 10 ** (-2 * strength)
-            elif sites is not None and site in sites:
-                self.on[site] = most
-        unknown = set(sites or ()) - SITES.keys()
+    def __init__(self, seed: int, sites: Iterable[str] | None = None, only: Iterable[str] | None = None) -> None:
+        self.on: dict[str, Site] = {}
+        self.on_strike: Callable[[str, int, int], object] = _nothing  # called with site, number of the strike, fd
+        self.drawn = 0.0  # a number from 0 to 1 that decides the details of the latest strike
+        chosen = None if sites is None else frozenset(sites)
+        wanted = None if only is None else parse_strikes(only)
+        unknown = ((chosen or frozenset()) | (wanted or {}).keys()) - SITES.keys()
         if unknown:
             raise ValueError(f'unknown faults: {", ".join(sorted(unknown))}; see reactor.testing.faults.SITES')
+        faultless = _part(_number(seed, 'faultless')) < FAULTLESS
+        for name, (most, _) in SITES.items():
+            if wanted is not None and name not in wanted:
+                continue
+            number = _number(seed, name)
+            if chosen is not None:
+                often = most if name in chosen else 0.0
+            else:
+                often = most * 10 ** (-2 * _part(number >> 64)) if _part(number) < SHARE and not faultless else 0.0
+            if often:
+                self.on[name] = Site(number, often, None if wanted is None else wanted[name])
 
-    def falls(self, site: str) -> bool:
-        """Decide at random whether a fault happens now."""
-        often = self.on.get(site)
-        return often is not None and self._random.random() < often
+    def falls(self, name: str, fd: int = -1) -> bool:
+        """Decide at random whether a fault happens now, to a descriptor if `fd` is given."""
+        site = self.on.get(name)
+        if site is None or site.random() >= site.often:
+            return False
+        # Drawn even if the strike is left out: then the later strikes are the same.
+        drawn = site.random()
+        site.strikes += 1
+        if site.only is not None and site.strikes not in site.only:
+            return False
+        self.drawn = drawn
+        self.on_strike(name, site.strikes, fd)
+        return True
+
+    def pick(self, choices: Sequence[Any]) -> Any:
+        """Return one of these choices, as a detail of the latest strike."""
+        return choices[int(self.drawn * len(choices))]
+
+    def between(self, least: int, beyond: int) -> int:
+        """Return an integer from `least` on that is smaller than `beyond`, as a detail of the latest strike."""
+        return least + int(self.drawn * (beyond - least))
+
+    def shuffle(self, items: list[Any]) -> None:
+        """Shuffle a list, as a detail of the latest strike."""
+        state = int(self.drawn * 2**53)
+        for last in range(len(items) - 1, 0, -1):
+            state = (6364136223846793005 * state + 1442695040888963407) % 2**64  # Knuth's MMIX
+            other = (state >> 32) % (last + 1)
+            items[last], items[other] = items[other], items[last]
 
     def calm(self) -> None:
         """Stop all faults."""
-        self.on.clear()
+        self.on = {}
+
+
+def parse_strikes(faults: Iterable[str]) -> dict[str, frozenset[int] | None]:
+    """Return, for each name in a list like ('clock.jump', 'send.short@3'), the numbers of its strikes; None: all."""
+    strikes: dict[str, frozenset[int] | None] = {}
+    for fault in faults:
+        name, at, number = fault.partition('@')
+        if at and not (number.isdecimal() and int(number)):
+            raise ValueError(f'{fault!r}: after the @ write the number of a strike, for example {name}@1')
+        before = strikes.get(name, frozenset())
+        strikes[name] = before | {int(number)} if at and before is not None else None
+    return strikes
+
+
+def _number(seed: int, name: str) -> int:
+    # Like `hash`, but equal in every process and on every version of Python.
+    return int.from_bytes(sha256(f'{seed} {name}'.encode()).digest(), 'big')
+
+
+def _part(number: int) -> float:
+    return (number & (1 << 53) - 1) / 2**53
+
+
+def _nothing(name: str, strike: int, fd: int) -> None:
+    pass
 
 
 def fail(error: int) -> NoReturn:

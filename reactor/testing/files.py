@@ -1,4 +1,4 @@
-"""The objects behind simulated descriptors: ends of streams, listeners, datagram sockets, regular files.
+"""The objects behind simulated descriptors: ends of streams, listeners, regular files.
 
 They hold state and bytes, and pass bytes to each other over the simulated network. `SimSocket` and the kernel are
 responsible for faults and descriptor numbers.
@@ -15,7 +15,7 @@ from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
-from .agenda import Agenda
+from .agenda import Agenda, excerpt
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
@@ -41,6 +41,10 @@ class File:
         self.unread_error = False  # the socket has an entry in its error queue, which the program does not read
         self.private = False  # the file is an end of a socketpair, on which a send fails only when there is no room
         self.refused_at = 0  # ns: when a call on this file last failed; only the checks use it
+        self.options: dict[tuple[int, int], Any] = {}  # the socket options that were set, by level and number
+        self.binding: Any = None  # the `Binding` of a socket that is bound
+        self.local: Any = None  # the address of the socket, or None
+        self.shut: int = 0  # events that `shutdown` has ended: READ, WRITE or both
         self.number: int = kernel.next_number()
 
     @property
@@ -57,6 +61,13 @@ class File:
         """Add this file to the dicts of selectors and checks, which then look at it."""
         for files in self.kernel.audience:
             files[self] = None
+
+    def become(self, file: File) -> None:
+        """Hand descriptors, address and options to the file that takes the place of this one."""
+        file.references, file.binding, file.local = self.references, self.binding, self.local
+        file.options = self.options
+        if file.binding is not None:
+            file.binding.file = file
 
     def closed(self) -> None:
         """Handle the closing of the last descriptor."""
@@ -82,6 +93,8 @@ class Stored(File):
 class Unborn(File):
     """A stream socket that is neither connected nor listening."""
 
+    error = 0
+
     def __init__(self, kernel: Agenda) -> None:
         super().__init__(kernel)
         self.ready = BOTH  # Linux reports a hang-up for such a socket
@@ -90,26 +103,31 @@ class Unborn(File):
 class Listening(File):
     """A listener and its backlog."""
 
-    def __init__(self, kernel: Agenda, address: Any, backlog: int, deferred: bool) -> None:
+    error = 0
+
+    def __init__(self, kernel: Agenda, backlog: int, deferred: bool) -> None:
         super().__init__(kernel)
-        self.address = address
-        self.backlog: int = max(1, backlog)
+        self.backlog: int = backlog
         self.deferred = deferred
         self.nodelay = False
-        self.exclusive = False  # on Windows: no other socket can share the port, not even with SO_REUSEADDR
         self.takes_new = True  # False: SYNs of new clients are dropped
         self.queue: deque[End] = deque()
 
     def arrive(self, end: End) -> None:
         """Add a complete connection to the backlog."""
         self.queue.append(end)
-        self.ready = READ
+        self.look()
 
     def take(self) -> End:
         """Return the next connection of the backlog, which must not be empty."""
         end = self.queue.popleft()
-        self.ready = READ if self.queue else 0
+        self.look()
         return end
+
+    def look(self) -> None:
+        """Update `ready` and `hung_up`."""
+        self.ready: int = READ if self.queue or self.shut & READ else 0
+        self.hung_up = self.shut == BOTH
 
     def closed(self) -> None:
         while self.queue:
@@ -135,7 +153,6 @@ class End(File):
         self.family = family
         self.instant = instant  # a Unix socket: bytes arrive at once
         self.peer: End | None = None
-        self.local: Any = None
         self.remote: Any = None
         self.inbox: bytearray = bytearray()
         self.on_the_way: int = 0
@@ -151,6 +168,10 @@ class End(File):
         self.never_sent: bytes = b''  # the bytes of the last send that failed
         self.connected = False
         self.refused = False  # the connect of this end has failed
+        self.released = False  # the connection has ended, and the socket has lost a port that `bind` has not named
+        self.disconnecting = False  # it was shut down after its connect failed: it cannot connect again
+        self.confirmed = False  # another connect, or accept, has found that this end is connected
+        self.ended_first = False  # this end was shut down or closed before its peer: TCP will keep its port
         self.dead: bool = False  # the connection was reset: no bytes can be sent or received
         self.ended_out: bool = False
         self.ended_in: bool = False
@@ -210,6 +231,7 @@ class End(File):
         """Shut down writing: the peer reads an end of file after the sent bytes."""
         if not self.ended_out:
             self.ended_out = True
+            self.ended_first = not (self.ended_in or self.instant)
             assert self.peer is not None
             self.peer.schedule(self.peer.arrive_end)
             self.look()
@@ -244,7 +266,7 @@ class End(File):
         if self.instant:
             fn(*args, self._epoch)
             return
-        latency = LOOPBACK if self.private else kernel.draw_latency()
+        latency = LOOPBACK if self.private else kernel.draw_latency(self.number)
         self._arrival = max(self._arrival, kernel.time + latency)
         kernel.at(self._arrival, fn, *args, self._epoch)
 
@@ -261,8 +283,13 @@ class End(File):
         if self.gone:
             self.reset()  # bytes for a closed socket are answered with a reset
             return
+        if self.shut == BOTH and not self.instant and self.kernel.on_linux:
+            self.reset()  # and so are bytes for a socket that was shut down in both directions
+            self.error = errno.ECONNRESET
+            self.look()
+            return
         self.inbox += data
-        self.kernel.note('arrived', -1, (self.number, len(data)))
+        self.kernel.note('arrived', -1, (self.number, *excerpt(data)))
         self.look()
 
     def arrive_end(self, epoch: int) -> None:
@@ -276,7 +303,8 @@ class End(File):
         """Receive a reset from the peer or from the network."""
         if not self.dead:
             self.dead = True
-            self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
+            after_end = self.ended_in and self.kernel.on_linux and not self.instant
+            self.error = errno.EPIPE if after_end else errno.ECONNRESET  # EPIPE is reported only by sends and SO_ERROR
             if self.kernel.kind == 'windows':
                 self.inbox.clear()  # a reset erases unread bytes (RFC 9112, section 9.6, warns of this)
                 self.at_failure = None if self.at_failure is None else self.received
@@ -296,65 +324,24 @@ class End(File):
     def look(self) -> None:
         """Update `ready` and `hung_up`."""
         ready = 0
-        if self.inbox or self.ended_in or self.error or self.dead:
+        if self.inbox or self.ended_in or self.error or self.dead or self.shut & READ:
             ready = READ
         if self.error or self.dead or self.ended_out:
             ready |= WRITE
         elif self.connected and self.peer is not None and 3 * self.room() >= self.peer.capacity:
             ready |= WRITE
         self.ready = ready
-        self.hung_up: bool = bool(self.error or self.dead or (self.ended_in and self.ended_out))
+        ended_in = self.ended_in or self.shut & READ
+        self.hung_up: bool = bool(self.error or self.dead or (ended_in and self.ended_out))
 
     @property
     def gone(self) -> bool:
         """Whether this end was closed."""
         return self.accepted and not self.references
 
-
-class Mailbox(File):
-    """A datagram socket. It holds received datagrams and their senders, up to `capacity` bytes."""
-
-    def __init__(self, kernel: Agenda, family: int) -> None:
-        super().__init__(kernel)
-        self.family = family
-        self.local: Any = None
-        self.remote: Any = None
-        self.inbox: deque[tuple[bytes, Any]] = deque()
-        self.capacity: int = kernel.draw_capacity() + 100_000
-        self.held: int = 0
-        self.dropped: int = 0
-        self.error: int = 0
-        self.ready = WRITE
-
-    def arrive(self, data: bytes, sender: Any) -> None:
-        """Receive a datagram; it is dropped if there is no room."""
-        if not self.references or (self.remote is not None and sender != self.remote):
-            return
-        if self.held + len(data) > self.capacity:
-            self.dropped += 1
-            return
-        self.inbox.append((data, sender))
-        self.held += len(data) + 1
-        self.ready = BOTH
-
-    def refuse(self) -> None:
-        """Receive an ICMP error: no socket is bound to the address to which this socket has sent.
-
-        Windows reports the error to unconnected sockets, too: their next receive fails with WSAECONNRESET (recvfrom in
-        the Winsock reference).
-        """
-        on_windows = self.kernel.kind == 'windows'
-        if self.references and (self.remote is not None or on_windows):
-            self.error = errno.ECONNRESET if on_windows else errno.ECONNREFUSED
-            self.ready = BOTH
-
-    def take(self) -> tuple[bytes, Any]:
-        """Return the next datagram and its sender."""
-        data, sender = self.inbox.popleft()
-        self.held -= len(data) + 1
-        self.look()
-        return data, sender
-
-    def look(self) -> None:
-        """Update `ready`."""
-        self.ready = BOTH if self.inbox or self.error else WRITE
+    @property
+    def over(self) -> bool:
+        """Whether TCP has ended the connection: it was reset or refused, or both ends have read an end of file."""
+        peer = self.peer
+        ended = self.ended_in and self.ended_out and peer is not None and (peer.ended_in or peer.gone)
+        return self.dead or (ended and not self.instant)

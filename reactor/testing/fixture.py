@@ -1,6 +1,7 @@
 """The pytest fixture `simulate`. To use it, put `pytest_plugins = ['reactor.testing.fixture']` into your conftest.py.
 
-The message of a failure has the seed, and `pytest --seed N` runs that seed alone.
+The message of a failure has the seed and the faults that matter. `pytest --seed N --faults A,B@3` runs that seed alone,
+with these faults.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from .simulation import Simulation, World
+from .shrinking import parse_faults, shrink
+from .simulation import Simulation, SimulationFailed, World
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Add `--seed`."""
+    """Add `--seed`, `--faults` and `--traffic`."""
     parser.addoption('--seed', type=int, default=None, metavar='N', help='simulate this seed only')
+    parser.addoption('--faults', type=parse_faults, default=None, metavar='A,B@N', help='simulate these faults only')
+    parser.addoption('--traffic', type=float, default=None, metavar='X', help='from 0 to 1: simulate less traffic')
 
 
 @pytest.fixture
@@ -32,13 +36,31 @@ def simulate(request: Any) -> Callable[..., None]:
     Raises:
         SimulationFailed: A law of the reactor was broken, a callback raised an exception that the simulation had not
             planted, the program waits for something that cannot happen, or the program called `world.fail`. The message
-            has the seed and the end of the trace.
+            is the report of a smaller run that fails in the same way. To find it, the program runs again with fewer
+            faults, for up to two seconds.
     """
 
     def run(program: Callable[[World], object], seeds: Any = 100, **options: Any) -> None:
         only = request.config.getoption('--seed')
+        for name, option in ('only', '--faults'), ('traffic', '--traffic'):
+            if request.config.getoption(option) is not None:
+                options[name] = request.config.getoption(option)
         for seed in [only] if only is not None else range(seeds) if isinstance(seeds, int) else seeds:
-            simulation = Simulation(seed, **options)
-            simulation.run_program(program)
+            run_and_shrink(program, seed, options)
 
     return run
+
+
+def run_and_shrink(program: Callable[[World], object], seed: int, options: dict[str, Any]) -> None:
+    """Run a program with one seed; if it fails, raise the failure of a smaller run."""
+
+    def again(**changes: Any) -> None:
+        Simulation(seed, **{**options, **changes}).run_program(program)
+
+    try:
+        again()
+    except SimulationFailed as failed:
+        smaller = shrink(failed, again, [program])
+    else:
+        return
+    raise smaller

@@ -3,23 +3,36 @@
 The methods of `Kernel` are here. Their state is in the base classes, from the bottom up: `platforms` (the kind of
 system), `agenda` (time and events), `network` (addresses and connections) and `descriptors`.
 
-All random decisions are drawn from the seed, in the order of the calls. So the same program with the same seed makes
-the same calls with the same results. Regular files come from `make_file`; processes are not simulated.
+All random decisions are drawn from the seed, in the order of the calls. Each kind of fault has its own generator. The
+same program with the same seed makes the same calls with the same results. Regular files come from `make_file`;
+processes are not simulated.
 """
 
 from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AI_NUMERICHOST,
+    EAI_AGAIN,
+    EAI_NONAME,
+    SOCK_STREAM,
+    gaierror,
+    inet_aton,
+    inet_ntoa,
+)
 from typing import Any
 
 from ..kernel.calls import ONLY_ERROR
 from .descriptors import Descriptors
 from .faults import fail
-from .files import End, Listening, Mailbox, Stored, Unborn
+from .files import End, Listening, Stored, Unborn
+from .mailboxes import Mailbox
 from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
 from .sockets import EXHAUSTED, SimSocket
@@ -41,6 +54,8 @@ class SimKernel(Descriptors):
             how selectors, sockets and the clock behave. None: drawn from the seed.
         faults: True: drawn from the seed. False: none. Names in `faults.SITES`: only these faults, each with its
             highest probability.
+        only: Of the faults that `faults` allows, only these happen: a tuple of names, or 'clock.jump@3' for only the
+            third strike of a fault. The reports of failed runs have such lists. None: all happen.
         descriptors: How many descriptors may be open at once.
         grain: Time advances in steps of this many seconds. All events of one step (connections, datagrams, timers,
             signals, threads) are ready in one turn. 0: time advances from one event to the next. None: drawn from the
@@ -70,17 +85,18 @@ class SimKernel(Descriptors):
         *,
         selector: str | None = None,
         faults: bool | tuple[str, ...] = True,
+        only: Iterable[str] | None = None,
         descriptors: int = PLENTY,
         grain: float | None = None,
         hosts: Mapping[str, tuple[str, ...]] | None = None,
         fail: tuple[int, int] | None = None,
         lasting: str | None = None,
     ) -> None:
-        super().__init__(fail, lasting, grain, seed, selector, faults, descriptors)
+        super().__init__(fail, lasting, grain, seed, selector, faults, only, descriptors)
+        self.hosts = {**HOSTS, **(hosts or {})}
         self.replaced_in_vain: bool = False  # a selector was replaced although it worked
         self.threads: int = 0  # how many threads are running
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
-        self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
 
     # -- called by the simulation
 
@@ -156,7 +172,7 @@ class SimKernel(Descriptors):
         if family == AF_UNIX and self.kind == 'windows':
             fail(errno.EAFNOSUPPORT)
         if self.faults.falls('socket.exhausted'):
-            fail(self.random.choice(EXHAUSTED[:3]))
+            fail(self.faults.pick(EXHAUSTED[:3]))
         fd = self.lowest_free()
         self.open(fd, Unborn(self) if kind == SOCK_STREAM else Mailbox(self, family))
         return SimSocket(self, family, kind, fd)
@@ -315,6 +331,10 @@ class SimKernel(Descriptors):
         try:
             return (str(ip_address(host.partition('%')[0])),)
         except ValueError:
+            pass
+        try:
+            return (inet_ntoa(inet_aton('' if ' ' in host else host)),)  # '127.1' is 127.0.0.1
+        except OSError:
             pass
         if flags & AI_NUMERICHOST:
             raise gaierror(EAI_NONAME, 'simulated: the host is not a numeric address')

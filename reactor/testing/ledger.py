@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from ..facade import Reactor
+from ..net.connector import Attempt
 from ..net.listener import Listener
 from ..net.tls import TLSStream
 from .files import End, File
@@ -59,6 +60,8 @@ class Ledger:
         self.foreign: set[int] = set()  # descriptors that belong to the user
         self.records: list[Record] = []
         self.by_end: dict[End, Record] = {}
+        self.tried: dict[End, Record] = {}  # the ends of attempts to connect
+        self._connections = 0
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
         self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
         self.accepted: WeakKeyDictionary[Listener, int] = WeakKeyDictionary()  # each listener's open connections
@@ -66,6 +69,7 @@ class Ledger:
         self._touched: dict[WatchedStream, None] = {}  # the streams to check after this turn
         self._changed: dict[File, None] = {}  # the files that have changed in this turn
         self._by_end: dict[End, WatchedStream] = {}
+        self.unconnected: dict[WatchedStream, None] = {}  # outgoing connections that have no socket yet
         if self.simulated:
             kernel.audience.append(self._changed)
 
@@ -98,6 +102,7 @@ class Ledger:
     def ended(self, stream: WatchedStream) -> None:
         """Forget an open stream, because its `on_close` was called or the user has never seen it."""
         self.streams.pop(stream, None)
+        self.unconnected.pop(stream, None)
         self._touched.pop(stream, None)
         if stream.record.end is not None:
             self._by_end.pop(stream.record.end, None)
@@ -118,7 +123,36 @@ class Ledger:
 
     def wrong(self, stream: WatchedStream, text: str) -> None:
         """Add a violation that concerns a connection."""
-        self.violations.append(f'connection {stream.record.number}: {text}')
+        self.violations.append(f'{self.name(stream.record)}: {text}')
+
+    def name(self, record: Record) -> str:
+        """Return the name of a connection: 'client 3' and 'server 3' are the two ends of one connection."""
+        if not record.name:
+            peer = None
+            if not record.client and record.end is not None:
+                if record.end.peer not in self.by_end and record.end.peer not in self.tried:
+                    self.find_attempts()
+                peer = self.by_end.get(record.end.peer) or self.tried.get(record.end.peer)  # type: ignore[arg-type]
+            if peer is not None and peer.client:
+                record.name = 'server' + self.name(peer)[6:]
+            else:
+                self._connections += 1
+                record.name = f'{"client" if record.client else "server"} {self._connections}'
+        return record.name
+
+    def find_attempts(self) -> None:
+        """Record which sockets that have begun to connect belong to which connections that the user is making."""
+        while self.kernel.connects:
+            fd, file = self.kernel.connects.popitem()
+            key = self.reactor.watchers.selector.get_map().get(fd)
+            handle = None if key is None else key.data
+            if isinstance(handle, Attempt):
+                owner = handle.connector.stream
+                if isinstance(owner, WatchedStream) and self.kernel.files.get(fd) is file:
+                    self.tried[file] = owner.record
+            elif handle is None:  # it may have connected at once, and so it belongs to a stream that is not watched yet
+                for stream in self.unconnected.copy():
+                    self.end_of(stream)
 
     def secured(self, stream: WatchedStream) -> bool:
         """Return whether the stream uses TLS."""
@@ -157,6 +191,7 @@ class Ledger:
                 record.sock = ref(stream.sock)
                 self.by_end[file] = record
                 self._by_end[file] = stream
+                self.unconnected.pop(stream, None)
         return record.end
 
 

@@ -6,77 +6,107 @@ This module knows nothing about descriptors. `files` moves the bytes between two
 from __future__ import annotations
 
 import errno
-from socket import AF_INET, AF_UNIX
+from socket import AF_INET6, AF_UNIX, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET
 from typing import Any
 
-from .agenda import Agenda
+from .addresses import EVERYWHERE, Addresses, Binding, address_for, is_group, plain, reachable
 from .faults import fail
-from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox
+from .files import DEFERRED, READ, SYN_RETRY, WRITE, End, File, Listening
+from .mailboxes import Mailbox
+from .options import LINGER
 from .platforms import MS
 
 UNIX_QUEUE = 10  # datagrams that can wait in the queue of a Unix socket: net.unix.max_dgram_qlen on Linux
+NOWHERE = '', 0
 
 
-class Network(Agenda):
+class Network(Addresses):
     """A kernel with a simulated network. The arguments are for `Agenda`."""
 
     def __init__(self, *agenda: Any) -> None:
         super().__init__(*agenda)
         self.silent: set[str] = set()  # hosts that never answer
         self.paths: dict[Any, tuple[int, int]] = {}  # device and inode of each socket file
-        self._listeners: dict[Any, list[Listening]] = {}
-        self._mailboxes: dict[Any, Mailbox] = {}
-        self._port = 32768
+        self._at_node: dict[tuple[Any, int], Binding] = {}  # the sockets that are bound to socket files
 
-    def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
-        """Bind a socket to an address, and return the address; fail with EADDRINUSE if it is taken."""
-        if family == AF_UNIX:
-            if not address:
-                return ''
-            if address in self.paths:
-                fail(errno.EADDRINUSE)
-            self.paths[address] = (1, self.next_number())
-            if isinstance(file, Mailbox):
-                self._mailboxes[address] = file
-                file.local = address
-            return address
-        address = address or ('0.0.0.0' if family == AF_INET else '::', 0)
-        if not address[1]:
-            self._port += 1
-            address = (address[0], self._port, *address[2:])
-        if isinstance(file, Mailbox):
-            if address in self._mailboxes:
-                fail(errno.EADDRINUSE)
-            self._mailboxes[address] = file
-            file.local = address
-        else:
-            found = self._listeners.get(_key(address), ())
-            if any(listening.exclusive for listening in found) and reuse:
-                fail(errno.EACCES)
-            if found and not reuse:
-                fail(errno.EADDRINUSE)
-        return address
+    def bind_path(self, file: File, path: Any) -> None:
+        """Make a socket file. Fails with EADDRINUSE if there is one at the path."""
+        if not path:
+            return
+        if path in self.paths:
+            fail(errno.EADDRINUSE)
+        if file.local:
+            fail(errno.EINVAL)
+        self.paths[path] = node = 1, self.next_number()
+        self._at_node[node] = file.binding = Binding(file, 0, AF_UNIX, node)
+        file.local = path
 
-    def listen(self, listening: Listening) -> None:
-        """Add a listener at its address."""
-        self._listeners.setdefault(_key(listening.address), []).append(listening)
+    def refusal_at(self, path: Any) -> int:
+        """Return the error of connecting a stream to the socket at a path; 0: there is a listener with room."""
+        listening = self._listener(path)
+        if listening is None:
+            return errno.ECONNREFUSED if path in self.paths else errno.ENOENT
+        return errno.EAGAIN if len(listening.queue) > listening.backlog else 0
+
+    def at_path(self, path: Any) -> File | None:
+        """Return the socket that is bound to a path, or None."""
+        binding = self._at_node.get(self.paths.get(path, NOWHERE))
+        return binding.file if binding is not None and binding.file.references else None
 
     def forget(self, file: File) -> None:
         """Free the address of a file whose last descriptor was closed."""
-        if isinstance(file, Listening):
-            key = _key(file.address)
-            self._listeners[key].remove(file)
-            if not self._listeners[key]:
-                del self._listeners[key]
-        elif isinstance(file, Mailbox) and self._mailboxes.get(file.local) is file:
-            del self._mailboxes[file.local]
+        if file.binding is None:
+            return
+        if file.binding.family == AF_UNIX:
+            self._at_node.pop((file.binding.host, file.binding.port), None)
+        else:
+            self.unbind(file.binding)
 
     def ephemeral(self, family: int) -> Any:
-        """Return an address for a socket that connects without being bound."""
-        if family == AF_UNIX:
-            return ''
-        self._port += 1
-        return ('127.0.0.1', self._port) if family == AF_INET else ('::1', self._port, 0, 0)
+        """Return an address for an end of a socketpair."""
+        return '' if family == AF_UNIX else address_for(family, '127.0.0.1', self.choose_port(SOCK_STREAM))
+
+    def set_remote(self, file: End | Mailbox, kind: int, address: Any) -> None:
+        """Choose the addresses of a TCP or UDP socket that connects to `address`; fail if it cannot be reached."""
+        host, port = self.check_route(file, address)
+        bound = (plain(file.local)[0] if file.local is not None else '::'), 0
+        if file.binding is not None:
+            bound = file.binding.host, file.binding.port
+        source = self.source_of(host) if bound[0] in EVERYWHERE else bound[0]
+        if isinstance(file, End) and is_group(host):
+            fail(errno.ENETUNREACH)
+        local = address_for(file.family, source, bound[1] or self.choose_port(kind))
+        remote = address_for(file.family, host, port)
+        for other in self.bound_to(kind, bound[1]) if isinstance(file, End) else ():
+            if isinstance(other.file, End) and (other.file.local, other.file.remote) == (local, remote):
+                fail(errno.EADDRNOTAVAIL)
+        file.local, file.remote = local, remote
+        if isinstance(file, End):
+            if file.binding is not None:
+                file.binding.host = source
+        else:
+            if file.binding is None:
+                file.binding = Binding(file, kind, file.family, (source, local[1]))
+                self.add(file.binding)
+            file.binding.host = source
+
+    def check_route(self, file: End | Mailbox, address: Any, any_port: bool = True) -> tuple[str, int]:
+        """Return the host and port that `address` reaches; fail if the socket cannot reach them."""
+        host, port = plain(address)
+        if file.family == AF_INET6 and ':' not in host and file.options.get((IPPROTO_IPV6, IPV6_V6ONLY)):
+            fail(errno.ENETUNREACH)
+        if not port and not any_port:
+            fail(errno.EINVAL)
+        bound = plain(file.local)[0] if file.local is not None else '::'
+        if file.binding is not None:
+            bound = file.binding.host
+        if file.family == AF_INET6 and host == '::' and ':' not in bound:
+            host = '127.0.0.1'
+        if ':' in host and ':' not in bound:
+            fail(errno.EAFNOSUPPORT)
+        if host == '0.0.0.0' and ':' not in bound:
+            host = bound
+        return reachable(host), port
 
     def is_silent(self, address: Any) -> bool:
         """Return whether the host of this address never answers."""
@@ -87,6 +117,12 @@ class Network(Agenda):
         if not end.references:
             return False
         listening = self._listener(end.remote)
+        if listening is None and end.remote == end.local:
+            end.peer, end.connected = end, True  # TCP connects a socket to itself: RFC 9293, section 3.5
+            if end.shut & WRITE:
+                end.end()
+            end.look()
+            return True
         if listening is None:
             self.refuse(end)
         elif len(listening.queue) > listening.backlog or not listening.takes_new:
@@ -114,42 +150,68 @@ class Network(Agenda):
         """Let a connect time out, because there was no answer."""
         self._fail_connect(end, errno.ETIMEDOUT)
 
-    def post_unix(self, sender: Mailbox, data: bytes, path: Any) -> int:
+    def post_unix(self, sender: Mailbox, data: bytes, receiver: File | None) -> int:
         """Deliver a datagram to a Unix socket at once, or refuse it; return the error number, or 0."""
-        receiver = self._mailboxes.get(path)
-        if receiver is None:
-            return errno.ECONNREFUSED if path in self.paths else errno.ENOENT
+        if not isinstance(receiver, Mailbox):
+            return errno.ECONNREFUSED if receiver is None else errno.EPROTOTYPE
+        if receiver.peer is not None and receiver.peer is not sender:
+            return errno.EPERM
+        if receiver.shut & READ:
+            return errno.EPIPE
         if len(receiver.inbox) >= UNIX_QUEUE:
             return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # even so, the sender is reported as writable
-        receiver.arrive(data, sender.local)
+        receiver.arrive(data, sender)  # it shows the path that the sender has when the datagram is read
         return 0
 
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
-        """Deliver a datagram; if no socket is bound to the address, the sender gets an error."""
-        host, port = address[:2]
-        for found in (address, (host, port), ('0.0.0.0', port), ('::', port, 0, 0), ('::', port)):
-            if found in self._mailboxes:
-                local = sender.local
-                self._mailboxes[found].arrive(data, ('127.0.0.1', *local[1:]) if local[0] == '0.0.0.0' else local)
-                return
-        sender.refuse()
+        """Deliver a datagram; if no socket is bound to the address, a sender that is connected to it gets an error."""
+        host, port = address
+        source, source_port = plain(sender.local)
+        if source in EVERYWHERE or (':' in source) != (':' in host):
+            source = self.source_of(host)
+        found: dict[int, list[Mailbox]] = {}
+        for binding in self.bound_to(SOCK_DGRAM, port):
+            mailbox, score = binding.file, binding.covers(host) or (is_group(host) and binding.host == '0.0.0.0')
+            if score and isinstance(mailbox, Mailbox):
+                if mailbox.remote is None or plain(mailbox.remote) in ((source, source_port), (source, 0)):
+                    found.setdefault(4 * (mailbox.remote is not None) + score, []).append(mailbox)
+        if not found:
+            if sender.remote is None or plain(sender.remote) in ((host, port), (host, 0)):
+                sender.refuse()
+            return
+        group = found[max(found)]
+        shared = group[0].options.get((SOL_SOCKET, SO_REUSEPORT))
+        receivers = group if is_group(host) else [group[source_port % len(group) if shared else -1]]
+        for mailbox in receivers:
+            mailbox.arrive(data, address_for(mailbox.family, source, source_port))
 
     def _listener(self, address: Any) -> Listening | None:
-        if isinstance(address, tuple):
-            for host in (address[0], '0.0.0.0', '::'):
-                group = self._listeners.get((host, address[1]))
-                if group:
-                    return self.random.choice(group)
-            return None
-        group = self._listeners.get(address)
-        return group[0] if group and address in self.paths else None
+        if not isinstance(address, tuple):
+            file = self.at_path(address)
+            return file if isinstance(file, Listening) and not file.shut & READ else None
+        host, port = plain(address)
+        found: dict[int, list[Listening]] = {}
+        for binding in self.bound_to(SOCK_STREAM, port):
+            score = binding.covers(host)
+            if score and isinstance(binding.file, Listening) and binding.until is None:
+                found.setdefault(score, []).append(binding.file)
+        return self.random.choice(found[max(found)]) if found else None
 
     def _join(self, client: End, listening: Listening) -> None:
         server = End(self, client.family, client.instant)
         server.references = 0
         server.accepted = False
         client.peer, server.peer = server, client
-        server.local, server.remote = listening.address, client.local
+        server.confirmed = True
+        server.options = dict(listening.options)
+        if client.instant:
+            server.local, server.remote, server.binding = listening.local, client.local, None
+        else:
+            binding = listening.binding
+            server.local = address_for(binding.family, *plain(client.remote))
+            server.remote = address_for(binding.family, *plain(client.local))
+            server.family = binding.family
+        server.lingers = server.options.get(LINGER) != self.reset_on_close
         client.connected = server.connected = True
         client.look()
         server.look()
@@ -172,7 +234,3 @@ class Network(Agenda):
             end.error, end.dead, end.refused = error, True, True
             self.note('connect failed', -1, (end.number, errno.errorcode[error]))
             end.look()
-
-
-def _key(address: Any) -> Any:
-    return address[:2] if isinstance(address, tuple) else address

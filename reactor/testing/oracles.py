@@ -27,7 +27,6 @@ from functools import cache
 from math import inf
 from signal import SIG_DFL, SIGINT, default_int_handler
 from sys import _getframe
-from traceback import extract_tb
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,9 +44,11 @@ from .agenda import START
 from .calls import Calls, is_ours
 from .due import Dues
 from .ends import Ends
-from .files import End, Listening, Mailbox, Stored
+from .files import End, Listening, Stored
 from .kernel import SimKernel
 from .ledger import CALLS, IDLERS, TIMERS, Ledger, Walks
+from .mailboxes import Mailbox
+from .places import place_of
 from .streams import StreamChecks
 from .watched import WATCHED_KINDS
 
@@ -231,6 +232,8 @@ class Oracles:
     def check_turn(self, timeout: float | None) -> None:
         """Check the last turn, before a poll of `timeout` seconds; raise `Violation` if anything was wrong."""
         self.ledger.turns += 1
+        if self.ledger.simulated:
+            self.ledger.find_attempts()
         self.ledger.inside = None
         everything = self._over or self._walks.is_time(len(self.kernel.files) + len(self.ledger.streams))
         touched = self.ledger.take_touched(everything)
@@ -240,6 +243,8 @@ class Oracles:
         self._check_progress(timeout)
         if self.kernel.replaced_in_vain:
             self.violations.append('law 7: the selector was replaced although it worked')
+        if self.kernel.misled:
+            self.violations.append('law 4: a handle got an event of a file that had the same number before')
         self._check_counts()
         self._check_listeners()
         self._check_datagrams()
@@ -293,8 +298,7 @@ class Oracles:
             try:
                 holds = fn()
             except Exception as exc:
-                place = extract_tb(exc.__traceback__)[-1]
-                self.violations.append(f'always: {text}: {exc!r} was raised at {place.filename}:{place.lineno}')
+                self.violations.append(f'always: {text}: {exc!r} was raised{place_of(exc)}')
             else:
                 if not holds and holds is not None:
                     self.violations.append(f'always: this was not true after the turn: {text}')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from random import Random
 from socket import SO_REUSEADDR
+from typing import Any
 
 from ..kernel import Kernel
 from ..kernel.platforms import step_of_waits
@@ -30,11 +31,12 @@ class Platform(Kernel):
     connecting: frozenset[int]
     clock_step: float
 
-    def __init__(self, seed: int, selector: str | None, faults: bool | tuple[str, ...], descriptors: int) -> None:
+    def __init__(self, seed: int, selector: str | None, faults: Any, only: Any, descriptors: int) -> None:
         self.seed = seed
+        # Traffic is drawn from other generators than faults, so that a fault can be left out without other changes.
         self.random: Random = Random(seed)
-        coins = Random(self.random.getrandbits(64))
-        self.faults: Faults = Faults(coins, None if faults is True else faults or ())
+        self.random.getrandbits(64)
+        self.faults: Faults = Faults(seed, None if faults is True else faults or (), only)
         kind = self.random.choice(KINDS[:3])
         # A separate generator, so that the other draws of a seed do not depend on these draws. A seed that was used
         # before kqueue and Windows were simulated still stands for the same run, if `selector` names its old platform.
@@ -51,7 +53,7 @@ class Platform(Kernel):
             self._be_windows(manner)
         self.descriptors: int = descriptors
         if 'descriptors.few' in self.faults.on:
-            self.descriptors = STDIO + self.random.randrange(4, 40)
+            self.descriptors = STDIO + int(4 + 36 * self.faults.on['descriptors.few'].random())
 
     def _be_windows(self, random: Random) -> None:
         self.lost = errno.ENOTSOCK

@@ -47,8 +47,8 @@ class SimSelector:
         self.kind = kind
         self._keys: dict[int, SelectorKey] = {}
         self._files: dict[int, File] = {}  # the files that epoll watches, by the numbers they were registered with
-        # Files that epoll still watches, with their old numbers: they were unregistered too late, and a copy is open.
-        self._ghosts: list[tuple[int, File]] = []
+        # (number, events, file): files that epoll still watches. They were unregistered too late, and a copy is open.
+        self._ghosts: list[tuple[int, int, File]] = []
         self._filters: dict[tuple[int, int], File] = {}  # the files that kqueue watches, by number and direction
         self._orphans: set[int] = set()  # numbers with a filter of kqueue whose registration failed
         # A poll looks only at numbers that were reported last time, or whose registration or file has changed.
@@ -116,6 +116,7 @@ class SimSelector:
         """Stop watching all descriptors."""
         for each in self._keys, self._files, self._filters, self._hot, self._order, self._seen, self._numbers:
             each.clear()
+        self._ghosts.clear()
         self._kernel.audience = [files for files in self._kernel.audience if files is not self._changed]
         self._closed = True
 
@@ -164,10 +165,13 @@ class SimSelector:
                 self._look_at(self._keys[fd], ready)
             if len(ready) == count:
                 del self._hot[fd]
-        for fd, file in self._ghosts:
-            # If the old number is registered again, epoll's report seems to be about the new file.
-            if fd in self._keys and file.references and file.ready & self._keys[fd].events:
-                ready.append((self._keys[fd], file.ready & self._keys[fd].events))
+        for fd, events, file in self._ghosts:
+            # If the old number is registered again, epoll's report seems to be about the new file. `selectors` reports
+            # it even if the new file is registered for other events only, which leaves none.
+            found = _from_epoll(file, events)
+            if found and fd in self._keys:
+                self.blind = self._kernel.misled = True
+                ready.append((self._keys[fd], found & self._keys[fd].events))
         return ready
 
     def _look_at(self, key: SelectorKey, ready: Ready) -> None:
@@ -181,7 +185,8 @@ class SimSelector:
         elif file.unread_error:
             ready.append((key, key.events))  # an error is reported as all wanted events
         elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
-            ready.append((key, (file.ready | file.stuck) & key.events))
+            everything = file.hung_up and self.kind != 'select'  # EPOLLHUP counts as all wanted events
+            ready.append((key, key.events if everything else (file.ready | file.stuck) & key.events))
 
     def _see(self, fd: int) -> None:
         """Record the file of a registered number: epoll watches one file, the others whatever has the number."""
@@ -209,9 +214,11 @@ class SimSelector:
             ready.append((key, key.events))  # POLLNVAL
 
     def _has_ghost(self) -> bool:
-        self._ghosts = [(fd, file) for fd, file in self._ghosts if file.references]
+        self._ghosts = [ghost for ghost in self._ghosts if ghost[2].references]
         self._orphans = {fd for fd in self._orphans if fd not in self._keys}
-        return any(map(self._is_orphan_ready, self._orphans)) or any(file.ready for _, file in self._ghosts)
+        if any(map(self._is_orphan_ready, self._orphans)):
+            return True
+        return any(_from_epoll(file, events) for _, events, file in self._ghosts)
 
     # -- kqueue
 
@@ -270,17 +277,17 @@ class SimSelector:
 
     def _report(self, ready: Ready) -> Ready:
         kernel = self._kernel
-        falls, random = kernel.faults.falls, kernel.random
+        faults, falls = kernel.faults, kernel.faults.falls
         if falls('select.spurious') and self._keys:
-            key = random.choice(list(self._keys.values()))
+            key = faults.pick(list(self._keys.values()))
             if all(key is not each for each, _ in ready):
                 one = key.events & READ if self.kind == 'kqueue' else 0
                 ready.append((key, one or key.events))
         if len(ready) > 1:
             if falls('select.shuffled'):
-                random.shuffle(ready)
+                faults.shuffle(ready)
             if falls('select.some'):
-                del ready[random.randrange(1, len(ready)) :]
+                del ready[faults.between(1, len(ready)) :]
         if ready:
             kernel.note('ready', -1, [(key.fd, mask) for key, mask in ready])
         return ready
@@ -290,9 +297,10 @@ class SimSelector:
         self._order.pop(fd, None)
         self._lose_sight(fd)
         file = self._files.pop(fd, None)
+        key = self._keys.pop(fd)
         if file is not None and file.references:
-            self._ghosts.append((fd, file))
-        return self._keys.pop(fd)
+            self._ghosts.append((fd, key.events, file))
+        return key
 
 
 class Stuck(BaseException):
@@ -306,6 +314,13 @@ def _round_up(seconds: float, kind: str) -> int:
     # epoll and poll count in milliseconds, select in microseconds, kqueue in nanoseconds. A wait is never too short.
     unit = {'select': 1_000, 'kqueue': 1}.get(kind, 1_000_000)
     return ceil(seconds * 1e9 / unit) * unit
+
+
+def _from_epoll(file: File, events: int) -> int:
+    # epoll reports a hang-up whatever events are wanted, and `selectors` takes it for both.
+    if not file.references:
+        return 0
+    return READ | WRITE if file.hung_up else (file.ready | file.stuck) & events
 
 
 def _on_windows(file: File) -> int:

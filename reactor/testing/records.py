@@ -23,6 +23,8 @@ class Record:
         self.listener: ReferenceType[Any] | None = None  # the listener that has accepted it
         self.counted: int = 0  # as an incoming (1) or outgoing (-1) connection, or not at all
         self.look_at: float = inf  # ns: when `Dues` looks at it next, even if nothing happens
+        self.name = ''  # given by `Ledger.name`
+        self.client = False  # the user has made the connection with connect_tcp or connect_unix
         self.events: list[str] = []  # the callbacks that were called
         self.end: End | None = None
         self.offered: bytearray = bytearray()  # bytes that the user wrote and that were not dropped

@@ -7,29 +7,44 @@ seeds ran and how many failed. The exit status is 1 if a seed failed or the comm
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .kernel import SimKernel
 from .platforms import KINDS
+from .report import END
 from .seeds import run_seed
-from .simulation import SimulationFailed
+from .shrinking import parse_faults, shrink
+from .simulation import Simulation, SimulationFailed
 
+Block = tuple[int, int, dict[str, Any]]  # the first seed, how many there are, and the options of their runs
 BLOCK = 20  # seeds that a process gets at once
+REPEATED = {'selector': 'manner', 'patience': 'patience', 'turns': 'turns'}  # options that shrinking does not change
 REPORT_EVERY = 10.0  # seconds between two progress lines, if stderr is not a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog='python -m reactor.testing', description=__doc__.split('\n')[0])
+    parser.add_argument(
+        'program',
+        nargs='?',
+        metavar='MODULE:PROGRAM',
+        help='run this program (default: programs that test the reactor)',
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--seed', type=int, metavar='N', help='run only seed N and print its trace')
+    what.add_argument(
+        '--seed',
+        type=int,
+        metavar='N',
+        help='run only seed N and print its trace; if it fails, the trace of a smaller run',
+    )
     what.add_argument('--seeds', type=int, metavar='N', help='run N seeds')
     parser.add_argument('--first', type=int, default=0, metavar='K', help='the first seed of --seeds (default: 0)')
     parser.add_argument('--jobs', type=int, default=1, metavar='J', help='the number of processes (default: 1)')
@@ -40,6 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         choices=KINDS,
         help='the simulated platform (default: each seed draws one)',
     )
+    parser.add_argument(
+        '--faults', type=parse_faults, metavar='A,B@N', help='only these faults, or strikes of faults (default: all)'
+    )
+    parser.add_argument('--traffic', type=float, metavar='X', help='from 0 to 1: less traffic (default: 1)')
     parser.add_argument(
         '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip seeds whose results it already has'
     )
@@ -52,6 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--turns', type=int, metavar='N', help='the most turns of a run')
     parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
+    if options.program is not None:
+        try:
+            find_program(options.program)
+        except (ImportError, AttributeError, ValueError) as exc:
+            parser.error(f'there is no program {options.program!r}: {exc}; write it as package.module:function')
     log = logging.getLogger('reactor')
     level = log.level
     be_silent()
@@ -66,35 +90,70 @@ def be_silent() -> None:
     logging.getLogger('reactor').setLevel(logging.CRITICAL)
 
 
-def given(options: Any) -> dict[str, Any]:
-    """Return the options of `Simulation` that were given on the command line."""
-    names = 'selector', 'patience', 'turns'
-    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a run that the command line gives."""
+    said = {'only': options.faults, **{name: getattr(options, name) for name in ('program', 'traffic', *REPEATED)}}
+    return {name: value for name, value in said.items() if value is not None}
 
 
-def replay(seed: int, options: dict[str, Any]) -> int:
-    """Run one seed, and print its trace and its result; return the exit status."""
-    kernels: list[SimKernel] = []
+def find_program(name: str) -> Callable[[Any], object]:
+    """Return the program with a name such as `package.module:program`."""
+    module, _, program = name.partition(':')
+    found: Callable[[Any], object] = getattr(importlib.import_module(module), program)
+    return found
+
+
+def run_one(seed: int, given: dict[str, Any]) -> Simulation:
+    """Run one seed. If it fails, raise the failure of a smaller run that fails in the same way."""
+    options = dict(given)
+    if 'program' in options:
+        options['programs'] = (find_program(options.pop('program')),)
+
+    def again(**changes: Any) -> Simulation:
+        return run_seed(seed, **options | changes)
+
     try:
-        simulation = run_seed(seed, on_kernel=kernels.append, **options)
+        return again()
+    except SimulationFailed as failed:
+        smaller = shrink(failed, again, options.get('programs', ()))
+    raise smaller
+
+
+def repeat(seed: int, given: dict[str, Any], failed: SimulationFailed) -> str:
+    """Return the command that repeats a failure."""
+    words = ['python -m reactor.testing', *([given['program']] if 'program' in given else []), f'--seed {seed}']
+    words += [f'--{flag} {given[name]}' for name, flag in REPEATED.items() if name in given]
+    return ' '.join(words) + failed.arguments
+
+
+def first_line(failed: SimulationFailed) -> str:
+    """Return the first line of a report: the seed, the turn and the violation."""
+    return str(failed).partition('\n')[0]
+
+
+def replay(seed: int, given: dict[str, Any]) -> int:
+    """Run one seed, and print its trace and its result; return the exit status."""
+    try:
+        simulation = run_one(seed, given)
     except SimulationFailed as exc:
-        sys.stdout.write(kernels[0].show_trace())
-        print(f'failed: {str(exc).partition("the end of the trace:")[0].rstrip()}')
+        if exc.simulation is not None:
+            sys.stdout.write(exc.simulation.show_trace())
+        print(f'failed: {str(exc).partition(END)[0].rstrip()}')
         return 1
-    sys.stdout.write(simulation.kernel.show_trace())
+    sys.stdout.write(simulation.show_trace())
     print(f'seed {seed}: no law was broken; SHA-256 of the trace {simulation.trace_hash()}')
     return 0
 
 
-def run_block(block: tuple[int, int, dict[str, Any]]) -> tuple[int, int, list[tuple[int, str]]]:
+def run_block(block: Block) -> tuple[int, int, list[tuple[int, str]]]:
     """Run a block of seeds; return its first seed, its size, and the seeds that failed, each with the reason."""
-    first, count, options = block
+    first, count, given = block
     failed = []
     for seed in range(first, first + count):
         try:
-            run_seed(seed, **options)
+            run_one(seed, given)
         except SimulationFailed as exc:
-            failed.append((seed, str(exc).partition('\n')[0]))
+            failed.append((seed, f'{first_line(exc)}\n    repeat: {repeat(seed, given, exc)}'))
         except Exception as exc:
             failed.append((seed, f'seed {seed}: the simulation itself failed with {exc!r}'))
     return first, count, failed
@@ -129,7 +188,7 @@ class Runs:
         )
         return 1 if self.failed or cut else 0
 
-    def _run(self, blocks: list[tuple[int, int, dict[str, Any]]]) -> None:
+    def _run(self, blocks: list[Block]) -> None:
         if self.options.jobs == 1:
             for block in blocks:
                 if self._took(run_block(block)):
@@ -140,7 +199,7 @@ class Runs:
                 if self._took(outcome):
                     return
 
-    def _blocks(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    def _blocks(self) -> Iterator[Block]:
         done = self._done_before()
         end = self.options.first + self.options.seeds
         for first in range(self.options.first, end, BLOCK):
@@ -169,9 +228,7 @@ class Runs:
                 file.write(json.dumps([first, count, failed]) + '\n')
         for seed, text in failed:
             self._clear()
-            flags = {'selector': 'manner'}
-            others = ''.join(f' --{flags.get(name, name)} {value}' for name, value in given(self.options).items())
-            print(f'{text}\n    repeat: python -m reactor.testing --seed {seed}{others}', flush=True)
+            print(text, flush=True)
             self.failed[seed] = text
         self._show_progress()
         return bool(failed) and self.options.stop

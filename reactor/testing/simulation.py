@@ -9,12 +9,17 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
+from .places import place_of_caller, program_name
 from .poller import Stuck
+from .reality import NotSimulated, Refusal
+from .report import show_lines, show_report
+from .traffic import programs_random
 from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
@@ -23,7 +28,18 @@ MOST_WAITS = 10  # how many times in a row a program may wait for the longest of
 
 
 class SimulationFailed(AssertionError):
-    """A law was broken, the loop got stuck, or the program failed. The message has the seed and the last events."""
+    """A law was broken, the loop got stuck, or the program failed. The message is a report, with the seed.
+
+    Attributes:
+        simulation: The run that failed, or None.
+        arguments: The arguments of the command line for a smaller run that fails in the same way; '' if there are none.
+    """
+
+    arguments: str = ''
+
+    def __init__(self, report: str, simulation: Simulation | None = None) -> None:
+        super().__init__(report)
+        self.simulation = simulation
 
 
 class Expectation:
@@ -57,7 +73,7 @@ class World:
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
-        self.random: Random = Random(simulation.kernel.random.getrandbits(64))
+        self.random: Random = programs_random(simulation.seed, simulation.traffic)
         self.faulty: bool = simulation.faulty
         self.has_unix: bool = simulation.kernel.kind != 'windows'
         self.counts_tcp: bool = simulation.kernel.counts_tcp
@@ -81,7 +97,7 @@ class World:
         kernel = self._simulation.kernel
         kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
-            kernel.busy(kernel.random.random() * 2)
+            kernel.busy(kernel.faults.drawn * 2)
         if kernel.faults.falls('callback.raises'):
             raise Planted('planted by the simulation')
 
@@ -105,7 +121,7 @@ class World:
 
     def fail(self, text: str) -> None:
         """Fail the run with this text: the program has seen something that must not happen."""
-        self._simulation.reactor.ledger.violations.append(text)
+        self._simulation.reactor.ledger.violations.append(f'{text} (world.fail at {place_of_caller(1)})')
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -121,6 +137,8 @@ class Simulation:
 
     Args:
         seed: Decides all random choices.
+        traffic: From 0 to 1: a smaller number makes the integers that programs draw from `world.random` smaller, and so
+            usually the traffic, too.
         calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
         patience: Simulated seconds in which everything must end, once faults have stopped. None: an hour, and ten times
             the longest timer or time limit that the loop still waits for when the hour is over.
@@ -128,6 +146,8 @@ class Simulation:
             most 2,000,000 in all.
         max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
             more than the connection's `low_water` are buffered. None: any number.
+        allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
+            from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
         options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
@@ -136,31 +156,40 @@ class Simulation:
         self,
         seed: int,
         *,
+        traffic: float = 1,
         calm: float | None = None,
         patience: float | None = None,
         turns: int | None = None,
         max_undrained: int | None = None,
+        allow_real: bool = False,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
     ) -> None:
         self.seed = seed
+        self.traffic = traffic
+        # The options that differ from the defaults, for the report of a failure.
+        said = {'calm': calm, 'patience': patience, 'turns': turns, 'max_undrained': max_undrained}
+        self.given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        self.given.update(options, traffic=traffic, **({'allow_real': True} if allow_real else {}))
         self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
-        self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
+        self._calm = Random(f'calm {seed}').random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
-        self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
+        self.could_strike, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.reactor.oracles.most_turns = turns
         self.reactor.oracles.streams.max_undrained = max_undrained
         self._patience = patience
+        self._allow_real = allow_real
         self._calm_since = 0
         self.world: World = World(self)
-        if self.kernel.random.random() < 0.3:
+        if Random(f'silence {seed}').random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
         self.failure: str | None = None
+        self._program = ''
 
     def run(self, main: Callable[[Any], object]) -> Simulation:
         """Run `main(reactor)` until the reactor's `run` returns True, with the garbage collector off.
@@ -174,11 +203,13 @@ class Simulation:
         Raises:
             SimulationFailed: A law was broken, the loop got stuck, or the program failed.
         """
+        self._program = self._program or program_name(main)
         collecting = gc.isenabled()
         gc.disable()
         try:
-            self._live(main)
-        except Violation as exc:
+            with nullcontext() if self._allow_real else Refusal(self._refuse):
+                self._live(main)
+        except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
             self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
@@ -192,10 +223,15 @@ class Simulation:
 
         def main(r: Any) -> None:
             for program in programs:
-                self.world.note(f'program {program.__name__}')
+                self.world.note(f'program {program_name(program)}')
                 program(self.world)
 
+        self._program = ', '.join(map(program_name, programs))
         return self.run(main)
+
+    def show_trace(self) -> str:
+        """Return the trace as text, one line for each event, with one name for each connection."""
+        return show_lines(self.kernel, self.reactor.ledger)
 
     def trace_hash(self) -> str:
         """Return the SHA-256 of the trace, which is the same for the same seed on every computer."""
@@ -210,7 +246,7 @@ class Simulation:
             main(r)
             ledger.begun = True
             if kernel.time < calm_at:  # otherwise the time for faults is already over
-                kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
+                kernel.faults.on, kernel.descriptors = self.could_strike, self._descriptors
 
         todo: Any = begin
         turns, interrupts = 0, 0
@@ -251,6 +287,11 @@ class Simulation:
                 raise
         oracles.check_closed()
 
+    def _refuse(self, text: str) -> None:
+        violations = self.reactor.ledger.violations
+        if text not in violations:
+            violations.append(text)
+
     def _begin_calm(self) -> None:
         self.kernel.calm()
         self._calm_since = self.kernel.time
@@ -278,7 +319,5 @@ class Simulation:
 
     def _failed(self, text: str) -> None:
         self.failure = text
-        raise SimulationFailed(
-            f'seed {self.seed}, turn {self.reactor.ledger.turns}: {text}\n'
-            f'the end of the trace:\n{self.kernel.show_trace(25)}'
-        ) from None
+        report = show_report(self.kernel, self.reactor.ledger, text, self._program, self._calm, self.could_strike)
+        raise SimulationFailed(report, self) from None

@@ -11,9 +11,12 @@ from typing import Any
 from weakref import ref
 
 from ..errors import ConnectionClosed, SendFileError
+from .agenda import excerpt
 from .calls import Calls, is_ours
 from .ends import Ends
 from .ledger import COMPLETIONS, WALK, Ledger
+from .places import place_of
+from .reality import NotSimulated
 from .records import Record
 from .watched import Planted, WatchedStream
 
@@ -33,9 +36,13 @@ class StreamChecks:
 
     # -- called by the streams
 
-    def opened(self, stream: WatchedStream) -> Record:
+    def opened(self, stream: WatchedStream, client: bool) -> Record:
         """Add a new stream to the ledger, and return its record."""
         record = Record(len(self.ledger.records))
+        record.client = client
+        if client:
+            self.ledger.unconnected[stream] = None
+            self.ledger.name(record)  # clients are numbered in the order in which they are made
         record.limits_from = self.ledger.time()
         self.ledger.records.append(record)
         self.ledger.streams[stream] = None
@@ -67,13 +74,15 @@ class StreamChecks:
         self._just_raised.append(exc)
         if kind not in ('close', 'error') and stream.on_error is not None:
             record.survived.append(exc)
-        self._unreported[exc] = f'connection {record.number}: law 8: on_{kind} raised {exc!r}, which was never reported'
+        self._unreported[exc] = f'{self.ledger.name(record)}: law 8: on_{kind} raised {exc!r}, which was never reported'
 
     def caught(self, exc: Exception, handle: Any) -> None:
         """Handle an exception that the reactor caught. An exception that was not planted is a violation."""
         self._unreported.pop(exc, None)
-        if not isinstance(exc, Planted):
-            self.ledger.violations.append(f'a callback of {handle!r} raised {exc!r}')
+        if not isinstance(exc, Planted | NotSimulated):  # the second is reported where it is raised
+            who = self.ledger.name(handle.record) if isinstance(handle, WatchedStream) else repr(handle)
+            what = 'a scheduled call' if handle is None else f'a callback of {who}'
+            self.ledger.violations.append(f'{what} raised {exc!r}{place_of(exc)}')
 
     def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
         """Make the user's write by calling `call(what, on_written, *args)`, and check its result."""
@@ -87,6 +96,7 @@ class StreamChecks:
         if on_written is not None:
             on_written = self._watch_written(record, on_written, len(record.marks))
         size, record.writing = len(record.offered), True
+        self.ledger.kernel.note('call', -1, (record.number, 'write', excerpt(data)))
         record.offered += data
         marks = len(record.marks)
         if on_written is not None:
@@ -175,9 +185,11 @@ class StreamChecks:
         record, end = stream.record, self.ledger.end_of(stream)
         self.ledger.callbacks += 1
         self.ledger.touch(stream)
+        if not record.name:
+            self.ledger.name(record)
         self.ledger.kernel.note('on_' + kind, -1, (record.number, *[_short(arg) for arg in args]))
         late = kind in ('written', 'drain', 'close')
-        self.calls.enter(f'on_{kind} of connection {record.number}', COMPLETIONS if late else None)
+        self.calls.enter(f'on_{kind} of {record.name}', COMPLETIONS if late else None)
         if record.over:
             self.ledger.wrong(stream, f'law 1: on_{kind} was called after on_close')
         if kind in ('connect', 'data', 'eof', 'drain') and record.closed_by is not None:
@@ -337,4 +349,4 @@ class WatchedCallback:
 
 
 def _short(value: Any) -> Any:
-    return len(value) if isinstance(value, bytes) else repr(value)
+    return excerpt(value) if isinstance(value, bytes) else repr(value)

@@ -14,6 +14,7 @@ from ..callbacks import OnClose
 from ..errors import LifetimeOver, ReadTimeout, TooSlow
 from ..hints import HasFileno, Ts
 from ..kinds import guard
+from ..net.connector import Connector
 from ..net.datagram import DatagramSocket
 from ..net.ending import Connection
 from ..net.endpoints import Kinds
@@ -35,7 +36,7 @@ class WatchedStream(Stream):
     loop: Any
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
-        self.record: Record = loop.oracles.streams.opened(self)
+        self.record: Record = loop.oracles.streams.opened(self, isinstance(origin, Connector))
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
@@ -56,6 +57,7 @@ class WatchedStream(Stream):
         self.record.unclear |= self.closed
         if not self.closed:
             self.record.ended_by = self.record.ended_by or 'write_eof'
+        self._note('write_eof')
         super().write_eof()
 
     def set_reading(self, reading: bool) -> None:
@@ -66,6 +68,9 @@ class WatchedStream(Stream):
             self.record.paused_at = self.loop.ledger.time()
         self.record.paused = not reading  # recorded even if the connection has failed
         super().set_reading(reading)
+
+    def _note(self, method: str) -> None:
+        self.loop.ledger.kernel.note('call', -1, (self.record.number, f'{method}()'))
 
     def _resumed(self) -> None:
         record = self.record
@@ -116,8 +121,11 @@ class WatchedStream(Stream):
     def close(self) -> None:
         record = self.record
         self.loop.ledger.touch(self)
+        self._note('close')
         if not self.closed:
             self.loop.ledger.end_of(self)
+            # A socket may have connected earlier in this turn. Even so, close() ends a connection that is CONNECTING.
+            record.awaits_connect |= self.state == 'CONNECTING'
             record.closed_by = 'close'
             record.closed_at = self.loop.ledger.time()
             record.unread = record.begun and 'eof' not in record.events and (record.paused or record.waited)
@@ -128,6 +136,7 @@ class WatchedStream(Stream):
     def abort(self, exc: BaseException | None = None) -> None:
         record = self.record
         self.loop.ledger.touch(self)
+        self._note('abort')
         if not record.over:
             record.failed_before = self.closed
             record.gone_before = record.end is None or record.end.gone

@@ -66,7 +66,9 @@ def run(data: bytes) -> None:
     decisions = Decisions(data[HEAD:], seed)
 
     def take_over(kernel: Any) -> None:
-        kernel.random = kernel.faults._random = decisions
+        kernel.random = decisions
+        for site in kernel.faults.on.values():
+            site.random = decisions.random
 
     log = logging.getLogger('reactor')
     level = log.level

@@ -773,7 +773,7 @@ MUTANTS = (
         '(lame_duck, self._check)',
         '(0, self._check)',
         'no connection is closed before the lame-duck time is over',
-        383,
+        1327,
     ),
     Mutant(
         'a listener in a drain is closed while clients are in its accept queue',

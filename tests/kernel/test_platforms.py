@@ -97,7 +97,7 @@ def test_on_windows_a_port_in_use_cannot_be_shared():
     kernel = simulated('windows')
     sock = bound_tcp(kernel, *PLACE, reuse_port=False)
     sock.listen()
-    assert sock.file.address == PLACE
+    assert sock.file.local == PLACE
     with pytest.raises(OSError, match='Address already in use'):
         bound_tcp(kernel, *PLACE, reuse_port=False)
     thief = kernel.socket(AF_INET, SOCK_STREAM)

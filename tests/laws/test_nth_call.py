@@ -32,7 +32,7 @@ import pytest
 
 from reactor import Reactor
 from reactor.testing import SimKernel
-from reactor.testing.files import Mailbox
+from reactor.testing.mailboxes import Mailbox
 from reactor.testing.programs import ALONE, PROGRAMS
 from reactor.testing.simulation import Simulation, SimulationFailed
 from tests.helpers.certificates import certificates  # noqa: F401

@@ -58,6 +58,32 @@ def test_the_work_for_each_echo_does_not_depend_on_the_number_of_connections(sel
     assert max(growth(work, 4 * WALK)) < LINEAR
 
 
+def one_after_another(r, connections):
+    """Make each of these connections when the one before it is open, and keep them all open until the last one is."""
+    conns = []
+
+    def on_connect(conn):
+        if len(conns) < connections:
+            connect()
+        else:
+            for each in [server, *conns]:
+                each.close()
+
+    def connect():
+        conns.append(r.connect_tcp('10.0.0.1', 80, on_connect=on_connect))
+
+    server = r.listen_tcp('10.0.0.1', 80, echo)
+    connect()
+
+
+@pytest.mark.parametrize('selector', ['epoll', 'kqueue'])
+def test_the_work_for_each_connect_does_not_depend_on_the_number_of_open_connections(selector):
+    def work(connections):
+        return work_of(simulation(selector=selector, descriptors=1000).run, lambda r: one_after_another(r, connections))
+
+    assert max(growth(work, 4 * WALK)) < LINEAR
+
+
 def test_a_thousand_connections_can_be_simulated():
     connections = 1000
     run = simulation(selector='epoll', descriptors=3 * connections)

@@ -61,7 +61,7 @@ class AnyWorld(Protocol):
 
 
 LARGEST = 200_000  # the default limit of `some_bytes`
-PROXIES = ('127.0.0.0/8', '::1/128')  # in all worlds, clients have addresses in these networks
+PROXIES = ('127.0.0.0/8', '10.0.0.0/8', '::1/128')  # in all worlds, clients have addresses in these networks
 
 
 def new_random(world: AnyWorld) -> random.Random:
