@@ -348,7 +348,8 @@ class Attempt(Handle):
 
     def close(self) -> None:
         if self.sock is not None:
-            close_socket(self.release(), self.loop.spins.close_failed)
+            failed = self.loop.spins.close_failed  # first, because a method object needs memory
+            close_socket(self.release(), failed)
 
     @property
     def closed(self) -> bool:

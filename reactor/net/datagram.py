@@ -348,6 +348,7 @@ class DatagramSocket(DatagramSender):
             raise OSError(exc.errno, f'{what}: {exc.strerror}{hint}') from None
 
     def _release(self) -> None:
+        failed = self.loop.spins.close_failed  # first, because a method object needs memory
         self.loop.watchers.remove(self)
         if self.lookup is not None:
             self.lookup.close()
@@ -356,7 +357,7 @@ class DatagramSocket(DatagramSender):
             self._retry.cancel()
             self._retry = None
         if self.sock is not None:
-            close_socket(self.sock, self.loop.spins.close_failed)
+            close_socket(self.sock, failed)
             self.sock = None  # type: ignore[assignment]
 
 

@@ -315,8 +315,9 @@ class Listener(Handle):
         self.loop.guard.check_thread()
         if self._closed:
             return
+        failed = self.loop.spins.close_failed  # first, because a method object needs memory
         self._forget()
-        close_socket(self.sock, self.loop.spins.close_failed)
+        close_socket(self.sock, failed)
         self._closed = True
 
     def _forget(self) -> None:

@@ -522,7 +522,7 @@ class NoMemoryAt:
 
     def trace(self, frame, event, arg):
         name = frame.f_code.co_name
-        if frame.f_globals.get('__name__', '').startswith('reactor') and name not in ('_work', 'work'):
+        if frame.f_globals.get('__name__', '').startswith('reactor') and name not in ('_work', 'work', '__del__'):
             self.made += 1
             if self.made == self.n:
                 raise MemoryError
