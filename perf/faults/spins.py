@@ -33,8 +33,8 @@ class Spins(Case):
             lambda m: all(one['cpu_share'] < 0.01 for one in m['states'].values()),
             timed=True,
         ),
-        Goal('each state is counted', lambda m: all(one['counted'] for one in m['states'].values())),
-        Goal('each state is logged once', lambda m: all(one['lines'] == 1 for one in m['states'].values())),
+        Goal('each state that costs turns is counted', lambda m: all(one['counted'] for one in costly(m))),
+        Goal('each state that costs turns is logged once', lambda m: all(one['lines'] == 1 for one in costly(m))),
         Goal('a receiver that is not full gets its datagram', lambda m: m['states']['full receiver']['others_served']),
     )
 
@@ -55,6 +55,11 @@ class Spins(Case):
                     'others_served': child.ask('served'),
                 }
         return {'states': states}
+
+
+def costly(found):
+    """Return the figures of the states that cost turns until the reactor notices them."""
+    return [one for name, one in found['states'].items() if name != PREVENTED]
 
 
 def serve(control, state):
@@ -160,6 +165,8 @@ def number_of_a_copy(r):
     return lost, theirs, copy, r.bind_udp('127.0.0.1', 0), always
 
 
+# The handle whose descriptor was closed ends with an error before the next poll, and the selector is replaced then.
+PREVENTED = 'number closed while a copy lives'
 STATES = {
     'refused accept': refused_accept,
     'full receiver': full_receiver,
@@ -167,5 +174,5 @@ STATES = {
     'timestamps of a connection': timestamps_of_a_connection,
     'error queue of a watched descriptor': errors_of_a_watched_descriptor,
     'datagram socket shut down by other code': datagrams_shut_down,
-    'number closed while a copy lives': number_of_a_copy,
+    PREVENTED: number_of_a_copy,
 }

@@ -28,6 +28,9 @@ class LessTraffic(Random):
         least = 0 if stop is None else start
         return least + int((drawn - least) * self.part)
 
+    def randint(self, a: int, b: int) -> Any:
+        return self.randrange(a, b + 1)  # since Python 3.14, `Random.randint` does not call it
+
 
 def programs_random(seed: int, traffic: float) -> Random:
     """Return the generator of the programs of a run; `traffic` is the `part` of a `LessTraffic`."""
