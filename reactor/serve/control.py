@@ -96,7 +96,8 @@ class Reports:
     def __init__(self, r: Reactor, fn: Callable[[], object]) -> None:
         self._r = r
         self._fn = fn
-        self.lag_sum = self.behind = 0.0
+        self.lag_sum: float = 0.0
+        self.behind: float = 0.0
 
     def due(self) -> None:
         self._r.call_soon(self.report)

@@ -188,8 +188,9 @@ class StandardError:
     """
 
     def __init__(self, fd: int) -> None:
-        self.lost = 0
-        self.fd, self._most = fd, 1 << 20
+        self.lost: int = 0
+        self.fd: int = fd
+        self._most = 1 << 20
         mode = os.fstat(fd).st_mode
         if stat.S_ISFIFO(mode):
             # Making `fd` itself non-blocking would affect all programs that share the pipe. Opening it again does not.

@@ -87,7 +87,7 @@ class Worker:
         self.times = times
         backlog = settings.get('backlog', SOMAXCONN)
         sockets = [WorkerSocket(number, backlog) for number in settings['listeners']]
-        self.listeners = WorkerListeners(sockets, settings['slot'])
+        self.listeners: WorkerListeners = WorkerListeners(sockets, settings['slot'])
         self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in settings['shared']]
         self.control: Stream = control_stream(r, settings['control'], self.on_line, self.on_orphaned)
         self.control.pause_reading()  # until `main` has returned

@@ -34,10 +34,11 @@ class Binding:
         self.file = file
         self.kind = kind
         self.family = family
-        self.host, self.port = place
+        self.host: Any = place[0]
+        self.port: int = place[1]
         self.named: Any = self.host  # the host that `bind` has named; `host` is another one while it is connected
-        self.fixed = False  # `bind` has named the port: the socket keeps it when its connection ends
-        self.accepted = False
+        self.fixed: bool = False  # `bind` has named the port: the socket keeps it when its connection ends
+        self.accepted: bool = False
         self.until: int | None = None  # ns: the socket is closed, and the port is free from then on
 
     def covers(self, host: str) -> int:

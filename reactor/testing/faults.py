@@ -62,10 +62,10 @@ class Site:
     __slots__ = ('often', 'only', 'random', 'strikes')
 
     def __init__(self, number: int, often: float, only: frozenset[int] | None) -> None:
-        self.often = often  # the probability of a strike
-        self.random = Random(number).random
-        self.strikes = 0
-        self.only = only  # the numbers of the strikes that happen; None: all
+        self.often: float = often  # the probability of a strike
+        self.random: Callable[[], float] = Random(number).random
+        self.strikes: int = 0
+        self.only: frozenset[int] | None = only  # the numbers of the strikes that happen; None: all
 
 
 class Faults:
@@ -85,7 +85,7 @@ class Faults:
     def __init__(self, seed: int, sites: Iterable[str] | None = None, only: Iterable[str] | None = None) -> None:
         self.on: dict[str, Site] = {}
         self.on_strike: Callable[[str, int, int], object] = _nothing  # called with site, number of the strike, fd
-        self.drawn = 0.0  # a number from 0 to 1 that decides the details of the latest strike
+        self.drawn: float = 0.0  # a number from 0 to 1 that decides the details of the latest strike
         chosen = None if sites is None else frozenset(sites)
         wanted = None if only is None else parse_strikes(only)
         unknown = ((chosen or frozenset()) | (wanted or {}).keys()) - SITES.keys()

@@ -36,7 +36,7 @@ class File:
         self.kernel = kernel
         self.references = 1
         self.ready = 0
-        self.hung_up = False
+        self.hung_up: bool = False
         self.stuck = 0  # events that are always reported, for example after other code has called shutdown
         self.unread_error = False  # the socket has an entry in its error queue, which the program does not read
         self.private = False  # the file is an end of a socketpair, on which a send fails only when there is no room
@@ -171,7 +171,7 @@ class End(File):
         self.released = False  # the connection has ended, and the socket has lost a port that `bind` has not named
         self.disconnecting = False  # it was shut down after its connect failed: it cannot connect again
         self.confirmed = False  # another connect, or accept, has found that this end is connected
-        self.ended_first = False  # this end was shut down or closed before its peer: TCP will keep its port
+        self.ended_first: bool = False  # this end was shut down or closed before its peer: TCP will keep its port
         self.dead: bool = False  # the connection was reset: no bytes can be sent or received
         self.ended_out: bool = False
         self.ended_in: bool = False

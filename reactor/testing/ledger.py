@@ -65,7 +65,8 @@ class Ledger:
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
         self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
         self.accepted: WeakKeyDictionary[Listener, int] = WeakKeyDictionary()  # each listener's open connections
-        self.incoming = self.outgoing = 0  # open connections
+        self.incoming: int = 0  # open connections
+        self.outgoing: int = 0
         self._touched: dict[WatchedStream, None] = {}  # the streams to check after this turn
         self._changed: dict[File, None] = {}  # the files that have changed in this turn
         self._by_end: dict[End, WatchedStream] = {}

@@ -182,7 +182,8 @@ class Oracles:
     """The checks for one reactor. Most of them run between turns."""
 
     def __init__(self, kernel: SimKernel, reactor: Reactor) -> None:
-        self.kernel, self.reactor = kernel, reactor
+        self.kernel: SimKernel = kernel
+        self.reactor: Reactor = reactor
         self.ledger: Ledger = Ledger(kernel, reactor)
         self.violations: list[str] = self.ledger.violations
         self.calls: Calls = Calls(self.ledger)

@@ -36,9 +36,9 @@ class Shrinking:
     """
 
     def __init__(self, failed: SimulationFailed, run: Run) -> None:
-        self.failed = failed  # the failure of the smallest run so far
+        self.failed: SimulationFailed = failed  # the failure of the smallest run so far
         self.options: dict[str, Any] = {}  # the options of that run
-        self.runs = 0
+        self.runs: int = 0
         self.repeatable: bool = True
         self._run = run
         self._kind = kind_of(failed)

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from random import Random
 from typing import Any
 
+from .faults import Site
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
 from .places import place_of_caller, program_name
@@ -177,7 +178,8 @@ class Simulation:
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
         self._calm = Random(f'calm {seed}').random() ** 3 * 120 if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
-        self.could_strike, self.kernel.faults.on = self.kernel.faults.on, {}
+        self.could_strike: dict[str, Site] = self.kernel.faults.on
+        self.kernel.faults.on = {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, max(PLENTY, self.kernel.descriptors)
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.reactor.oracles.most_turns = turns

@@ -27,7 +27,9 @@ class StreamChecks:
     """The checks for the connections of one reactor, at every call and callback and between two turns."""
 
     def __init__(self, ledger: Ledger, calls: Calls, ends: Ends) -> None:
-        self.ledger, self.calls, self.ends = ledger, calls, ends
+        self.ledger: Ledger = ledger
+        self.calls: Calls = calls
+        self.ends: Ends = ends
         self._just_closed: list[WatchedStream] = []
         self._left: list[ref[WatchedStream]] = []  # ended streams whose timers are still to be looked for
         self.max_undrained: int | None = None
