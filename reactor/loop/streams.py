@@ -25,13 +25,15 @@ class DrainUnderWay(Protocol):
 class Streams:
     """State of some connections, and the buffers that all TLS connections of the loop share."""
 
-    __slots__ = ('busy', 'drain', 'proxy_headers', 'suspended', 'tls_buffers', 'tls_class')
+    __slots__ = ('busy', 'drain', 'drain_callbacks', 'proxy_headers', 'suspended', 'tls_buffers', 'tls_class')
 
     def __init__(self) -> None:
         # Connections whose application owes the peer a response, each with the time when the request began. See
         # `Stream.busy`.
         self.busy: dict[Handle, float] = {}
         self.drain: DrainUnderWay | None = None  # set by `Reactor.drain`
+        # The functions that the next drain calls, with their arguments.
+        self.drain_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self.proxy_headers: dict[Handle, Any] = {}  # the headers of connections that came through a proxy
         # Connections that do not receive, because a layer above them still has messages for the user. The value is
         # False while the user has paused reading. See `stream.suspend_reading`.

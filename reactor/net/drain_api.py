@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..hints import BaseSelector, Ts
-from ..kernel import Kernel
+from ..hints import Ts
 from ..loop.checks import callback
-from ..loop.failures import CatchErrors
 from ..loop.loop import Loop
-from .drain import Drain, DrainCallback, begin_drain
+from .drain import Drain, begin_drain
 
 if TYPE_CHECKING:
     from ..callbacks import Loop as Reactor
@@ -19,18 +17,7 @@ if TYPE_CHECKING:
 class DrainAPI(Loop):
     """The base class of `Reactor`: a loop that can drain its listeners and connections."""
 
-    __slots__ = ('_drain_callbacks',)
-
-    def __init__(
-        self,
-        selector: BaseSelector | None = None,
-        kernel: Kernel | None = None,
-        catch_errors: CatchErrors = True,
-        slow_callback: float | None = None,
-        debug: bool = False,
-    ) -> None:
-        super().__init__(selector, kernel, catch_errors, slow_callback, debug)
-        self._drain_callbacks: list[DrainCallback] = []
+    __slots__ = ()
 
     def drain(self, timeout: float, lame_duck: float = 0) -> None:
         """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
@@ -50,8 +37,8 @@ class DrainAPI(Loop):
             lame_duck: Seconds of `timeout` in which clients are accepted, so load balancers notice the drain first.
         """
         this: Reactor = self  # type: ignore[assignment]
-        self.streams.drain = begin_drain(this, self.streams.drain, timeout, lame_duck, self._drain_callbacks)
-        self._drain_callbacks.clear()
+        self.streams.drain = begin_drain(this, self.streams.drain, timeout, lame_duck, self.streams.drain_callbacks)
+        self.streams.drain_callbacks.clear()
 
     def add_drain_callback(self, fn: Callable[[float, *Ts], object], *args: *Ts) -> None:
         """Have `drain` call a function, for example to send clients a goodbye and to wait for their replies.
@@ -77,9 +64,9 @@ class DrainAPI(Loop):
         if self.streams.drain is not None:
             self.streams.drain.call(fn, args)
             return
-        if not self._drain_callbacks:
-            self.add_exit_callback(self._drain_callbacks.clear)  # a closed reactor keeps no callbacks
-        self._drain_callbacks.append((fn, args))
+        if not self.streams.drain_callbacks:
+            self.add_exit_callback(self.streams.drain_callbacks.clear)  # a closed reactor keeps no callbacks
+        self.streams.drain_callbacks.append((fn, args))
 
     @property
     def draining(self) -> bool:

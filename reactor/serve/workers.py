@@ -30,6 +30,7 @@ from .survey import Survey, WorkerAnswer
 from .team import Team, WorkerSlot
 from .worker_process import CHECKS_EVERY, WorkerProcess
 
+SUCCEEDED = 'the last reload succeeded'
 INTERRUPTED, QUIT = 130, 131  # the exit statuses that a shell reports for a program ended by Ctrl-C or by SIGQUIT
 
 
@@ -68,7 +69,6 @@ class Workers(Team):
         self.fixed: dict[str, str] = {}  # what only a restart can change, see `messages.Terms`
         self._differences: list[str] = []  # the differences from `fixed` that have been logged
         self._outcome: str | None = None  # of the last reload, once one has failed
-        self._reload_failed = False
         self._notified: tuple[Callable[..., bool], str | None] | None = None  # how systemd was notified last
 
     def stats(self) -> Snapshots:
@@ -94,7 +94,9 @@ class Workers(Team):
         workers = [child.state(name) for name, child in self._named().items()]
         workers += [WorkerState(str(slot.number), 'restarting') for slot in self.slots if not slot.occupied]
         hang = self.hang_timeout is not None
-        return Health(not self.slots, workers, dict(self.restarts), hang, self._reload_failed, lines_lost())
+        return Health(
+            not self.slots, workers, dict(self.restarts), hang, self._outcome not in (None, SUCCEEDED), lines_lost()
+        )
 
     def _named(self) -> dict[str, WorkerProcess]:
         found: dict[str, WorkerProcess] = {}
@@ -209,9 +211,8 @@ class Workers(Team):
             log('info', 'a reload is under way; another one follows it')
             return
         self._differences = []
-        self._reload_failed = False
         if self._outcome is not None:
-            self._outcome = 'the last reload succeeded'
+            self._outcome = SUCCEEDED
         self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
         self.go_on()
 
@@ -226,7 +227,6 @@ class Workers(Team):
     def give_up(self, slot: WorkerSlot) -> None:
         """Called when a worker failed to start in `slot`. If it was a replacement, cancel the rest of the round."""
         if self._round and self._round[0][0] is slot:
-            self._reload_failed = True
             self._outcome = f'the last reload failed: {len(self._round)} of {len(self.slots)} workers were not replaced'
             log('warning', '%s; correct the program and send SIGHUP again', self._outcome)
             self._round.clear()
