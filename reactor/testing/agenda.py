@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -14,6 +15,7 @@ from .platforms import MS, Platform
 
 SHOWN = 48  # bytes: how much of the data of a call is kept in the trace
 START = 1_000_000 * MS  # ns: the simulated time at which a run starts
+PROCESS_STEP = 1_000_000  # in the trace, the descriptors of the n-th other process begin at n times this number
 COARSE = 0.3  # the share of seeds in which time advances in steps
 GRAINS = 0.005, 0.05  # seconds: the shortest and the longest step
 
@@ -23,22 +25,27 @@ class Agenda(Platform):
 
     def __init__(self, grain: float | None, *platform: Any) -> None:
         super().__init__(*platform)
-        self.time: int = START  # ns: now
-        self.woke_at: int = START  # ns: when the last poll returned
+        self.time: int = self.first_time()  # ns: now
+        self.woke_at: int = self.time  # ns: when the last poll returned
         self.trace: list[tuple[int, str, int, Any]] = []
         self.turns: list[int] = []  # where each turn begins in `trace`
         self.progress: int = 0  # the number of calls that made progress
+        self.others: list[Any] = []  # the other processes on the network, as `Process` objects
         self.audience: list[dict[Any, None]] = []  # each dict collects the files that have changed
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._sequence = 0
-        self._numbers = 0
-        self.faults.on_strike = self._struck
+        self._sequence = count()
+        self._numbers = count(1)
+        self.faults.on_strike = self.struck
         self._latencies = Random(f'latency {self.seed}')
         steps = Random(f'grain {self.seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain: int = int(1e9 * (drawn if grain is None else grain))
         self.latency: int = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
         self._capacity = self.random.choice((500, 4096, 16384, 65536, 262144))
+
+    def first_time(self) -> int:
+        """Return the time at which this kernel starts, in ns."""
+        return START
 
     def clock(self) -> float:
         return self.reading(self.time) / 1e9
@@ -55,8 +62,9 @@ class Agenda(Platform):
         self.progress += 1
         self.trace.append((self.time, what, fd, detail))
 
-    def _struck(self, site: str, strike: int, fd: int) -> None:
-        self.trace.append((self.time, 'fault', fd, f'{site}@{strike}'))
+    def struck(self, site: str, strike: int, fd: int) -> None:
+        """Add the strike of a fault to the trace."""
+        self.note('fault', fd, f'{site}@{strike}')
 
     def show_trace(self, last: int | None = None) -> str:
         """Return the trace as text, one line for each event; `last` limits it to that many lines."""
@@ -77,8 +85,7 @@ class Agenda(Platform):
 
     def at(self, time: int, fn: Callable[..., object], *args: Any) -> None:
         """Schedule `fn(*args)` for a time, in ns."""
-        self._sequence += 1
-        heappush(self._events, (time, self._sequence, fn, args))
+        heappush(self._events, (time, next(self._sequence), fn, args))
 
     def after_latency(self, fn: Callable[..., object], *args: Any) -> None:
         """Schedule `fn(*args)` after one network latency."""
@@ -100,14 +107,23 @@ class Agenda(Platform):
 
     def next_number(self) -> int:
         """Return a number that was not returned before."""
-        self._numbers += 1
-        return self._numbers
+        return next(self._numbers)
 
     def run_due(self) -> None:
         """Run the events that are due."""
         while self._events and self._events[0][0] <= self.time:
             _, _, fn, args = heappop(self._events)
             fn(*args)
+
+    def run_others(self) -> None:
+        """Run one turn of each other process in which something is ready."""
+        for process in self.others.copy() if self.others else ():
+            process.run_if_ready()
+
+    def first_wake(self, until: int | None) -> int | None:
+        """Return the earliest of `until` and the times at which timers wake other processes; None: there is none."""
+        wakes = [until, *(process.wakes_at() for process in self.others)] if self.others else [until]
+        return min((wake for wake in wakes if wake is not None), default=None)
 
     def sleep_until(self, until: int | None) -> bool:
         """Let time pass until the next event or `until`, whichever comes first; return False if there is neither."""

@@ -57,7 +57,7 @@ class Dues:
         self._asleep_until = inf if timeout is None else now + timeout * 1e9 - ROUNDED * 1e9
         for what, key, seconds, floor in self._pending(touched):
             since, polls = before.get((what, key), (now, 0))
-            since = max(since, floor)
+            since = max(since, self.ledger.kernel.reading(floor))
             polls = polls + 1 if now - since >= seconds * 1e9 else 0
             held[what, key] = since, polls
             if polls >= POLLS:

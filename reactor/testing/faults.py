@@ -34,6 +34,7 @@ SITES = {
     'lookup.fails': (0.5, 'the look-up of a name fails'),
     'network.broken': (0.02, 'the network ends a connection: ECONNRESET, ETIMEDOUT or EHOSTUNREACH'),
     'network.stall': (0.05, 'bytes, an end of file or a connect arrive up to 8 seconds later'),
+    'process.killed': (0.01, 'a process of world.process is killed at a call, and started again after up to 10 s'),
     'recv.short': (0.8, 'recv returns only some of the bytes that have arrived'),
     'recv.spurious': (0.3, 'recv fails with EAGAIN although there was something to read'),
     'select.shuffled': (1.0, 'the selector reports the ready descriptors in another order'),
@@ -51,6 +52,10 @@ SITES = {
 }
 SHARE = 0.3  # the probability that a run has a certain fault
 FAULTLESS = 0.1  # the share of runs without faults, in which every connection must end cleanly
+
+
+class Killed(BaseException):
+    """A process is killed during a call. It is not an `Exception`, because a program cannot catch its own end."""
 
 
 class Site:

@@ -7,6 +7,7 @@ connection. It does not know the checks. They are objects in other modules that 
 from __future__ import annotations
 
 from errno import EPIPE
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -61,7 +62,7 @@ class Ledger:
         self.records: list[Record] = []
         self.by_end: dict[End, Record] = {}
         self.tried: dict[End, Record] = {}  # the ends of attempts to connect
-        self._connections = 0
+        self._connections = count(1)
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
         self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
         self.accepted: WeakKeyDictionary[Listener, int] = WeakKeyDictionary()  # each listener's open connections
@@ -73,6 +74,11 @@ class Ledger:
         self.unconnected: dict[WatchedStream, None] = {}  # outgoing connections that have no socket yet
         if self.simulated:
             kernel.audience.append(self._changed)
+
+    def share(self, other: Ledger) -> None:
+        """Use the records of connections of another process, so that the two ends of a connection can be compared."""
+        self.records, self._connections = other.records, other._connections
+        self.by_end, self.tried = other.by_end, other.tried
 
     def time(self) -> int:
         """Return the reading of the simulated clock, in ns; 0 on a real kernel, where time limits are not checked.
@@ -137,8 +143,7 @@ class Ledger:
             if peer is not None and peer.client:
                 record.name = 'server' + self.name(peer)[6:]
             else:
-                self._connections += 1
-                record.name = f'{"client" if record.client else "server"} {self._connections}'
+                record.name = f'{"client" if record.client else "server"} {next(self._connections)}'
         return record.name
 
     def find_attempts(self) -> None:

@@ -198,7 +198,7 @@ class Network(Addresses):
         return self.random.choice(found[max(found)]) if found else None
 
     def _join(self, client: End, listening: Listening) -> None:
-        server = End(self, client.family, client.instant)
+        server = End(listening.kernel, client.family, client.instant)
         server.references = 0
         server.accepted = False
         client.peer, server.peer = server, client

@@ -112,6 +112,13 @@ class SimSelector:
         """Return the registrations by descriptor number."""
         return self._keys
 
+    def is_ready(self) -> bool:
+        """Return whether a poll would return at once."""
+        try:
+            return bool(self._ready()) or self._has_ghost()
+        except OSError:
+            return True  # the poll will fail
+
     def close(self) -> None:
         """Stop watching all descriptors."""
         for each in self._keys, self._files, self._filters, self._hot, self._order, self._seen, self._numbers:
@@ -140,6 +147,7 @@ class SimSelector:
         until = None if timeout is None else self._end_of_wait(max(timeout, 0))
         while True:
             kernel.run_due()
+            kernel.run_others()
             ready = self._ready()
             if ready:
                 return ready
@@ -148,7 +156,7 @@ class SimSelector:
                 return ready
             if until is not None and kernel.time >= until:
                 return ready
-            if not kernel.sleep_until(until):
+            if not kernel.sleep_until(kernel.first_wake(until)):
                 raise Stuck(SLEEPS_FOR_EVER)
 
     def _ready(self) -> Ready:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from signal import Signals
 from typing import Any
 
-from .agenda import START
+from .agenda import PROCESS_STEP, START
 from .faults import SITES
 from .kernel import SimKernel
 from .ledger import Ledger
@@ -79,21 +79,26 @@ def named_lines(kernel: SimKernel, ledger: Ledger) -> Iterator[Line]:
     for end in ledger.tried | ledger.by_end:
         if end.peer is not None and end.peer.number not in names and names[end.number].startswith('client'):
             names[end.peer.number] = f'server{names[end.number][6:]}'  # it was never accepted
-    private = {fd: file for fd, file in kernel.files.items() if file.private}
-    names.update({file.number: 'the wakeup' for file in private.values()})
-    open_files = dict.fromkeys(private, 'the wakeup')
+    processes = [('', kernel), *((f'[{other.name}] ', other.kernel) for other in kernel.others)]
+    open_files: list[dict[int, str]] = []  # for each process, the names of the files that are open now
+    for _, each in processes:
+        private = {fd: file for fd, file in each.files.items() if file.private}
+        names.update({file.number: 'the wakeup' for file in private.values()})
+        open_files.append(dict.fromkeys(private, 'the wakeup'))
     turn, starts = 0, [*kernel.turns, len(kernel.trace)]
     for index, (time, what, fd, detail) in enumerate(kernel.trace):
         while starts[turn] <= index:
             turn += 1
+        process, fd = divmod(fd + 1, PROCESS_STEP)
+        fd, mine = fd - 1, open_files[process]
         if what in ('connecting', 'accepted', 'listening'):
             other = f'listener fd={fd}' if what == 'listening' else f'socket fd={fd}'
-            open_files[fd] = names.setdefault(detail, other)
-        who = open_files.get(fd, f'socket fd={fd}') if fd >= 0 else ''
+            mine[fd] = names.setdefault(detail, other)
+        who = mine.get(fd, f'socket fd={fd}') if fd >= 0 else ''
         if what == 'close':
-            open_files.pop(fd, None)
-        for name, text in _translate(what, detail, who, names, open_files, ledger):
-            yield turn, time, name, text
+            mine.pop(fd, None)
+        for name, text in _translate(what, detail, who, names, mine, ledger):
+            yield turn, time, f'{processes[process][0]}{name}'.rstrip(), text
 
 
 def _translate(

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .programs import ALONE, PROGRAMS, meddling
+from .programs import ALONE, PROGRAMS, meddling, restarts
 from .simulation import Simulation
 
 MOST_PROGRAMS = 3  # the most programs in one run
 ALONE_EVERY = 8  # one in this many seeds runs a program that has to run alone
 MEDDLE_EVERY = 8  # one in this many seeds runs `meddling`, with up to two other programs
+RESTART_EVERY = 16  # one in this many seeds runs `restarts`, with up to two other programs
 
 
 def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = None, **options: Any) -> Simulation:
@@ -44,4 +45,6 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
         programs = tuple(drawn[: world.random.randrange(1, MOST_PROGRAMS + 1)])
         if seed % MEDDLE_EVERY == MEDDLE_EVERY // 2:
             programs = (meddling, *programs[1:])
+        elif seed % RESTART_EVERY == RESTART_EVERY // 4 * 3 - 1:
+            programs = (restarts, *programs[1:])
     return simulation.run_program(*programs)

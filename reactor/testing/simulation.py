@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
 from .places import place_of_caller, program_name
 from .poller import Stuck
+from .processes import Process, ProcessKernel
 from .reality import NotSimulated, Refusal
 from .report import show_lines, show_report
 from .traffic import programs_random
@@ -66,36 +68,35 @@ class World:
         counts_tcp: Whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs.
         name: The host name of `address()`. It has a second address, at which there is no listener.
         stops: How many times `run` has returned False. The simulation calls it again each time.
+        kernel: The simulated system, as the program's process sees it.
         tls: SSL contexts for (servers, clients) if the programs use TLS, otherwise None.
     """
 
     tls: Any = None
     name = 'both.test'
 
-    def __init__(self, simulation: Simulation) -> None:
-        self.r: Any = simulation.reactor
-        self.random: Random = programs_random(simulation.seed, simulation.traffic)
+    def __init__(self, simulation: Simulation, kernel: SimKernel, reactor: WatchedReactor, random: Random) -> None:
+        self.r: Any = reactor
+        self.random: Random = random
         self.faulty: bool = simulation.faulty
-        self.has_unix: bool = simulation.kernel.kind != 'windows'
-        self.counts_tcp: bool = simulation.kernel.counts_tcp
+        self.has_unix: bool = kernel.kind != 'windows'
+        self.counts_tcp: bool = kernel.counts_tcp
         self.stops = 0
         self.expectations: dict[Expectation, None] = {}
+        self.kernel = kernel
         self._simulation = simulation
-        self._ports = 0
 
     def address(self) -> tuple[str, int]:
         """Return a host and a port at which there is no listener yet."""
-        self._ports += 1
-        return '10.0.0.1', 1000 + self._ports
+        return '10.0.0.1', 1000 + next(self._simulation.places)
 
     def unix_path(self) -> str:
         """Return a path at which there is no socket yet."""
-        self._ports += 1
-        return f'/run/{self._ports}.sock'
+        return f'/run/{next(self._simulation.places)}.sock'
 
     def trouble(self, conn: Any = None) -> None:
         """Make trouble at random: send a signal, let time pass or raise an exception. Call this first in callbacks."""
-        kernel = self._simulation.kernel
+        kernel = self.kernel
         kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
             kernel.busy(kernel.faults.drawn * 2)
@@ -118,19 +119,38 @@ class World:
             text: The condition in words, for the message. Without it, the message has the docstring or name of `fn`.
         """
         words = text or (fn.__doc__ or '').strip().partition('\n')[0] or getattr(fn, '__qualname__', repr(fn))
-        self._simulation.reactor.oracles.conditions.append((fn, words))
+        self.r.oracles.conditions.append((fn, words))
 
     def fail(self, text: str) -> None:
         """Fail the run with this text: the program has seen something that must not happen."""
-        self._simulation.reactor.ledger.violations.append(f'{text} (world.fail at {place_of_caller(1)})')
+        self.r.ledger.violations.append(f'{text} (world.fail at {place_of_caller(1)})')
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
-        self._simulation.kernel.note(text, -1)
+        self.kernel.note(text, -1)
 
     def raise_signal(self, signum: int) -> None:
         """Send a signal to the program."""
-        self._simulation.kernel.raise_signal(signum)
+        self.kernel.raise_signal(signum)
+
+    def process(self, main: Callable[[World], object], *, name: str | None = None, kills: bool = True) -> Process:
+        """Start another process on the same network, with its own reactor, descriptors and clock.
+
+        It runs until its program ends, and no longer than the main program: this one ends the run. If the other process
+        still expects events then, the run goes on until they have happened.
+
+        Args:
+            main: Called with a `World` of its own in the first turn of the process, at each start.
+            name: The name in reports. None: the name of `main`.
+            kills: Whether the fault `process.killed` may kill the process at any call to the system. It is then started
+                again after up to 10 simulated seconds. False: only `Process.kill` kills it.
+
+        Returns:
+            The process, which can be killed and started again.
+        """
+        process = Process(self._simulation, main, name, kills)
+        process.start()
+        return process
 
 
 class Simulation:
@@ -187,7 +207,8 @@ class Simulation:
         self._patience = patience
         self._allow_real = allow_real
         self._calm_since = 0
-        self.world: World = World(self)
+        self.places = count(1)  # the numbers of addresses and paths
+        self.world: World = World(self, self.kernel, self.reactor, programs_random(seed, traffic))
         if Random(f'silence {seed}').random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
         self.failure: str | None = None
@@ -214,7 +235,7 @@ class Simulation:
         except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
-            self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
+            self._failed(f'liveness: {exc}; the loop waits for:\n{self._why_alive()}')
         finally:
             if collecting:
                 gc.enable()
@@ -238,6 +259,13 @@ class Simulation:
     def trace_hash(self) -> str:
         """Return the SHA-256 of the trace, which is the same for the same seed on every computer."""
         return hashlib.sha256(self.kernel.show_trace().encode()).hexdigest()
+
+    def open_world(self, kernel: ProcessKernel, name: str) -> World:
+        """Return a world with a new reactor for another process."""
+        reactor = WatchedReactor(kernel)
+        reactor.oracles.streams.max_undrained = self.reactor.oracles.streams.max_undrained
+        reactor.ledger.share(self.reactor.ledger)
+        return World(self, kernel, reactor, programs_random(f'{self.seed} {name}', self.traffic))
 
     def _live(self, main: Callable[[Any], object]) -> None:
         kernel, oracles, ledger = self.kernel, self.reactor.oracles, self.reactor.ledger
@@ -275,6 +303,7 @@ class Simulation:
             if over:
                 break
             self.world.stops += over is False
+        self._finish_others()
         if kernel.faults.on:
             kernel.calm()
         if self.world.expectations:
@@ -288,6 +317,17 @@ class Simulation:
             if not kernel.fails:
                 raise
         oracles.check_closed()
+
+    def _finish_others(self) -> None:
+        kernel, violations = self.kernel, self.reactor.ledger.violations
+        while any(process.missing() for process in kernel.others):
+            kernel.run_due()
+            kernel.run_others()
+            if violations:
+                raise Violation('\n'.join(violations))
+            if not kernel.sleep_until(kernel.first_wake(None)):
+                missing = '; '.join(text for process in kernel.others for text in process.missing())
+                raise Violation(f'liveness: nothing is left that could happen, but these events have not: {missing}')
 
     def _refuse(self, text: str) -> None:
         violations = self.reactor.ledger.violations
@@ -308,18 +348,31 @@ class Simulation:
             return self._be_patient(longer)
         self.reactor.ledger.violations.append(
             f'liveness: {waited:g} s after the last fault, the loop still waits. If the program needs more time, pass '
-            f'`patience=` with the seconds. It waits for:\n' + '\n'.join(self.reactor.why_alive())
+            f'`patience=` with the seconds. It waits for:\n{self._why_alive()}'
         )
+
+    def _why_alive(self) -> str:
+        lines = self.reactor.why_alive()
+        for process in self.kernel.others:
+            lines += process.why_alive()
+        return '\n'.join(lines)
 
     def _longest_wait(self) -> float:
         # This includes the timers of the reactor itself, which stand for `linger`, `lifetime`, `drain` and others.
-        waits = [max(timer.delay, (timer.deadline or 0.0) - self.kernel.clock()) for timer in self.reactor.timers]
-        for stream in self.reactor.ledger.streams:
-            options = stream.options
-            waits += [limit or 0.0 for limit in (options.idle_timeout, options.read_timeout, options.write_timeout)]
-        return max(waits, default=0.0)
+        worlds = [self.world, *(process.world for process in self.kernel.others if process.running)]
+        return max(wait for world in worlds for wait in _waits(world))
 
     def _failed(self, text: str) -> None:
         self.failure = text
         report = show_report(self.kernel, self.reactor.ledger, text, self._program, self._calm, self.could_strike)
         raise SimulationFailed(report, self) from None
+
+
+def _waits(world: World) -> Iterator[float]:
+    """Yield the seconds of each timer and time limit of a program."""
+    yield 0.0
+    for timer in world.r.timers:
+        yield max(timer.delay, (timer.deadline or 0.0) - world.kernel.clock())
+    for stream in world.r.ledger.streams:
+        options = stream.options
+        yield from (limit or 0.0 for limit in (options.idle_timeout, options.read_timeout, options.write_timeout))

@@ -14,6 +14,7 @@ from ..errors import ConnectionClosed, SendFileError
 from .agenda import excerpt
 from .calls import Calls, is_ours
 from .ends import Ends
+from .faults import Killed
 from .ledger import COMPLETIONS, WALK, Ledger
 from .places import place_of
 from .reality import NotSimulated
@@ -105,6 +106,8 @@ class StreamChecks:
             record.marks.append(len(record.offered))
         try:
             taken: bool = call(what, on_written, *args)
+        except Killed:
+            raise
         except BaseException as exc:
             del record.offered[size:], record.marks[marks:]
             self._check_refusal(stream, exc)

@@ -32,8 +32,8 @@ class LessTraffic(Random):
         return self.randrange(a, b + 1)  # since Python 3.14, `Random.randint` does not call it
 
 
-def programs_random(seed: int, traffic: float) -> Random:
-    """Return the generator of the programs of a run; `traffic` is the `part` of a `LessTraffic`."""
+def programs_random(seed: int | str, traffic: float) -> Random:
+    """Return the generator of a program, which `seed` decides; `traffic` is the `part` of a `LessTraffic`."""
     if traffic == 1:
         return Random(f'programs {seed}')
     random = LessTraffic(f'programs {seed}')

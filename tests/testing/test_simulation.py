@@ -33,7 +33,7 @@ from reactor.testing.faults import SITES
 from reactor.testing.kernel import PLENTY
 from reactor.testing.platforms import KINDS
 from reactor.testing.poller import Stuck
-from reactor.testing.programs import PROGRAMS
+from reactor.testing.programs import PROGRAMS, restarts
 from reactor.testing.seeds import run_seed
 
 PROJECT = Path(reactor.__file__).parent.parent
@@ -100,7 +100,7 @@ def test_every_kind_of_fault_occurs():
             return falls(site, *details) and not fallen.add(site)
 
         faults.falls = noted
-        programs = list(PROGRAMS)
+        programs = [*PROGRAMS, restarts]
         simulation.world.random.shuffle(programs)
         simulation.run_program(*programs[:3])
         if SITES.keys() <= fallen:

@@ -7,6 +7,7 @@ times are drawn from the world's generator.
     PROGRAMS  programs that can run together
     ALONE     programs that shut the reactor down, so they must run alone
     meddling  handles of all kinds that act on each other; it runs in some of the seeds
+    restarts  servers that are killed and started again, and clients that reconnect: on simulated systems only
     RACES     programs with a race between client and server: two runs on a real system can differ
 """
 
@@ -19,6 +20,7 @@ from .limits import crowd, time_limits
 from .meddling import meddling
 from .others import calls, datagrams, look_ups, signals, threads, timers
 from .parts import AnyWorld
+from .restarts import restarts
 from .service import drain
 
 PROGRAMS = (
@@ -28,4 +30,4 @@ PROGRAMS = (
 ALONE = (drain,)
 RACES = (publish_to_the_dying, churn, closing, crowd)
 
-__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'AnyWorld', 'meddling']
+__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'AnyWorld', 'meddling', 'restarts']
