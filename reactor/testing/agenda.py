@@ -92,6 +92,10 @@ class Agenda(Platform):
         number: int = getattr(args[0], 'number', -1) if args else -1
         self.at(self.time + self.draw_latency(number), fn, *args)
 
+    def delays(self, end: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> bool:
+        """Return whether an arrival at an end of a stream was delayed or lost. Only a hostile network does this."""
+        return False
+
     def draw_latency(self, number: int = -1) -> int:
         """Draw a network latency, in ns; `number` is that of the file that waits."""
         latency = self._latencies.randrange(1, 2 * self.latency)

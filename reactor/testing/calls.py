@@ -112,6 +112,7 @@ class Calls:
     def watch_timer(self, timer: Timer) -> Timer:
         """Watch a new timer, whose function is a `Call`."""
         if isinstance(timer.fn, Call):
+            self.ledger.uses(timer.delay)
             timer.__class__ = WatchedRepeatingTimer if isinstance(timer, RepeatingTimer) else WatchedTimer
             self.expect(timer.fn, timer)
         return timer
@@ -152,6 +153,8 @@ class Calls:
         Callbacks must not be nested, and phases must come in order. `phase` is None if any phase is allowed.
         """
         ledger, wrong = self.ledger, self.ledger.violations.append
+        if ledger.simulated and ledger.kernel.suspended is not None:
+            ledger.kernel.suspended.preempt()
         if ledger.inside is not None:
             wrong(f'law 2: {what} is called inside {ledger.inside}')
         ledger.inside = what

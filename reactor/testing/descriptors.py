@@ -14,7 +14,7 @@ from typing import Any
 
 from .faults import fail
 from .files import End, File
-from .network import Network
+from .hostile import Hostile
 from .platforms import STDIO
 
 FIRST_HANDLE, HANDLE_STEP = 400, 4  # sockets on Windows are numbered 400, 404, 408 and so on
@@ -27,13 +27,13 @@ UNREAD = {'recv', 'register', 'modify'}  # if one of these calls fails, bytes th
 IGNORED = {'setsockopt', 'getsockname', 'getpeername'}
 
 
-class Descriptors(Network):
-    """A kernel with descriptors. `SimKernel` explains `fail` and `lasting`; the other arguments are for `Network`."""
+class Descriptors(Hostile):
+    """A kernel with descriptors. `SimKernel` explains `fail` and `lasting`; the other arguments are for `Hostile`."""
 
-    def __init__(self, fail: tuple[int, int] | None, lasting: str | None, *network: Any) -> None:
+    def __init__(self, fail: tuple[int, int] | None, lasting: str | None, *hostile: Any) -> None:
         if lasting not in (None, 'kind', 'descriptor'):
             raise ValueError(f"lasting must be None, 'kind' or 'descriptor', not {lasting!r}")
-        super().__init__(*network)
+        super().__init__(*hostile)
         self.files: dict[int, File] = {}
         self.calls: int = 0
         self.connects: dict[int, End] = {}  # sockets that have begun to connect, until `Ledger` looks at them
@@ -41,6 +41,7 @@ class Descriptors(Network):
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd: int = -1
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+        self.threads: int = 0  # how many threads are running
         self.running_thread: int = 1  # signals arrive only in thread 1, the main thread
         self.fails: bool = fail is not None
         self.loses: bool = fail is not None and fail[1] == errno.EBADF

@@ -50,7 +50,20 @@ SITES = {
     'setsockopt.invalid': (0.3, 'setsockopt fails with EINVAL'),
     'thread.fails': (0.2, 'no more threads can be started'),
 }
+# The faults that only the profile 'hostile' has.
+HOSTILE = {
+    'lookup.slow': (0.5, 'a look-up of a name takes up to 30 seconds'),
+    'network.limit': (0.1, 'bytes, an end of file or a connect take 0.9 to 1.1 times a duration that the program uses'),
+    'network.partition': (0.02, 'some hosts cannot be reached for up to 20 minutes'),
+    'network.trickle': (0.1, 'up to 30 bytes arrive one by one, one a second'),
+    'peer.vanishes': (0.1, 'a peer is gone without a word: neither end of the connection hears from the other again'),
+    'thread.paused': (0.8, 'a thread is paused for up to a second after call_soon_threadsafe'),
+    'thread.preempts': (0.5, 'a thread runs between two callbacks'),
+}
+ALL = SITES | HOSTILE
+PROFILES = {'default': SITES, 'hostile': ALL}
 SHARE = 0.3  # the probability that a run has a certain fault
+HOSTILE_SHARE = 0.5  # the same for a fault in `HOSTILE`
 FAULTLESS = 0.1  # the share of runs without faults, in which every connection must end cleanly
 
 
@@ -82,29 +95,42 @@ class Faults:
             about a third of all faults, drawn at random, and about one run in ten gets none.
         only: Of these faults, only some happen: 'name' means all strikes of a fault, and 'name@3' only the third one.
             The others are left out, but change no draw. None: all happen.
+        profile: 'default', or 'hostile' for the faults in `HOSTILE`, too.
 
     Raises:
-        ValueError: A name is not in `SITES`, or the number of a strike is not a positive integer.
+        ValueError: There is no such profile, the profile has no fault of a name, or the number of a strike is not a
+            positive integer.
     """
 
-    def __init__(self, seed: int, sites: Iterable[str] | None = None, only: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        sites: Iterable[str] | None = None,
+        only: Iterable[str] | None = None,
+        profile: str = 'default',
+    ) -> None:
+        if profile not in PROFILES:
+            raise ValueError(f'there is no profile {profile!r}; choose one of {", ".join(PROFILES)}')
+        known = PROFILES[profile]
         self.on: dict[str, Site] = {}
         self.on_strike: Callable[[str, int, int], object] = _nothing  # called with site, number of the strike, fd
         self.drawn: float = 0.0  # a number from 0 to 1 that decides the details of the latest strike
         chosen = None if sites is None else frozenset(sites)
         wanted = None if only is None else parse_strikes(only)
-        unknown = ((chosen or frozenset()) | (wanted or {}).keys()) - SITES.keys()
+        unknown = ((chosen or frozenset()) | (wanted or {}).keys()) - known.keys()
         if unknown:
-            raise ValueError(f'unknown faults: {", ".join(sorted(unknown))}; see reactor.testing.faults.SITES')
+            hint = "pass profile='hostile' to have them" if unknown <= HOSTILE.keys() else 'see reactor.testing.faults'
+            raise ValueError(f'the profile {profile!r} has no faults {", ".join(sorted(unknown))}; {hint}')
         faultless = _part(_number(seed, 'faultless')) < FAULTLESS
-        for name, (most, _) in SITES.items():
+        for name, (most, _) in known.items():
             if wanted is not None and name not in wanted:
                 continue
             number = _number(seed, name)
             if chosen is not None:
                 often = most if name in chosen else 0.0
             else:
-                often = most * 10 ** (-2 * _part(number >> 64)) if _part(number) < SHARE and not faultless else 0.0
+                share = HOSTILE_SHARE if name in HOSTILE else SHARE
+                often = most * 10 ** (-2 * _part(number >> 64)) if _part(number) < share and not faultless else 0.0
             if often:
                 self.on[name] = Site(number, often, None if wanted is None else wanted[name])
 

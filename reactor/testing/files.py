@@ -178,9 +178,14 @@ class End(File):
         self.lingers = True  # False: closing resets the connection
         self.nodelay = False  # TCP_NODELAY was set or inherited
         self.cut_short: bool = False  # this end was closed with unread input while sent bytes were still in flight
+        self.vanished: str = ''  # the strike of a fault since which neither end hears from the other
+        self.vanished_at = 0  # ns
+        self.waits_for_acknowledgement = False  # something was sent to a peer that has vanished
         self.accepted = True  # False while this end is in a backlog, where it has no descriptor but receives bytes
-        self._arrival = 0  # ns: when the last event in flight to this end arrives; events do not overtake each other
-        self._epoch = 0  # a reset increases it, and bytes of an earlier epoch are lost
+        self.arrival: int = (
+            0  # ns: when the last event in flight to this end arrives; events do not overtake each other
+        )
+        self.epoch: int = 0  # a reset increases it, and bytes of an earlier epoch are lost
 
     # -- called by the socket
 
@@ -188,7 +193,7 @@ class End(File):
         """Return how many bytes can be sent now."""
         peer = self.peer
         assert peer is not None
-        if peer.gone:
+        if peer.gone and not self.vanished:
             return max(65536, peer.capacity)  # the sender does not know yet that the peer is gone
         return peer.capacity - len(peer.inbox) - peer.on_the_way
 
@@ -264,20 +269,26 @@ class End(File):
         """Schedule an arrival at this end, after everything that is already in flight."""
         kernel = self.kernel
         if self.instant:
-            fn(*args, self._epoch)
+            fn(*args, self.epoch)
             return
-        latency = LOOPBACK if self.private else kernel.draw_latency(self.number)
-        self._arrival = max(self._arrival, kernel.time + latency)
-        kernel.at(self._arrival, fn, *args, self._epoch)
+        if self.private:
+            self.deliver(LOOPBACK, fn, args)
+        elif not (kernel.hostile and kernel.delays(self, fn, args)):
+            self.deliver(kernel.draw_latency(self.number), fn, args)
+
+    def deliver(self, latency: int, fn: Any, args: tuple[Any, ...], epoch: int | None = None) -> None:
+        """Schedule an arrival in `latency` ns; `epoch` is that of a sender that has waited until now."""
+        self.arrival = max(self.arrival, self.kernel.time + latency)
+        self.kernel.at(self.arrival, fn, *args, self.epoch if epoch is None else epoch)
 
     def lose_bytes_on_the_way(self) -> None:
         """Drop the bytes in flight: the sender has discarded them, or a reset has overtaken them."""
-        self._epoch += 1
+        self.epoch += 1
         self.on_the_way = 0
 
     def arrive(self, data: bytes, epoch: int) -> None:
         """Receive bytes."""
-        if epoch != self._epoch or self.dead:
+        if epoch != self.epoch or self.dead:
             return
         self.on_the_way -= len(data)
         if self.gone:
@@ -294,7 +305,7 @@ class End(File):
 
     def arrive_end(self, epoch: int) -> None:
         """Receive the peer's end of file."""
-        if epoch == self._epoch and not self.dead:
+        if epoch == self.epoch and not self.dead:
             self.ended_in = True
             self.kernel.note('end arrived', -1, self.number)
             self.look()
@@ -320,6 +331,13 @@ class End(File):
                 end.lose_bytes_on_the_way()
                 end.arrive_reset()
                 end.error = end.error and error
+
+    def time_out(self) -> None:
+        """Fail with ETIMEDOUT, because the peer acknowledges nothing. The peer is not told."""
+        if not self.dead:
+            self.dead, self.error = True, errno.ETIMEDOUT
+            self.kernel.note('timed out', -1, self.number)
+            self.look()
 
     def look(self) -> None:
         """Update `ready` and `hung_up`."""

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from .faults import PROFILES
 from .shrinking import parse_faults, shrink
 from .simulation import Simulation, SimulationFailed, World
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Add `--seed`, `--faults` and `--traffic`."""
+    """Add `--seed`, `--faults`, `--traffic` and `--profile`."""
     parser.addoption('--seed', type=int, default=None, metavar='N', help='simulate this seed only')
     parser.addoption('--faults', type=parse_faults, default=None, metavar='A,B@N', help='simulate these faults only')
+    parser.addoption('--profile', choices=tuple(PROFILES), default=None, help='hostile: simulate harsher systems')
     parser.addoption('--traffic', type=float, default=None, metavar='X', help='from 0 to 1: simulate less traffic')
 
 
@@ -29,7 +31,7 @@ def simulate(request: Any) -> Callable[..., None]:
     Args:
         program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
         seeds: The number of systems, or the seeds themselves. Latencies, buffer sizes and faults differ between seeds.
-        options: Options of `Simulation`, such as `faults=False`, `patience=60` or `hosts=...`. `selector` is the
+        options: Options of `Simulation`, such as `faults=False`, `profile='hostile'` or `hosts=...`. `selector` is the
             platform for all seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By default, each
             seed draws one.
 
@@ -42,7 +44,7 @@ def simulate(request: Any) -> Callable[..., None]:
 
     def run(program: Callable[[World], object], seeds: Any = 100, **options: Any) -> None:
         only = request.config.getoption('--seed')
-        for name, option in ('only', '--faults'), ('traffic', '--traffic'):
+        for name, option in ('only', '--faults'), ('traffic', '--traffic'), ('profile', '--profile'):
             if request.config.getoption(option) is not None:
                 options[name] = request.config.getoption(option)
         for seed in [only] if only is not None else range(seeds) if isinstance(seeds, int) else seeds:

@@ -138,6 +138,8 @@ class SimHandle:
                 fail(errno.EINVAL)
             value = to_store(self.family, level, option, value)
         file.options[level, option] = value
+        if isinstance(file, End) and file.vanished:
+            kernel.probe(file)
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
         kernel = self.kernel

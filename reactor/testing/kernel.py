@@ -36,6 +36,7 @@ from .mailboxes import Mailbox
 from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
 from .sockets import EXHAUSTED, SimSocket
+from .threads import Threads
 
 PLENTY = 1000  # descriptors: enough for every program, and fewer than the limit of select
 HOSTS: dict[str, tuple[str, ...]] = {
@@ -64,6 +65,11 @@ class SimKernel(Descriptors):
         fail: (n, error): the n-th call to the system fails with this error number. EBADF: other code closes the
             descriptor right before the call. Do not use EINTR: Python repeats such calls (PEP 475). Reading the clock
             never fails, nor does `unregister`, whose errors `selectors` hides.
+        profile: 'default', or 'hostile' for a harsher world: peers vanish without a word, partitions last minutes,
+            look-ups take seconds, stalls are about as long as the program's own time limits, peers send a byte a
+            second, and threads interleave with the loop. The modules `hostile` and `threads` have the rules.
+        keepalive: In the profile 'hostile', connections whose peer has vanished end when the faults stop, for programs
+            that set no time limits.
         lasting: With `fail`. None: only the n-th call fails. 'kind': later calls of this kind on files of the same kind
             fail too. 'descriptor': later calls of this kind on the same descriptor fail too.
 
@@ -91,11 +97,13 @@ class SimKernel(Descriptors):
         hosts: Mapping[str, tuple[str, ...]] | None = None,
         fail: tuple[int, int] | None = None,
         lasting: str | None = None,
+        profile: str = 'default',
+        keepalive: bool = False,
     ) -> None:
-        super().__init__(fail, lasting, grain, seed, selector, faults, only, descriptors)
+        super().__init__(fail, lasting, keepalive, grain, seed, selector, faults, only, descriptors, profile)
         self.hosts = {**HOSTS, **(hosts or {})}
         self.replaced_in_vain: bool = False  # a selector was replaced although it worked
-        self.threads: int = 0  # how many threads are running
+        self.suspended: Threads | None = Threads(self) if self.hostile else None
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
 
     # -- called by the simulation
@@ -106,6 +114,7 @@ class SimKernel(Descriptors):
         self.faults.calm()
         self.descriptors = max(self.descriptors, PLENTY)
         self.silent.clear()
+        super().calm()
 
     # -- the methods of Kernel
 
@@ -245,11 +254,15 @@ class SimKernel(Descriptors):
         raise gaierror(EAI_NONAME, 'simulated: name or service not known')
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        # The thread's function runs from beginning to end while the loop is sleeping.
+        # The thread's function runs from beginning to end while the loop is sleeping, unless the profile is hostile.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
         self.threads += 1
-        self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target)
+        delay = self.random.randrange(1, 400) * MS // 10
+        if self.suspended is not None:
+            self.suspended.start(target, delay)
+        else:
+            self.at(self.time + delay, self._run_thread, target)
 
     def thread(self) -> int:
         return self.running_thread
@@ -326,6 +339,8 @@ class SimKernel(Descriptors):
         error = self.failing(name, -1)
         if error:
             raise gaierror(error, 'simulated: the look-up failed')
+        if self.suspended is not None and self.faults.falls('lookup.slow'):
+            self.suspended.pause(self.faults.between(1000, 30_000))
 
     def _look_up(self, host: str, flags: int) -> tuple[str, ...]:
         try:

@@ -87,6 +87,16 @@ class Ledger:
         """
         return self.kernel.reading(self.kernel.time) if self.simulated else 0
 
+    def uses(self, *durations: float | None) -> None:
+        """Record durations of the program, in seconds, for the stalls of the profile 'hostile'."""
+        if self.simulated:
+            self.kernel.uses(*durations)
+
+    def thread_called(self) -> None:
+        """Let the loop run before a thread goes on that has called `call_soon_threadsafe`, in the profile 'hostile'."""
+        if self.simulated and self.kernel.suspended is not None:
+            self.kernel.suspended.called()
+
     def touch(self, stream: WatchedStream) -> None:
         """Have the stream checked after this turn: something has happened to it."""
         if stream in self.streams:

@@ -114,8 +114,8 @@ class Network(Addresses):
 
     def try_connect(self, end: End) -> bool:
         """Connect a client if there is a listener with room at the address; return whether it is connected."""
-        if not end.references:
-            return False
+        if not end.references or end.connected or end.dead:
+            return False  # it was closed, or another attempt was faster
         listening = self._listener(end.remote)
         if listening is None and end.remote == end.local:
             end.peer, end.connected = end, True  # TCP connects a socket to itself: RFC 9293, section 3.5

@@ -72,6 +72,14 @@ def to_store(family: int, level: int, option: int, value: Any) -> Any:
     return 2 * max(value, 2304) if level == SOL and option in (socket.SO_SNDBUF, socket.SO_RCVBUF) else value
 
 
+def silence(options: Options) -> int:
+    """Return the seconds of silence after which keepalive ends a connection; 0: keepalive is not set."""
+    if not options.get((SOL, socket.SO_KEEPALIVE)):
+        return 0
+    idle, interval, count = (options.get((TCP, getattr(socket, name, -1)), first) for name, first, _ in KEEPALIVE)
+    return int(idle + interval * count)
+
+
 def stored(options: Options, level: int, option: int, size: int) -> Any:
     """Return the value of an option, or its first value; `size` bytes of it, if that is not 0."""
     value = options.get((level, option), FIRST.get((level, option), 0))

@@ -142,7 +142,10 @@ class WatchedReactor(Reactor):
         super().call_soon(self.oracles.calls.wrap(CALLS, 'call_soon', fn), *args)
 
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        super().call_soon_threadsafe(self.oracles.calls.wrap(CALLS, 'call_soon_threadsafe', fn), *args)
+        call = self.oracles.calls.wrap(CALLS, 'call_soon_threadsafe', fn)
+        super().call_soon_threadsafe(call, *args)
+        if call is not fn:
+            self.ledger.thread_called()
 
     def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         calls = self.oracles.calls
@@ -219,6 +222,7 @@ class Oracles:
     def watch_connect(self, stream: Any, keywords: Any) -> Stream:
         """Record the connect timeout of a new connection."""
         if keywords.get('timeout') is not None:
+            self.ledger.uses(keywords['timeout'])
             stream.record.connect_by = self.ledger.time() + int(keywords['timeout'] * 1e9)
         return stream  # type: ignore[no-any-return]
 

@@ -31,12 +31,13 @@ class Platform(Kernel):
     connecting: frozenset[int]
     clock_step: float
 
-    def __init__(self, seed: int, selector: str | None, faults: Any, only: Any, descriptors: int) -> None:
+    def __init__(self, seed: int, selector: str | None, faults: Any, only: Any, descriptors: int, profile: str) -> None:
         self.seed = seed
+        self.hostile: bool = profile == 'hostile'
         # Traffic is drawn from other generators than faults, so that a fault can be left out without other changes.
         self.random: Random = Random(seed)
         self.random.getrandbits(64)
-        self.faults: Faults = Faults(seed, None if faults is True else faults or (), only)
+        self.faults: Faults = Faults(seed, None if faults is True else faults or (), only, profile)
         kind = self.random.choice(KINDS[:3])
         # A separate generator, so that the other draws of a seed do not depend on these draws. A seed that was used
         # before kqueue and Windows were simulated still stands for the same run, if `selector` names its old platform.

@@ -14,7 +14,9 @@ from typing import Any
 
 from .agenda import PROCESS_STEP, START
 from .faults import Killed
+from .files import End
 from .kernel import PLENTY, SimKernel
+from .mailboxes import Mailbox
 from .oracles import Violation
 from .places import program_name
 
@@ -35,19 +37,19 @@ class ProcessKernel(SimKernel):
     Args:
         host: The kernel of the main process.
         index: The number of the process: 1, 2 and so on.
-        mortal: Whether faults may kill the process.
         clock: Decides how its clock differs from that of the main process.
     """
 
-    def __init__(self, host: SimKernel, index: int, mortal: bool, clock: Random) -> None:
+    def __init__(self, host: SimKernel, index: int, clock: Random) -> None:
         self.host = host
         self._index = index
-        self._mortal = mortal
+        self.mortal = False  # whether a fault may kill the process now
         self._offset = int(clock.random() * FURTHEST)
         self.rate: float = 1 + DRIFT * (2 * clock.random() - 1)
         self.dead = False
         self.down: float | None = None  # seconds from its end to its next start; None: only the program starts it
-        super().__init__(host.seed, selector=host.kind, faults=False, descriptors=PLENTY, grain=0)
+        profile = 'hostile' if host.hostile else 'default'
+        super().__init__(host.seed, selector=host.kind, faults=False, descriptors=PLENTY, grain=0, profile=profile)
         vars(self).update({name: vars(host)[name] for name in SHARED})
 
     @property
@@ -74,7 +76,7 @@ class ProcessKernel(SimKernel):
         super().moved(what, fd + PROCESS_STEP * self._index, detail)
 
     def failing(self, name: str, fd: int) -> int:
-        if not self.dead and self._mortal and self.faults.falls('process.killed', fd):
+        if self.mortal and self.running_thread == 1 and self.faults.falls('process.killed', fd):
             self.down = self.faults.drawn * LONGEST_DOWN
             self.die()
         if self.dead:
@@ -83,10 +85,32 @@ class ProcessKernel(SimKernel):
 
     def die(self) -> None:
         """End the process as SIGKILL does: its descriptors are closed, and it makes no more calls."""
-        self.dead = True
+        self.dead, self.mortal = True, False
+        if self.suspended is not None:
+            self.suspended.end()
         self.connects.clear()
         for fd in list(self.files):
             self.close_fd(fd)
+
+    # The network is that of the main process.
+
+    def uses(self, *durations: float | None) -> None:
+        self.host.uses(*durations)
+
+    def draw_latency(self, number: int = -1) -> int:
+        return self.host.draw_latency(number)
+
+    def delays(self, end: End, fn: Callable[..., object], args: tuple[Any, ...]) -> bool:
+        return self.host.delays(end, fn, args)
+
+    def probe(self, end: End) -> None:
+        self.host.probe(end)
+
+    def try_connect(self, end: End) -> bool:
+        return self.host.try_connect(end)
+
+    def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
+        self.host.post(sender, data, address)
 
     def _run_thread(self, target: Callable[[], None]) -> None:
         if not self.dead:
@@ -135,7 +159,7 @@ class Process:
             raise RuntimeError(f'the process {self.name} is running; call kill() first')
         self.starts += 1
         with self._without_faults():
-            self.kernel: ProcessKernel = ProcessKernel(self._host, self._index, self._kills, self._clock)
+            self.kernel: ProcessKernel = ProcessKernel(self._host, self._index, self._clock)
             self.world = self._simulation.open_world(self.kernel, f'{self.name} {self.starts}')
             self.world.r.call_soon(self._begin)
         self.world.note(f'process {self.name} starts')
@@ -231,7 +255,7 @@ class Process:
     def _inside(self) -> Iterator[None]:
         """Run a part of the process: its faults and violations are reported with its name."""
         faults = self._host.faults
-        faults.on_strike, self._running = self.kernel.struck, True
+        faults.on_strike, self._running, self.kernel.mortal = self.kernel.struck, True, self._kills
         try:
             yield
         except (Killed, KeyboardInterrupt):
@@ -241,7 +265,7 @@ class Process:
         except Violation as exc:
             raise Violation(self._named(str(exc))) from None
         finally:
-            faults.on_strike, self._running = self._host.struck, False
+            faults.on_strike, self._running, self.kernel.mortal = self._host.struck, False, False
 
     @contextmanager
     def _without_faults(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from signal import Signals
 from typing import Any
 
 from .agenda import PROCESS_STEP, START
-from .faults import SITES
+from .faults import ALL
 from .kernel import SimKernel
 from .ledger import Ledger
 
@@ -105,7 +105,7 @@ def _translate(
     what: str, detail: Any, who: str, names: dict[int, str], open_files: dict[int, str], ledger: Ledger
 ) -> Iterable[tuple[str, str]]:
     if what == 'fault':
-        return [(who, f'fault {detail}: {SITES[detail.partition("@")[0]][1]}')]
+        return [(who, f'fault {detail}: {ALL[detail.partition("@")[0]][1]}')]
     if what == 'ready':
         return [('', 'ready: ' + ', '.join(f'{open_files.get(fd, f"fd={fd}")} {_mask(mask)}' for fd, mask in detail))]
     if what == 'connected':
@@ -120,6 +120,10 @@ def _translate(
         return [(names.get(detail[0], ''), f'arrived: {_value(detail[1:])}')]
     if what == 'stalled':
         return [(names.get(detail[0], ''), f'what arrives next takes {detail[1] / 1000:g} s')]
+    if what == 'vanished':
+        return [(names.get(number, ''), 'its peer vanishes') for number in detail]
+    if what in ('timed out', 'trickles'):
+        return [(names.get(detail, ''), {'trickles': 'what arrives next comes byte by byte'}.get(what, what))]
     if what == 'clock jumped':
         return [('', f'{what}: {detail / 1000:g} s passed')]
     if what in ('end arrived', 'reset arrived'):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .faults import PROFILES
 from .platforms import KINDS
 from .report import END
 from .seeds import run_seed
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         '--faults', type=parse_faults, metavar='A,B@N', help='only these faults, or strikes of faults (default: all)'
     )
+    parser.add_argument('--profile', choices=tuple(PROFILES), help='hostile: harsher systems (default: default)')
     parser.add_argument('--traffic', type=float, metavar='X', help='from 0 to 1: less traffic (default: 1)')
     parser.add_argument(
         '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip seeds whose results it already has'
@@ -92,7 +94,10 @@ def be_silent() -> None:
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run that the command line gives."""
-    said = {'only': options.faults, **{name: getattr(options, name) for name in ('program', 'traffic', *REPEATED)}}
+    said = {
+        'only': options.faults,
+        **{name: getattr(options, name) for name in ('program', 'traffic', 'profile', *REPEATED)},
+    }
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -22,7 +22,8 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
 
     Args:
         seed: Decides the whole run.
-        programs: The programs to run. None: the seed draws one to three.
+        programs: The programs to run. None: the seed draws one to three. These have no time limits, so they run with
+            `keepalive=True`.
         options: Options of `Simulation`.
 
     Returns:
@@ -35,6 +36,8 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
     if alone:
         # Half of these runs have no faults, because some checks in these programs are made only without faults.
         options.setdefault('faults', seed % (2 * ALONE_EVERY) < ALONE_EVERY)
+    if programs is None and options.get('profile') == 'hostile':
+        options.setdefault('keepalive', True)
     simulation = Simulation(seed, **options)
     world = simulation.world
     if alone:

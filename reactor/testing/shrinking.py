@@ -158,7 +158,7 @@ def shrink(failed: SimulationFailed, run: Run, programs: Iterable[Any]) -> Simul
 
 def arguments(options: dict[str, Any]) -> str:
     """Return options of a smaller run as arguments for a command line, with a space before each."""
-    said = ''
+    said = f' --profile {options["profile"]}' if options.get('profile', 'default') != 'default' else ''
     if options.get('only') is not None:
         said += f' --faults {",".join(options["only"]) or NONE}'
     if options.get('traffic', 1) != 1:
@@ -168,7 +168,7 @@ def arguments(options: dict[str, Any]) -> str:
 
 def as_test(seed: int, options: dict[str, Any], programs: list[Any]) -> list[str]:
     """Return the lines of a test for pytest that repeats a run; without programs, the seed draws them."""
-    usual: dict[str, Any] = {'selector': None, 'traffic': 1}
+    usual: dict[str, Any] = {'selector': None, 'traffic': 1, 'profile': 'default'}
     keywords = {name: value for name, value in options.items() if name not in usual or value != usual[name]}
     said = ''.join(f', {name}={value!r}' for name, value in keywords.items())
     if not programs:

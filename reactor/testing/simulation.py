@@ -16,6 +16,7 @@ from typing import Any
 
 from .faults import Site
 from .kernel import PLENTY, SimKernel
+from .options import silence
 from .oracles import Violation, WatchedReactor
 from .places import place_of_caller, program_name
 from .poller import Stuck
@@ -27,6 +28,7 @@ from .watched import Planted
 
 MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped
+CALM, HOSTILE_CALM = 120, 3600  # seconds: the latest time at which faults stop, in the two profiles
 MOST_WAITS = 10  # how many times in a row a program may wait for the longest of its timers and time limits besides
 
 
@@ -160,7 +162,8 @@ class Simulation:
         seed: Decides all random choices.
         traffic: From 0 to 1: a smaller number makes the integers that programs draw from `world.random` smaller, and so
             usually the traffic, too.
-        calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
+        calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed; up to an hour in
+            the profile 'hostile'.
         patience: Simulated seconds in which everything must end, once faults have stopped. None: an hour, and ten times
             the longest timer or time limit that the loop still waits for when the hour is over.
         turns: The most turns of the loop. None: 200,000 besides those in which a timer of the program fired, and at
@@ -170,7 +173,7 @@ class Simulation:
         allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
             from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
-        options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
+        options: Options of `SimKernel`: selector, faults, profile, descriptors, hosts, fail and others.
     """
 
     def __init__(
@@ -196,7 +199,8 @@ class Simulation:
         if on_kernel is not None:
             on_kernel(self.kernel)
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
-        self._calm = Random(f'calm {seed}').random() ** 3 * 120 if calm is None else calm
+        latest = HOSTILE_CALM if self.kernel.hostile else CALM
+        self._calm = Random(f'calm {seed}').random() ** 3 * latest if calm is None else calm
         # Faults start only after `main` has returned, so that the program can start its servers and clients.
         self.could_strike: dict[str, Site] = self.kernel.faults.on
         self.kernel.faults.on = {}
@@ -227,6 +231,7 @@ class Simulation:
             SimulationFailed: A law was broken, the loop got stuck, or the program failed.
         """
         self._program = self._program or program_name(main)
+        self._refuse_in_threads(self.kernel)
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -237,6 +242,9 @@ class Simulation:
         except Stuck as exc:
             self._failed(f'liveness: {exc}; the loop waits for:\n{self._why_alive()}')
         finally:
+            for kernel in (self.kernel, *(process.kernel for process in self.kernel.others)):
+                if kernel.suspended is not None:
+                    kernel.suspended.end()
             if collecting:
                 gc.enable()
         return self
@@ -263,6 +271,7 @@ class Simulation:
     def open_world(self, kernel: ProcessKernel, name: str) -> World:
         """Return a world with a new reactor for another process."""
         reactor = WatchedReactor(kernel)
+        self._refuse_in_threads(kernel)
         reactor.oracles.streams.max_undrained = self.reactor.oracles.streams.max_undrained
         reactor.ledger.share(self.reactor.ledger)
         return World(self, kernel, reactor, programs_random(f'{self.seed} {name}', self.traffic))
@@ -329,6 +338,10 @@ class Simulation:
                 missing = '; '.join(text for process in kernel.others for text in process.missing())
                 raise Violation(f'liveness: nothing is left that could happen, but these events have not: {missing}')
 
+    def _refuse_in_threads(self, kernel: SimKernel) -> None:
+        if kernel.suspended is not None and not self._allow_real:
+            kernel.suspended.around = lambda: Refusal(self._refuse)
+
     def _refuse(self, text: str) -> None:
         violations = self.reactor.ledger.violations
         if text not in violations:
@@ -346,6 +359,7 @@ class Simulation:
         longer = PATIENCE + MOST_WAITS * self._longest_wait()
         if self._patience is None and longer > waited:
             return self._be_patient(longer)
+        self.reactor.ledger.violations += self._lost_peers(waited)
         self.reactor.ledger.violations.append(
             f'liveness: {waited:g} s after the last fault, the loop still waits. If the program needs more time, pass '
             f'`patience=` with the seconds. It waits for:\n{self._why_alive()}'
@@ -357,10 +371,24 @@ class Simulation:
             lines += process.why_alive()
         return '\n'.join(lines)
 
+    def _worlds(self) -> list[World]:
+        return [self.world, *(process.world for process in self.kernel.others if process.running)]
+
+    def _lost_peers(self, waited: float) -> Iterator[str]:
+        for world in self._worlds():
+            ledger = world.r.ledger
+            for stream in ledger.streams:
+                end = ledger.end_of(stream)
+                if end is not None and end.vanished and not end.dead:
+                    yield (
+                        f'liveness: {ledger.name(stream.record)} still waits, {waited:g} s after the last fault, for a '
+                        f'peer that has vanished without a word ({end.vanished}): set idle_timeout=, read_timeout= or '
+                        'keepalive=, or pass keepalive=True to the simulation'
+                    )
+
     def _longest_wait(self) -> float:
         # This includes the timers of the reactor itself, which stand for `linger`, `lifetime`, `drain` and others.
-        worlds = [self.world, *(process.world for process in self.kernel.others if process.running)]
-        return max(wait for world in worlds for wait in _waits(world))
+        return max(wait for world in self._worlds() for wait in _waits(world))
 
     def _failed(self, text: str) -> None:
         self.failure = text
@@ -376,3 +404,5 @@ def _waits(world: World) -> Iterator[float]:
     for stream in world.r.ledger.streams:
         options = stream.options
         yield from (limit or 0.0 for limit in (options.idle_timeout, options.read_timeout, options.write_timeout))
+        end = world.r.ledger.end_of(stream)
+        yield 0.0 if end is None else silence(end.options)

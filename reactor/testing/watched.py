@@ -39,6 +39,7 @@ class WatchedStream(Stream):
         self.record: Record = loop.oracles.streams.opened(self, isinstance(origin, Connector))
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
+        loop.ledger.uses(options.read_timeout, options.write_timeout, options.idle_timeout)
         super().__init__(loop, options, callbacks, origin)
         self.on_close: OnClose | None = callbacks.on_close or _nothing  # needed to check how the stream ends
 
@@ -82,6 +83,7 @@ class WatchedStream(Stream):
 
     def set_timeouts(self, **limits: Any) -> None:
         self.loop.ledger.touch(self)
+        self.loop.ledger.uses(*limits.values())
         if not self.closed:
             self.record.limits_from = self.loop.ledger.time()
         elif self.record.options_at_end is None:

@@ -109,3 +109,28 @@ def test_a_client_that_connects_in_the_turn_in_which_it_is_closed_may_end_withou
 
     for seed in range(100):
         Simulation(seed, faults=False, grain=0.1).run_program(program)
+
+
+def test_a_client_that_tried_at_once_while_the_backlog_was_full_is_accepted_once():
+    """Regression: both the failed try and the retransmitted SYN connected the client, each time to another server."""
+    accepted = 0
+
+    def program(r):
+        nonlocal accepted
+
+        def on_connect(conn):
+            nonlocal accepted
+            accepted += 1
+            conn.close()
+
+        server = r.listen_tcp('10.0.0.1', 80, on_connect=on_connect, backlog=0)
+        server.pause()
+        for _ in range(5):
+            r.call_later(1, r.connect_tcp, '10.0.0.1', 80)
+        r.call_later(3, server.resume)
+        r.call_later(30, server.close)
+
+    for seed in range(10):
+        accepted = 0
+        Simulation(seed, faults=('connect.at_once',), selector='epoll', calm=60).run(program)
+        assert accepted == 5, seed
