@@ -35,7 +35,7 @@ PARTITION = 60, 1200  # seconds: the shortest and the longest partition
 NEAR = 0.9, 1.1  # times a duration of the program
 SHORTEST, LONGEST = 0.1, 800.0  # seconds: durations that count; TCP does not wait longer for an acknowledgement
 MOST_DURATIONS = 50
-MOST_TRICKLED = 30  # bytes
+MOST_TRICKLED = 60  # bytes
 Held = tuple[End, Callable[..., object], tuple[Any, ...], int]  # an end, the arrival at it, and the end's epoch
 
 

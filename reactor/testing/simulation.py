@@ -220,7 +220,8 @@ class Simulation:
         except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
-            self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
+            waits = f'liveness: {exc}; the loop waits for:'
+            self._failed('\n'.join([*self._lost_peers(), waits, *self.reactor.why_alive()]))
         finally:
             if self.kernel.suspended is not None:
                 self.kernel.suspended.end()
@@ -314,14 +315,15 @@ class Simulation:
         longer = PATIENCE + MOST_WAITS * self._longest_wait()
         if self._patience is None and longer > waited:
             return self._be_patient(longer)
-        self.reactor.ledger.violations += self._lost_peers(waited)
+        self.reactor.ledger.violations += self._lost_peers()
         self.reactor.ledger.violations.append(
             f'liveness: {waited:g} s after the last fault, the loop still waits. If the program needs more time, pass '
             f'`patience=` with the seconds. It waits for:\n' + '\n'.join(self.reactor.why_alive())
         )
 
-    def _lost_peers(self, waited: float) -> Iterator[str]:
+    def _lost_peers(self) -> Iterator[str]:
         ledger = self.reactor.ledger
+        waited = (self.kernel.time - self._calm_since) / 1e9
         for stream in ledger.streams:
             end = ledger.end_of(stream)
             if end is not None and end.vanished and not end.dead:
