@@ -114,7 +114,7 @@ class Network(Addresses):
 
     def try_connect(self, end: End) -> bool:
         """Connect a client if there is a listener with room at the address; return whether it is connected."""
-        if not end.references:
+        if not end.references or end.connected:
             return False
         listening = self._listener(end.remote)
         if listening is None and end.remote == end.local:
