@@ -27,6 +27,11 @@ sequences of socket calls on both, and compare each result and the readiness aft
 - There is no ancillary and no out-of-band data, and there are no child processes and pipes.
 - kqueue and Windows are simulated from their documentation, and are not compared with a real system.
 
+With the profile 'hostile', the simulated world is harsher: peers vanish without a word, partitions last minutes,
+look-ups take seconds, bytes arrive about when a time limit of the program ends or one a second, and threads interleave
+with the loop. Connections without a time limit then fail the run, because they wait for a vanished peer for ever. The
+modules `hostile` and `threads` have the rules.
+
 The pytest fixture is in `reactor.testing.fixture`. `python -m reactor.testing --seeds N` tests the reactor itself.
 """
 

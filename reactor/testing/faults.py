@@ -53,10 +53,10 @@ SITES = {
 # The faults that only the profile 'hostile' has.
 HOSTILE = {
     'lookup.slow': (0.5, 'a look-up of a name takes up to 30 seconds'),
-    'network.limit': (0.1, 'bytes, an end of file or a connect take 0.9 to 1.1 times a duration that the program uses'),
-    'network.partition': (0.02, 'some hosts cannot be reached for up to 20 minutes'),
-    'network.trickle': (0.1, 'up to 30 bytes arrive one by one, one a second'),
-    'peer.vanishes': (0.1, 'a peer is gone without a word: neither end of the connection hears from the other again'),
+    'network.limit': (0.3, 'bytes, an end of file or a connect take 0.9 to 1.1 times a duration that the program uses'),
+    'network.partition': (0.1, 'some hosts cannot be reached for up to 20 minutes'),
+    'network.trickle': (0.3, 'up to 60 bytes arrive one by one, one a second'),
+    'peer.vanishes': (0.2, 'a peer is gone without a word: neither end of the connection hears from the other again'),
     'thread.paused': (0.8, 'a thread is paused for up to a second after call_soon_threadsafe'),
     'thread.preempts': (0.5, 'a thread runs between two callbacks'),
 }
@@ -64,6 +64,8 @@ ALL = SITES | HOSTILE
 PROFILES = {'default': SITES, 'hostile': ALL}
 SHARE = 0.3  # the probability that a run has a certain fault
 HOSTILE_SHARE = 0.5  # the same for a fault in `HOSTILE`
+DECADES = 2  # a fault's probability in a run is at least its highest one, divided by ten this many times
+HOSTILE_DECADES = 1
 FAULTLESS = 0.1  # the share of runs without faults, in which every connection must end cleanly
 
 
@@ -129,8 +131,9 @@ class Faults:
             if chosen is not None:
                 often = most if name in chosen else 0.0
             else:
-                share = HOSTILE_SHARE if name in HOSTILE else SHARE
-                often = most * 10 ** (-2 * _part(number >> 64)) if _part(number) < share and not faultless else 0.0
+                share, decades = (HOSTILE_SHARE, HOSTILE_DECADES) if name in HOSTILE else (SHARE, DECADES)
+                happens = _part(number) < share and not faultless
+                often = most * 10 ** (-decades * _part(number >> 64)) if happens else 0.0
             if often:
                 self.on[name] = Site(number, often, None if wanted is None else wanted[name])
 

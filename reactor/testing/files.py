@@ -182,9 +182,8 @@ class End(File):
         self.vanished_at = 0  # ns
         self.waits_for_acknowledgement = False  # something was sent to a peer that has vanished
         self.accepted = True  # False while this end is in a backlog, where it has no descriptor but receives bytes
-        self.arrival: int = (
-            0  # ns: when the last event in flight to this end arrives; events do not overtake each other
-        )
+        # ns: when the last event in flight to this end arrives. Events do not overtake each other.
+        self.arrival: int = 0
         self.epoch: int = 0  # a reset increases it, and bytes of an earlier epoch are lost
 
     # -- called by the socket

@@ -35,7 +35,7 @@ PARTITION = 60, 1200  # seconds: the shortest and the longest partition
 NEAR = 0.9, 1.1  # times a duration of the program
 SHORTEST, LONGEST = 0.1, 800.0  # seconds: durations that count; TCP does not wait longer for an acknowledgement
 MOST_DURATIONS = 50
-MOST_TRICKLED = 30  # bytes
+MOST_TRICKLED = 60  # bytes
 Held = tuple[End, Callable[..., object], tuple[Any, ...], int]  # an end, the arrival at it, and the end's epoch
 
 
@@ -106,6 +106,8 @@ class Hostile(Network):
 
     def try_connect(self, end: End) -> bool:
         if self._is_cut(plain(end.local)[0], plain(end.remote)[0]):
+            if end.dead:
+                return False
             if self.time >= end.sent_at + SILENCE:  # it has sent nothing: this is when it began to connect
                 self.give_up(end)
             else:
@@ -162,7 +164,10 @@ class Hostile(Network):
         self.note('the partition is over', -1)
         held, self._held = self._held, []
         for end, fn, args, epoch in held:
-            end.deliver(self.draw_latency(end.number), fn, args, epoch)
+            if end.vanished:
+                self._expect_acknowledgement(end.peer)
+            else:
+                end.deliver(self.draw_latency(end.number), fn, args, epoch)
 
     def _give_up_held(self, held: Held) -> None:
         sender = held[0].peer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .programs import ALONE, PROGRAMS, meddling, restarts
+from .programs import ALONE, HOSTILE, PROGRAMS, meddling, restarts
 from .simulation import Simulation
 
 MOST_PROGRAMS = 3  # the most programs in one run
@@ -43,7 +43,7 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
     if alone:
         programs = (world.random.choice(ALONE),)
     elif programs is None:
-        drawn = list(PROGRAMS)
+        drawn = [*PROGRAMS, *(HOSTILE if simulation.kernel.hostile else ())]
         world.random.shuffle(drawn)
         programs = tuple(drawn[: world.random.randrange(1, MOST_PROGRAMS + 1)])
         if seed % MEDDLE_EVERY == MEDDLE_EVERY // 2:

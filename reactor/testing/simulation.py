@@ -240,7 +240,8 @@ class Simulation:
         except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
-            self._failed(f'liveness: {exc}; the loop waits for:\n{self._why_alive()}')
+            waits = f'liveness: {exc}; the loop waits for:'
+            self._failed('\n'.join([*self._lost_peers(), waits, self._why_alive()]))
         finally:
             for kernel in (self.kernel, *(process.kernel for process in self.kernel.others)):
                 if kernel.suspended is not None:
@@ -359,7 +360,7 @@ class Simulation:
         longer = PATIENCE + MOST_WAITS * self._longest_wait()
         if self._patience is None and longer > waited:
             return self._be_patient(longer)
-        self.reactor.ledger.violations += self._lost_peers(waited)
+        self.reactor.ledger.violations += self._lost_peers()
         self.reactor.ledger.violations.append(
             f'liveness: {waited:g} s after the last fault, the loop still waits. If the program needs more time, pass '
             f'`patience=` with the seconds. It waits for:\n{self._why_alive()}'
@@ -374,7 +375,8 @@ class Simulation:
     def _worlds(self) -> list[World]:
         return [self.world, *(process.world for process in self.kernel.others if process.running)]
 
-    def _lost_peers(self, waited: float) -> Iterator[str]:
+    def _lost_peers(self) -> Iterator[str]:
+        waited = (self.kernel.time - self._calm_since) / 1e9
         for world in self._worlds():
             ledger = world.r.ledger
             for stream in ledger.streams:

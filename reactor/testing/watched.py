@@ -198,6 +198,8 @@ def _noticed(name: str) -> property:
 
     def fset(stream: WatchedStream, value: Any) -> None:
         stream.loop.ledger.touch(stream)
+        if name == 'sock' and value is not None:
+            stream.record.limits_from = stream.loop.ledger.time()  # a client's time limits start when it is connected
         slot.__set__(stream, value)
 
     return property(slot.__get__, fset)

@@ -597,3 +597,23 @@ def test_datagram_sockets_share_a_port_and_a_broadcast_needs_permission():
 
     run_program_on('epoll', main)
     assert errors == [errno.EACCES]
+
+
+def test_a_client_that_finds_a_full_backlog_is_connected_once():
+    def program(world):
+        server = world.r.listen_tcp(*world.address(), backlog=1)
+        server.pause()
+
+        def connect():
+            client = world.r.connect_tcp(*server.address)
+            world.r.call_later(15, client.close)
+
+        for _ in range(6):
+            world.r.call_later(0.1, connect)
+        world.r.call_later(3, server.resume)
+        world.r.call_later(20, server.close)
+
+    for seed in range(20):
+        simulation = Simulation(seed, selector='epoll', faults=('connect.at_once',), calm=100).run_program(program)
+        clients = [detail[0] for _, what, _, detail in simulation.kernel.trace if what == 'connected']
+        assert len(clients) == len(set(clients)) == 6
