@@ -146,7 +146,7 @@ def test_traffic_is_reduced():
         server = world.r.listen_tcp(*world.address(), on_data)
         world.r.connect_tcp(*server.address).write(bytes(size))
 
-    seed = next(seed for seed in range(100) if shrunk(program, seed).arguments.endswith(' --traffic 0'))
+    seed = next(seed for seed in range(100) if shrunk(program, seed).command.endswith(' --traffic 0'))
     with pytest.raises(SimulationFailed) as whole:
         Simulation(seed).run_program(program)
     small = shrunk(program, seed)
