@@ -11,6 +11,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from .draws import Draws, Keys, number_of
 from .platforms import MS, Platform
 
 SHOWN = 48  # bytes: how much of the data of a call is kept in the trace
@@ -36,7 +37,9 @@ class Agenda(Platform):
         self._sequence = count()
         self._numbers = count(1)
         self.faults.on_strike = self.struck
-        self._latencies = Random(f'latency {self.seed}')
+        self.keys: Keys = Keys()
+        self.draw: Callable[[int], float] = Draws(number_of(f'{self.seed} capacity')).draw
+        self._draw_latency = Draws(number_of(f'{self.seed} latency')).draw
         steps = Random(f'grain {self.seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain: int = int(1e9 * (drawn if grain is None else grain))
@@ -88,26 +91,26 @@ class Agenda(Platform):
         heappush(self._events, (time, next(self._sequence), fn, args))
 
     def after_latency(self, fn: Callable[..., object], *args: Any) -> None:
-        """Schedule `fn(*args)` after one network latency."""
-        number: int = getattr(args[0], 'number', -1) if args else -1
-        self.at(self.time + self.draw_latency(number), fn, *args)
+        """Schedule `fn(*args)` after one network latency; the first argument is the file that waits or has sent."""
+        self.at(self.time + self.draw_latency(args[0]), fn, *args)
 
     def delays(self, end: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> bool:
         """Return whether an arrival at an end of a stream was delayed or lost. Only a hostile network does this."""
         return False
 
-    def draw_latency(self, number: int = -1) -> int:
-        """Draw a network latency, in ns; `number` is that of the file that waits."""
-        latency = self._latencies.randrange(1, 2 * self.latency)
-        if self.faults.falls('network.stall'):
+    def draw_latency(self, file: Any) -> int:
+        """Draw a network latency, in ns, for what arrives next at a file."""
+        latency = 1 + int(self._draw_latency(file.key) * (2 * self.latency - 1))
+        if self.faults.falls('network.stall', -1, file.key):
             stall = self.faults.between(1, 8000)
-            self.note('stalled', -1, (number, stall))
+            self.note('stalled', -1, (file.number, stall))
             return stall * MS
         return latency
 
-    def draw_capacity(self) -> int:
-        """Draw the size of a socket buffer, in bytes."""
-        return max(1, self.random.randrange(self._capacity // 2, 2 * self._capacity))
+    def draw_capacity(self, key: int) -> int:
+        """Draw the size of a socket buffer, in bytes, for the file with this key."""
+        least = self._capacity // 2
+        return max(1, least + int(self.draw(key) * (2 * self._capacity - least)))
 
     def next_number(self) -> int:
         """Return a number that was not returned before."""

@@ -40,6 +40,7 @@ class Call:
         self.kind = kind
         self.fn = fn
         self.__qualname__: str = getattr(fn, '__qualname__', type(fn).__qualname__)
+        self.text: str = calls.ledger.reached.add_timer(fn) if phase == TIMERS else ''  # for `Reached`
         self.cancelled = False
         self.moved(None)
 
@@ -145,6 +146,7 @@ class Calls:
         if call.kind in self.soon:
             self._check_soon(call)
         elif call.phase == TIMERS:
+            self.ledger.reached.reach(call.text)
             self._check_timer(call)
 
     def enter(self, what: str, phase: int | None) -> None:

@@ -35,6 +35,7 @@ class Descriptors(Hostile):
             raise ValueError(f"lasting must be None, 'kind' or 'descriptor', not {lasting!r}")
         super().__init__(*hostile)
         self.files: dict[int, File] = {}
+        self.faults.key_of = self.key_of
         self.calls: int = 0
         self.connects: dict[int, End] = {}  # sockets that have begun to connect, until `Ledger` looks at them
         self.reads: dict[File, int] = {}  # bytes, datagrams or clients taken from each file in this turn
@@ -152,6 +153,11 @@ class Descriptors(Hostile):
     def took(self, file: File, count: int) -> None:
         """Count bytes, datagrams or clients that were taken from a file in this turn."""
         self.reads[file] = self.reads.get(file, 0) + count
+
+    def key_of(self, fd: int) -> int:
+        """Return the key of the file of a descriptor: which random numbers decide about it."""
+        file = self.files.get(fd)
+        return 0 if file is None else file.key
 
     def _is_to_fail(self, name: str, fd: int, n: int) -> bool:
         if self.calls < n:

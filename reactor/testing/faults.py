@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
-from random import Random
 from typing import Any, NoReturn
+
+from .draws import Draws, number_of
 
 # The name of each fault: its highest probability in runs that have it, and what it means.
 SITES = {
@@ -74,16 +74,17 @@ class Killed(BaseException):
 
 
 class Site:
-    """One kind of fault in one run, with a generator that only this kind uses.
+    """One kind of fault in one run, with random numbers that only this kind uses.
 
-    So the strikes of one kind do not depend on the other kinds, nor on the traffic.
+    So the strikes of one kind do not depend on the other kinds. Each connection has its own random numbers, so the
+    strikes on a connection do not depend on the other connections either.
     """
 
-    __slots__ = ('often', 'only', 'random', 'strikes')
+    __slots__ = ('draw', 'often', 'only', 'strikes')
 
     def __init__(self, number: int, often: float, only: frozenset[int] | None) -> None:
         self.often: float = often  # the probability of a strike
-        self.random: Callable[[], float] = Random(number).random
+        self.draw: Callable[[int], float] = Draws(number).draw  # called with the key of a connection, or 0
         self.strikes: int = 0
         self.only: frozenset[int] | None = only  # the numbers of the strikes that happen; None: all
 
@@ -116,6 +117,7 @@ class Faults:
         known = PROFILES[profile]
         self.on: dict[str, Site] = {}
         self.on_strike: Callable[[str, int, int], object] = _nothing  # called with site, number of the strike, fd
+        self.key_of: Callable[[int], int] = _no_key  # returns the key of the file of a descriptor
         self.drawn: float = 0.0  # a number from 0 to 1 that decides the details of the latest strike
         chosen = None if sites is None else frozenset(sites)
         wanted = None if only is None else parse_strikes(only)
@@ -123,11 +125,11 @@ class Faults:
         if unknown:
             hint = "pass profile='hostile' to have them" if unknown <= HOSTILE.keys() else 'see reactor.testing.faults'
             raise ValueError(f'the profile {profile!r} has no faults {", ".join(sorted(unknown))}; {hint}')
-        faultless = _part(_number(seed, 'faultless')) < FAULTLESS
+        faultless = _part(number_of(f'{seed} faultless')) < FAULTLESS
         for name, (most, _) in known.items():
             if wanted is not None and name not in wanted:
                 continue
-            number = _number(seed, name)
+            number = number_of(f'{seed} {name}')
             if chosen is not None:
                 often = most if name in chosen else 0.0
             else:
@@ -137,13 +139,24 @@ class Faults:
             if often:
                 self.on[name] = Site(number, often, None if wanted is None else wanted[name])
 
-    def falls(self, name: str, fd: int = -1) -> bool:
-        """Decide at random whether a fault happens now, to a descriptor if `fd` is given."""
+    def falls(self, name: str, fd: int = -1, key: int = 0) -> bool:
+        """Decide at random whether a fault happens now.
+
+        Args:
+            name: The fault.
+            fd: The descriptor that it would happen to, or -1.
+            key: Which random numbers decide. 0: those of the descriptor's file, or without a descriptor the common
+                ones.
+        """
         site = self.on.get(name)
-        if site is None or site.random() >= site.often:
+        if site is None:
+            return False
+        if not key and fd >= 0:
+            key = self.key_of(fd)
+        if site.draw(key) >= site.often:
             return False
         # Drawn even if the strike is left out: then the later strikes are the same.
-        drawn = site.random()
+        drawn = site.draw(key)
         site.strikes += 1
         if site.only is not None and site.strikes not in site.only:
             return False
@@ -184,13 +197,12 @@ def parse_strikes(faults: Iterable[str]) -> dict[str, frozenset[int] | None]:
     return strikes
 
 
-def _number(seed: int, name: str) -> int:
-    # Like `hash`, but equal in every process and on every version of Python.
-    return int.from_bytes(sha256(f'{seed} {name}'.encode()).digest(), 'big')
-
-
 def _part(number: int) -> float:
     return (number & (1 << 53) - 1) / 2**53
+
+
+def _no_key(fd: int) -> int:
+    return 0
 
 
 def _nothing(name: str, strike: int, fd: int) -> None:

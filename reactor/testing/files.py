@@ -46,6 +46,7 @@ class File:
         self.local: Any = None  # the address of the socket, or None
         self.shut: int = 0  # events that `shutdown` has ended: READ, WRITE or both
         self.number: int = kernel.next_number()
+        self.key = 0  # which random numbers of the kernel belong to this file; 0: the common ones
 
     @property
     def ready(self) -> int:
@@ -148,15 +149,16 @@ class End(File):
     Only the checks use `reported`, `sent_at`, `read_at`, `misled`, `at_failure`, `never_sent` and `cut_short`.
     """
 
-    def __init__(self, kernel: Agenda, family: int, instant: bool) -> None:
+    def __init__(self, kernel: Agenda, family: int, instant: bool, key: int) -> None:
         super().__init__(kernel)
+        self.key: int = key
         self.family = family
         self.instant = instant  # a Unix socket: bytes arrive at once
         self.peer: End | None = None
         self.remote: Any = None
         self.inbox: bytearray = bytearray()
         self.on_the_way: int = 0
-        self.capacity: int = kernel.draw_capacity()
+        self.capacity: int = kernel.draw_capacity(key)
         self.sent: int = 0
         self.received: int = 0
         self.sent_at: int = kernel.time
@@ -257,7 +259,7 @@ class End(File):
         assert peer is not None
         if not self.dead:
             self.dead = True
-            if (self.inbox or not self.lingers) and self.kernel.random.random() < 0.5:
+            if (self.inbox or not self.lingers) and self.kernel.draw(self.key) < 0.5:
                 peer.lose_bytes_on_the_way()  # bytes in the send buffer are discarded
             peer.schedule(peer.arrive_reset)
             self.look()
@@ -273,7 +275,7 @@ class End(File):
         if self.private:
             self.deliver(LOOPBACK, fn, args)
         elif not (kernel.hostile and kernel.delays(self, fn, args)):
-            self.deliver(kernel.draw_latency(self.number), fn, args)
+            self.deliver(kernel.draw_latency(self), fn, args)
 
     def deliver(self, latency: int, fn: Any, args: tuple[Any, ...], epoch: int | None = None) -> None:
         """Schedule an arrival in `latency` ns; `epoch` is that of a sender that has waited until now."""

@@ -64,18 +64,18 @@ class Hostile(Network):
 
     # -- called by ends and sockets
 
-    def draw_latency(self, number: int = -1) -> int:
-        latency = super().draw_latency(number)
-        if self._durations and self.faults.falls('network.limit'):
+    def draw_latency(self, file: Any) -> int:
+        latency = super().draw_latency(file)
+        if self._durations and self.faults.falls('network.limit', -1, file.key):
             which = self.faults.drawn * len(self._durations)
             seconds = list(self._durations)[int(which)] * (NEAR[0] + (NEAR[1] - NEAR[0]) * (which % 1))
-            self.note('stalled', -1, (number, int(1000 * seconds)))
+            self.note('stalled', -1, (file.number, int(1000 * seconds)))
             return int(1000 * seconds) * MS
         return latency
 
     def delays(self, end: End, fn: Callable[..., object], args: tuple[Any, ...]) -> bool:
         falls = self.faults.falls
-        if not end.vanished and falls('peer.vanishes'):
+        if not end.vanished and falls('peer.vanishes', -1, end.key):
             self._vanish(end)
         if end.vanished:
             self._expect_acknowledgement(end.peer)
@@ -87,7 +87,7 @@ class Hostile(Network):
             self._held.append(held)
             self.at(self.time + RETRANSMISSION, self._give_up_held, held)
             return True
-        if args and len(args[0]) > 1 and falls('network.trickle'):
+        if args and len(args[0]) > 1 and falls('network.trickle', -1, end.key):
             self._trickle(end, fn, args[0])
             return True
         return False
@@ -114,7 +114,7 @@ class Hostile(Network):
                 self.at(self.time + SYN_RETRY, self.try_connect, end)
             return False
         connected = super().try_connect(end)
-        if connected and self.hostile and self.faults.falls('peer.vanishes'):
+        if connected and self.hostile and self.faults.falls('peer.vanishes', -1, end.key):
             self._vanish(end)
         return connected
 
@@ -167,7 +167,7 @@ class Hostile(Network):
             if end.vanished:
                 self._expect_acknowledgement(end.peer)
             else:
-                end.deliver(self.draw_latency(end.number), fn, args, epoch)
+                end.deliver(self.draw_latency(end), fn, args, epoch)
 
     def _give_up_held(self, held: Held) -> None:
         sender = held[0].peer

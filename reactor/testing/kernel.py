@@ -3,9 +3,9 @@
 The methods of `Kernel` are here. Their state is in the base classes, from the bottom up: `platforms` (the kind of
 system), `agenda` (time and events), `network` (addresses and connections) and `descriptors`.
 
-All random decisions are drawn from the seed, in the order of the calls. Each kind of fault has its own generator. The
-same program with the same seed makes the same calls with the same results. Regular files come from `make_file`;
-processes are not simulated.
+All random decisions are drawn from the seed, in the order of the calls. Each kind of fault and each connection has its
+own random numbers. The same program with the same seed makes the same calls with the same results. Regular files come
+from `make_file`; processes are not simulated.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class SimKernel(Descriptors):
     def socketpair(self) -> Any:
         self.call('socketpair', -1)
         family = AF_INET if self.kind == 'windows' else AF_UNIX
-        ends = End(self, family, family == AF_UNIX), End(self, family, family == AF_UNIX)
+        ends = End(self, family, family == AF_UNIX, 1), End(self, family, family == AF_UNIX, 2)
         for end, peer in zip(ends, ends[::-1], strict=True):
             end.peer, end.connected, end.private = peer, True, True
             end.local = peer.remote = self.ephemeral(family)

@@ -17,6 +17,7 @@ from ..net.listener import Listener
 from ..net.tls import TLSStream
 from .files import End, File
 from .kernel import SimKernel
+from .reached import Limits, Reached
 from .records import Record
 from .watched import WatchedStream, is_accepted
 
@@ -66,6 +67,8 @@ class Ledger:
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
         self.listeners: dict[Listener, bool] = {}  # maps each listener to whether it is paused
         self.accepted: WeakKeyDictionary[Listener, int] = WeakKeyDictionary()  # each listener's open connections
+        self.limits: WeakKeyDictionary[Listener, Limits] = WeakKeyDictionary()  # each listener's time limits
+        self.reached: Reached = Reached(runs=1)
         self.incoming: int = 0  # open connections
         self.outgoing: int = 0
         self._touched: dict[WatchedStream, None] = {}  # the streams to check after this turn

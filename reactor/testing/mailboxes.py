@@ -19,7 +19,8 @@ class Mailbox(File):
         self.remote: Any = None
         self.peer: Mailbox | None = None  # the socket to which a Unix socket is connected
         self.inbox: deque[tuple[bytes, Any]] = deque()
-        self.capacity: int = kernel.draw_capacity() + 100_000
+        self.key: int = kernel.keys.make('datagrams', family)
+        self.capacity: int = kernel.draw_capacity(self.key) + 100_000
         self.held: int = 0
         self.dropped: int = 0
         self.error: int = 0

@@ -116,7 +116,7 @@ class Network(Addresses):
         """Connect a client if there is a listener with room at the address; return whether it is connected."""
         if not end.references or end.connected or end.dead:
             return False  # it was closed, or another attempt was faster
-        listening = self._listener(end.remote)
+        listening = self._listener(end.remote, end.key)
         if listening is None and end.remote == end.local:
             end.peer, end.connected = end, True  # TCP connects a socket to itself: RFC 9293, section 3.5
             if end.shut & WRITE:
@@ -185,7 +185,7 @@ class Network(Addresses):
         for mailbox in receivers:
             mailbox.arrive(data, address_for(mailbox.family, source, source_port))
 
-    def _listener(self, address: Any) -> Listening | None:
+    def _listener(self, address: Any, key: int = 0) -> Listening | None:
         if not isinstance(address, tuple):
             file = self.at_path(address)
             return file if isinstance(file, Listening) and not file.shut & READ else None
@@ -195,10 +195,11 @@ class Network(Addresses):
             score = binding.covers(host)
             if score and isinstance(binding.file, Listening) and binding.until is None:
                 found.setdefault(score, []).append(binding.file)
-        return self.random.choice(found[max(found)]) if found else None
+        best = found[max(found)] if found else []
+        return best[int(self.draw(key) * len(best))] if len(best) > 1 else best[0] if best else None
 
     def _join(self, client: End, listening: Listening) -> None:
-        server = End(listening.kernel, client.family, client.instant)
+        server = End(listening.kernel, client.family, client.instant, ~client.key)
         server.references = 0
         server.accepted = False
         client.peer, server.peer = server, client

@@ -48,7 +48,7 @@ from .files import End, Listening, Stored
 from .kernel import SimKernel
 from .ledger import CALLS, IDLERS, TIMERS, Ledger, Walks
 from .mailboxes import Mailbox
-from .places import place_of
+from .places import place_of, place_of_caller
 from .streams import StreamChecks
 from .watched import WATCHED_KINDS
 
@@ -163,16 +163,16 @@ class WatchedReactor(Reactor):
         return super().idle(self.oracles.calls.wrap(IDLERS, 'an idler', fn), *args)
 
     def listen_tcp(self, *args: Any, **keywords: Any) -> Listener:
-        return self.oracles.watch_listener(super().listen_tcp(*args, **keywords), keywords)
+        return self.oracles.watch_listener(super().listen_tcp(*args, **keywords), keywords, 'listen_tcp')
 
     def listen_unix(self, *args: Any, **keywords: Any) -> Listener:
-        return self.oracles.watch_listener(super().listen_unix(*args, **keywords), keywords)
+        return self.oracles.watch_listener(super().listen_unix(*args, **keywords), keywords, 'listen_unix')
 
     def connect_tcp(self, *args: Any, **keywords: Any) -> Stream:
-        return self.oracles.watch_connect(super().connect_tcp(*args, **keywords), keywords)
+        return self.oracles.watch_connect(super().connect_tcp(*args, **keywords), keywords, 'connect_tcp')
 
     def connect_unix(self, *args: Any, **keywords: Any) -> Stream:
-        return self.oracles.watch_connect(super().connect_unix(*args, **keywords), keywords)
+        return self.oracles.watch_connect(super().connect_unix(*args, **keywords), keywords, 'connect_unix')
 
     def bind_udp(self, *args: Any, **keywords: Any) -> DatagramSocket:
         return self.oracles.watch_datagrams(super().bind_udp(*args, **keywords), keywords)
@@ -206,8 +206,11 @@ class Oracles:
 
     # -- called by the reactor
 
-    def watch_listener(self, listener: Listener, keywords: Any) -> Listener:
+    def watch_listener(self, listener: Listener, keywords: Any, method: str) -> Listener:
         """Watch a new listener, unless it has `Limits`, which may keep clients waiting."""
+        self.ledger.limits[listener] = self.ledger.reached.add_limits(keywords, method, place_of_caller(2))
+        if listener.on_accept_error is not None:
+            listener.on_accept_error = self.ledger.reached.watch_accept_error(listener.on_accept_error)
         self.ledger.accepted.setdefault(listener, 0)
         if keywords.get('limits') is None:
             listener.__class__ = watched(type(listener))  # type: ignore[arg-type]
@@ -219,8 +222,9 @@ class Oracles:
         if listener in self.ledger.listeners:
             self.ledger.listeners[listener] = paused
 
-    def watch_connect(self, stream: Any, keywords: Any) -> Stream:
-        """Record the connect timeout of a new connection."""
+    def watch_connect(self, stream: Any, keywords: Any, method: str) -> Stream:
+        """Record the time limits of a new connection."""
+        stream.record.limits = self.ledger.reached.add_limits(keywords, method, place_of_caller(2))
         if keywords.get('timeout') is not None:
             self.ledger.uses(keywords['timeout'])
             stream.record.connect_by = self.ledger.time() + int(keywords['timeout'] * 1e9)

@@ -37,7 +37,7 @@ def place_of(exc: BaseException) -> str:
     place, traceback = '', exc.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        if _is_users(frame.f_globals.get('__name__', '')):
+        if is_users(frame.f_globals.get('__name__', '')):
             place = f' at {os.path.basename(frame.f_code.co_filename)}:{traceback.tb_lineno}, in {frame.f_code.co_name}'
         traceback = traceback.tb_next
     return place
@@ -49,5 +49,6 @@ def place_of_caller(depth: int) -> str:
     return f'{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}, in {frame.f_code.co_name}'
 
 
-def _is_users(module: str) -> bool:
+def is_users(module: str) -> bool:
+    """Return whether a module belongs to the program, and not to the reactor."""
     return module.partition('.')[0] != PACKAGE or module.startswith(f'{PACKAGE}.testing.programs')

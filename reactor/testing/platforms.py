@@ -54,7 +54,7 @@ class Platform(Kernel):
             self._be_windows(manner)
         self.descriptors: int = descriptors
         if 'descriptors.few' in self.faults.on:
-            self.descriptors = STDIO + int(4 + 36 * self.faults.on['descriptors.few'].random())
+            self.descriptors = STDIO + int(4 + 36 * self.faults.on['descriptors.few'].draw(0))
 
     def _be_windows(self, random: Random) -> None:
         self.lost = errno.ENOTSOCK

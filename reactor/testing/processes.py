@@ -22,7 +22,7 @@ from .places import program_name
 
 # What a process shares with the main process: everything that is not inside a process on a real system.
 SHARED = (
-    'faults', 'random', 'trace', '_events', '_sequence', '_numbers', '_latencies', 'latency', '_capacity', 'grain',
+    'faults', 'random', 'trace', '_events', '_sequence', '_numbers', 'keys', 'draw', 'latency', '_capacity', 'grain',
     'hosts', 'silent', 'paths', '_at_node', '_bindings', '_accepted', '_waiting', 'clock_grain', 'tick',
 )  # fmt: skip
 FURTHEST = 86_400e9  # ns: the most that the clocks of two processes differ at the start
@@ -76,7 +76,7 @@ class ProcessKernel(SimKernel):
         super().moved(what, fd + PROCESS_STEP * self._index, detail)
 
     def failing(self, name: str, fd: int) -> int:
-        if self.mortal and self.running_thread == 1 and self.faults.falls('process.killed', fd):
+        if self.mortal and self.running_thread == 1 and self.faults.falls('process.killed', fd, self._index):
             self.down = self.faults.drawn * LONGEST_DOWN
             self.die()
         if self.dead:
@@ -97,8 +97,8 @@ class ProcessKernel(SimKernel):
     def uses(self, *durations: float | None) -> None:
         self.host.uses(*durations)
 
-    def draw_latency(self, number: int = -1) -> int:
-        return self.host.draw_latency(number)
+    def draw_latency(self, file: Any) -> int:
+        return self.host.draw_latency(file)
 
     def delays(self, end: End, fn: Callable[..., object], args: tuple[Any, ...]) -> bool:
         return self.host.delays(end, fn, args)
@@ -255,7 +255,8 @@ class Process:
     def _inside(self) -> Iterator[None]:
         """Run a part of the process: its faults and violations are reported with its name."""
         faults = self._host.faults
-        faults.on_strike, self._running, self.kernel.mortal = self.kernel.struck, True, self._kills
+        faults.on_strike, faults.key_of = self.kernel.struck, self.kernel.key_of
+        self._running, self.kernel.mortal = True, self._kills
         try:
             yield
         except (Killed, KeyboardInterrupt):
@@ -265,7 +266,8 @@ class Process:
         except Violation as exc:
             raise Violation(self._named(str(exc))) from None
         finally:
-            faults.on_strike, self._running, self.kernel.mortal = self._host.struck, False, False
+            faults.on_strike, faults.key_of = self._host.struck, self._host.key_of
+            self._running = self.kernel.mortal = False
 
     @contextmanager
     def _without_faults(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from weakref import ReferenceType
 
 from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
 from .files import End
+from .reached import Limits
 
 
 class Record:
@@ -21,6 +22,7 @@ class Record:
     def __init__(self, number: int) -> None:
         self.number = number
         self.listener: ReferenceType[Any] | None = None  # the listener that has accepted it
+        self.limits: Limits = {}  # the time limits that the program has passed for it
         self.counted: int = 0  # as an incoming (1) or outgoing (-1) connection, or not at all
         self.look_at: float = inf  # ns: when `Dues` looks at it next, even if nothing happens
         self.name = ''  # given by `Ledger.name`

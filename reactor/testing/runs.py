@@ -19,12 +19,14 @@ from typing import Any
 
 from .faults import PROFILES
 from .platforms import KINDS
+from .reached import Reached, show_never
 from .report import END
 from .seeds import run_seed
 from .shrinking import parse_faults, shrink
 from .simulation import Simulation, SimulationFailed
 
 Block = tuple[int, int, dict[str, Any]]  # the first seed, how many there are, and the options of their runs
+Outcome = tuple[int, int, list[tuple[int, str]], list[Any]]  # a block's first seed, size, failures, and what it reached
 BLOCK = 20  # seeds that a process gets at once
 REPEATED = {'selector': 'manner', 'patience': 'patience', 'turns': 'turns'}  # options that shrinking does not change
 REPORT_EVERY = 10.0  # seconds between two progress lines, if stderr is not a terminal
@@ -108,8 +110,11 @@ def find_program(name: str) -> Callable[[Any], object]:
     return found
 
 
-def run_one(seed: int, given: dict[str, Any]) -> Simulation:
-    """Run one seed. If it fails, raise the failure of a smaller run that fails in the same way."""
+def run_one(seed: int, given: dict[str, Any], reached: Reached) -> Simulation:
+    """Run one seed. If it fails, raise the failure of a smaller run that fails in the same way.
+
+    What the run has reached is added to `reached`.
+    """
     options = dict(given)
     if 'program' in options:
         options['programs'] = (find_program(options.pop('program')),)
@@ -118,17 +123,21 @@ def run_one(seed: int, given: dict[str, Any]) -> Simulation:
         return run_seed(seed, **options | changes)
 
     try:
-        return again()
+        simulation = again()
     except SimulationFailed as failed:
-        smaller = shrink(failed, again, options.get('programs', ()))
+        if failed.simulation is not None:
+            reached.merge(failed.simulation.reached)
+        smaller = shrink(failed, again, options.get('programs', ()), command(given))
+    else:
+        reached.merge(simulation.reached)
+        return simulation
     raise smaller
 
 
-def repeat(seed: int, given: dict[str, Any], failed: SimulationFailed) -> str:
-    """Return the command that repeats a failure."""
-    words = ['python -m reactor.testing', *([given['program']] if 'program' in given else []), f'--seed {seed}']
-    words += [f'--{flag} {given[name]}' for name, flag in REPEATED.items() if name in given]
-    return ' '.join(words) + failed.arguments
+def command(given: dict[str, Any]) -> str:
+    """Return the command line of these options, without those that shrinking changes."""
+    words = ['python -m reactor.testing', *([given['program']] if 'program' in given else [])]
+    return ' '.join([*words, *(f'--{flag} {given[name]}' for name, flag in REPEATED.items() if name in given)])
 
 
 def first_line(failed: SimulationFailed) -> str:
@@ -139,7 +148,7 @@ def first_line(failed: SimulationFailed) -> str:
 def replay(seed: int, given: dict[str, Any]) -> int:
     """Run one seed, and print its trace and its result; return the exit status."""
     try:
-        simulation = run_one(seed, given)
+        simulation = run_one(seed, given, Reached())
     except SimulationFailed as exc:
         if exc.simulation is not None:
             sys.stdout.write(exc.simulation.show_trace())
@@ -150,18 +159,19 @@ def replay(seed: int, given: dict[str, Any]) -> int:
     return 0
 
 
-def run_block(block: Block) -> tuple[int, int, list[tuple[int, str]]]:
-    """Run a block of seeds; return its first seed, its size, and the seeds that failed, each with the reason."""
+def run_block(block: Block) -> Outcome:
+    """Run a block of seeds; return its first seed, its size, the failures with reasons, and what the seeds reached."""
     first, count, given = block
-    failed = []
+    failed, reached = [], Reached()
     for seed in range(first, first + count):
         try:
-            run_one(seed, given)
+            run_one(seed, given, reached)
         except SimulationFailed as exc:
-            failed.append((seed, f'{first_line(exc)}\n    repeat: {repeat(seed, given, exc)}'))
+            how = f'repeat: {exc.command}' if exc.command else 'not repeatable'
+            failed.append((seed, f'{first_line(exc)}\n    {how}'))
         except Exception as exc:
             failed.append((seed, f'seed {seed}: the simulation itself failed with {exc!r}'))
-    return first, count, failed
+    return first, count, failed, reached.as_list()
 
 
 class Runs:
@@ -174,6 +184,7 @@ class Runs:
         self.ran: int = 0
         self.kept: int = 0
         self.failed: dict[int, str] = {}
+        self.reached: Reached = Reached()
 
     def run(self) -> int:
         """Run the seeds; return the exit status."""
@@ -185,6 +196,8 @@ class Runs:
             cut = ' (interrupted)'
         seconds = time.monotonic() - self.began
         self._clear()
+        if self.options.program is not None:
+            print('\n'.join(show_never(self.reached)))
         print(
             f'{self.ran + self.kept:,} of {self.options.seeds:,} seeds from {self.options.first}{cut}'
             + (f', {self.kept:,} of them in an earlier run' if self.kept else '')
@@ -211,26 +224,28 @@ class Runs:
             count = min(BLOCK, end - first)
             if (first, count) in done:
                 self.kept += count
+                self.reached.merge(done[first, count])
             else:
                 yield first, count, given(self.options)
 
-    def _done_before(self) -> set[tuple[int, int]]:
+    def _done_before(self) -> dict[tuple[int, int], Reached]:
         path = self.options.resume
         if path is None or not path.exists():
-            return set()
-        done = set()
+            return {}
+        done = {}
         for line in path.read_text().splitlines():
-            first, count, failed = json.loads(line)
-            done.add((first, count))
+            first, count, failed, *reached = json.loads(line)
+            done[first, count] = Reached(*reached[0]) if reached else Reached(runs=count)
             self.failed.update({seed: text for seed, text in failed if seed >= self.options.first})
         return done
 
-    def _took(self, outcome: tuple[int, int, list[tuple[int, str]]]) -> bool:
-        first, count, failed = outcome
+    def _took(self, outcome: Outcome) -> bool:
+        _, count, failed, reached = outcome
         self.ran += count
+        self.reached.merge(Reached(*reached))
         if self.options.resume is not None:
             with self.options.resume.open('a') as file:
-                file.write(json.dumps([first, count, failed]) + '\n')
+                file.write(json.dumps(outcome) + '\n')
         for seed, text in failed:
             self._clear()
             print(text, flush=True)

@@ -121,13 +121,14 @@ def length_of(failed: SimulationFailed) -> int:
     return 0 if failed.simulation is None else len(failed.simulation.kernel.trace)
 
 
-def shrink(failed: SimulationFailed, run: Run, programs: Iterable[Any]) -> SimulationFailed:
+def shrink(failed: SimulationFailed, run: Run, programs: Iterable[Any], command: str = '') -> SimulationFailed:
     """Return the failure of the smallest run that was found, with a report that says how to repeat it.
 
     Args:
         failed: The failure, as raised by a run.
         run: Called with options of `Simulation` to run the seed again, at most MOST_RUNS times.
         programs: The programs of the run, for the test in the report; empty if the seed draws them.
+        command: The command that runs the programs, with its options except `--seed`, `--faults` and `--traffic`.
     """
     if failed.simulation is None:
         return failed
@@ -142,17 +143,18 @@ def shrink(failed: SimulationFailed, run: Run, programs: Iterable[Any]) -> Simul
     found = search.failed
     assert found.simulation is not None
     head, _, trace = str(found).partition(f'{END}\n')
+    repeated = f'{command} --seed {found.simulation.seed}{arguments(found.simulation.given)}'.lstrip()
     if not search.repeatable:
         how = ['not repeatable: the same seed does not fail in this way again; see "not reproducible" in the README']
     else:
         before = str(failed).partition(': ')[0]
         how = [
             f'shrunk in {search.runs} runs from {before}, with {len(failed.simulation.could_strike)} possible faults',
-            f'repeat: --seed {found.simulation.seed}{arguments(found.simulation.given)}',
+            f'repeat: {repeated}',
             *as_test(found.simulation.seed, found.simulation.given, list(programs)),
         ]
     report = SimulationFailed('\n'.join([head.rstrip(), *how, END, trace]), found.simulation)
-    report.arguments = arguments(found.simulation.given)
+    report.command = repeated if search.repeatable else ''
     return report
 
 

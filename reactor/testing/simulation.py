@@ -21,6 +21,7 @@ from .oracles import Violation, WatchedReactor
 from .places import place_of_caller, program_name
 from .poller import Stuck
 from .processes import Process, ProcessKernel
+from .reached import Reached
 from .reality import NotSimulated, Refusal
 from .report import show_lines, show_report
 from .traffic import programs_random
@@ -37,10 +38,10 @@ class SimulationFailed(AssertionError):
 
     Attributes:
         simulation: The run that failed, or None.
-        arguments: The arguments of the command line for a smaller run that fails in the same way; '' if there are none.
+        command: The command line of a smaller run that fails in the same way; '' if the failure cannot be repeated.
     """
 
-    arguments: str = ''
+    command: str = ''
 
     def __init__(self, report: str, simulation: Simulation | None = None) -> None:
         super().__init__(report)
@@ -260,6 +261,11 @@ class Simulation:
 
         self._program = ', '.join(map(program_name, programs))
         return self.run(main)
+
+    @property
+    def reached(self) -> Reached:
+        """Which time limits, timers and error paths of the program were reached."""
+        return self.reactor.ledger.reached
 
     def show_trace(self) -> str:
         """Return the trace as text, one line for each event, with one name for each connection."""

@@ -83,6 +83,7 @@ class SimSocket(SimDatagrams):
         kernel.files[self._fd] = listening = Listening(kernel, backlog, deferred)
         listening.nodelay = bool(file.options.get((socket.IPPROTO_TCP, socket.TCP_NODELAY)))
         file.become(listening)
+        listening.key = kernel.keys.make('listener', listening.local)
         kernel.note('listening', self._fd, listening.number)
         if self.family == AF_UNIX:
             listening.shut = file.shut
@@ -106,7 +107,7 @@ class SimSocket(SimDatagrams):
             if found is not None:
                 return found
         file: File = self.file
-        end = End(kernel, self.family, self.family == AF_UNIX)
+        end = End(kernel, self.family, self.family == AF_UNIX, kernel.keys.make('client', address))
         end.local, end.remote = file.local, address
         end.options, end.binding, end.shut, end.references = file.options, file.binding, file.shut, file.references
         if not end.instant:
@@ -114,7 +115,7 @@ class SimSocket(SimDatagrams):
                 kernel.set_remote(end, self.type, address)
             except OSError as exc:
                 return exc.errno or 0
-        if self.family != AF_UNIX and falls('connect.unreachable', self._fd):
+        if self.family != AF_UNIX and falls('connect.unreachable', self._fd, end.key):
             return int(kernel.faults.pick(UNREACHABLE))
         end.lingers = file.options.get(LINGER) != kernel.reset_on_close
         kernel.moved('connecting', self._fd, end.number)

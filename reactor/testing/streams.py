@@ -11,6 +11,8 @@ from typing import Any
 from weakref import ref
 
 from ..errors import ConnectionClosed, SendFileError
+from ..net.connector import Connector
+from ..net.listener import Listener
 from .agenda import excerpt
 from .calls import Calls, is_ours
 from .ends import Ends
@@ -39,11 +41,13 @@ class StreamChecks:
 
     # -- called by the streams
 
-    def opened(self, stream: WatchedStream, client: bool) -> Record:
-        """Add a new stream to the ledger, and return its record."""
+    def opened(self, stream: WatchedStream, origin: Any) -> Record:
+        """Add a new stream to the ledger, and return its record; `origin` is the listener or connector."""
         record = Record(len(self.ledger.records))
-        record.client = client
-        if client:
+        record.client = isinstance(origin, Connector)
+        if isinstance(origin, Listener):
+            record.limits = self.ledger.limits.get(origin, record.limits)
+        if record.client:
             self.ledger.unconnected[stream] = None
             self.ledger.name(record)  # clients are numbered in the order in which they are made
         record.limits_from = self.ledger.time()
@@ -53,6 +57,7 @@ class StreamChecks:
 
     def watch(self, stream: WatchedStream, kind: str, fn: Callable[..., object]) -> Callable[..., object]:
         """Return `fn` wrapped in the checks of a callback."""
+        self.ledger.reached.add_callback(kind, fn)
         watched = WatchedCallback(self, kind, fn)
         stream.record.wrappers.append(ref(watched))
         return watched
@@ -60,6 +65,8 @@ class StreamChecks:
     def run(self, stream: WatchedStream, kind: str, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Call `fn`, with checks before and after it."""
         self.enter(kind, stream, args)
+        if kind != 'data':
+            self.ledger.reached.called(kind, fn, args)
         try:
             fn(stream, *args)
         except Exception as exc:
@@ -223,6 +230,8 @@ class StreamChecks:
         elif kind == 'error':
             self._check_error(stream, args[0])
         elif kind == 'close':
+            if record.closed_by is None:  # otherwise `linger` has ended it
+                self.ledger.reached.ended(args[0], record.limits)
             self.ends.check(stream, args[0])
 
     def check_closed_is_true(self, stream: WatchedStream, how: str) -> None:

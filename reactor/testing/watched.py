@@ -14,13 +14,13 @@ from ..callbacks import OnClose
 from ..errors import LifetimeOver, ReadTimeout, TooSlow
 from ..hints import HasFileno, Ts
 from ..kinds import guard
-from ..net.connector import Connector
 from ..net.datagram import DatagramSocket
 from ..net.ending import Connection
 from ..net.endpoints import Kinds
 from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
+from .places import place_of_caller
 from .records import Record
 
 
@@ -36,7 +36,7 @@ class WatchedStream(Stream):
     loop: Any
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
-        self.record: Record = loop.oracles.streams.opened(self, isinstance(origin, Connector))
+        self.record: Record = loop.oracles.streams.opened(self, origin)
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         loop.ledger.uses(options.read_timeout, options.write_timeout, options.idle_timeout)
@@ -88,6 +88,9 @@ class WatchedStream(Stream):
             self.record.limits_from = self.loop.ledger.time()
         elif self.record.options_at_end is None:
             self.record.options_at_end = self.options
+        named = {f'{name}_timeout': seconds for name, seconds in limits.items()}
+        added = self.loop.ledger.reached.add_limits(named, 'set_timeouts', place_of_caller(1))
+        self.record.limits = {**self.record.limits, **added}
         super().set_timeouts(**limits)
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:

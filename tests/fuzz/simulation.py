@@ -65,10 +65,14 @@ def run(data: bytes) -> None:
     faults = tuple(site for index, site in enumerate(SITES) if mask >> index & 1)
     decisions = Decisions(data[HEAD:], seed)
 
+    def draw(key: int = 0) -> float:
+        return decisions.random()
+
     def take_over(kernel: Any) -> None:
         kernel.random = decisions
+        kernel.draw = draw
         for site in kernel.faults.on.values():
-            site.random = decisions.random
+            site.draw = draw
 
     log = logging.getLogger('reactor')
     level = log.level
