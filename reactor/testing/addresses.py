@@ -36,7 +36,6 @@ class Binding:
         self.family = family
         self.host: Any = place[0]
         self.port: int = place[1]
-        self.named: Any = self.host  # the host that `bind` has named; `host` is another one while it is connected
         self.fixed: bool = False  # `bind` has named the port: the socket keeps it when its connection ends
         self.accepted: bool = False
         self.until: int | None = None  # ns: the socket is closed, and the port is free from then on
@@ -59,7 +58,9 @@ class Binding:
         """Return whether this is the address of a connection that has ended, which no longer needs its port."""
         end = self.file
         kept = self.fixed and self.until is None
-        return isinstance(end, End) and end.connected and (end.dead or (end.over and self.until is None)) and not kept
+        if kept or not isinstance(end, End) or not end.connected:
+            return False
+        return end.dead or (end.over and self.until is None and not end.ended_first)
 
     def overlaps(self, other: Binding) -> bool:
         """Return whether Linux finds that both addresses match one host. `self` is the address to be bound."""
@@ -92,6 +93,7 @@ class Addresses(Agenda):
             file.options[IPPROTO_IPV6, IPV6_V6ONLY] = 1
         self.add(binding)
         file.binding, file.local = binding, address_for(family, binding.host, binding.port)
+        file.named = None if host in EVERYWHERE else host
 
     def check_host(self, file: File, family: int, kind: int, address: Any) -> None:
         """Fail with EADDRNOTAVAIL unless a socket can be bound to the host of this address."""
@@ -115,7 +117,7 @@ class Addresses(Agenda):
         """Free the address of a socket whose last descriptor was closed: for TCP, it may stay in TIME_WAIT."""
         end = binding.file
         self._end_waiting()
-        if isinstance(end, End) and end.connected and not end.over and (end.ended_first or not end.ended_in):
+        if isinstance(end, End) and end.connected and not end.dead and (end.ended_first or not end.ended_in):
             binding.until = self.time + TIME_WAIT
             self._waiting.append(binding)
         else:
@@ -125,18 +127,22 @@ class Addresses(Agenda):
         """Take the port from a socket that no longer listens or is connected, unless `bind` has named the port."""
         binding = file.binding
         if binding is not None and not binding.fixed:
-            self._remove(binding)
+            self.unbind(binding)
             file.binding = None
 
     def bound_to(self, kind: int, port: int) -> list[Binding]:
         """Return the addresses in use that have this port, without those of accepted connections."""
         return self._bindings.get((kind, port), [])
 
+    def using(self, port: int) -> list[Binding]:
+        """Return the addresses of stream sockets that have this port."""
+        return [*self.bound_to(SOCK_STREAM, port), *self._accepted.get(port, ())]
+
     def check_free(self, binding: Binding, listening: bool = False) -> None:
         """Fail with EADDRINUSE, or with EACCES on Windows, unless the address is free or can be shared."""
         self._end_waiting()
-        accepted = self._accepted.get(binding.port, {}) if binding.kind == SOCK_STREAM else {}
-        for other in (*self.bound_to(binding.kind, binding.port), *accepted):
+        streams = binding.kind == SOCK_STREAM
+        for other in self.using(binding.port) if streams else self.bound_to(binding.kind, binding.port):
             if other is not binding and binding.overlaps(other) and not other.is_over():
                 error = self._conflict(binding, other, listening)
                 if error:

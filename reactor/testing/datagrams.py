@@ -35,7 +35,8 @@ class SimDatagrams(SimHandle):
                 return errno.ECONNREFUSED if address in kernel.paths else errno.ENOENT
             if peer.peer not in (None, mailbox):
                 return errno.EPERM
-            mailbox.peer, mailbox.remote = peer, address
+            mailbox.connect_unix(peer)
+            mailbox.remote = address
             return 0
         try:
             host = kernel.check_route(mailbox, address)[0]
@@ -84,7 +85,7 @@ class SimDatagrams(SimHandle):
         kernel = self.kernel
         if mailbox.binding is None:
             kernel.bind(mailbox, self.family, self.type, (self._anywhere(), 0))
-        if len(data) > 0xFFFF:
+        if len(data) > 0xFFFF and self.family == socket.AF_INET:
             fail(errno.EMSGSIZE)
         if address is None and mailbox.remote is None:
             fail(errno.EDESTADDRREQ)
@@ -104,7 +105,8 @@ class SimDatagrams(SimHandle):
         if path is not None and receiver is None and path not in kernel.paths:
             fail(errno.ENOENT)
         if receiver is not None and not receiver.references:
-            mailbox.peer = mailbox.remote = receiver = None
+            mailbox.leave()
+            mailbox.remote = receiver = None
         error = kernel.post_unix(mailbox, data, receiver)
         if error:
             fail(error)

@@ -125,6 +125,16 @@ class Descriptors(Hostile):
         """Give a descriptor number to a file."""
         self.files[fd] = file
 
+    def replace(self, fd: int, file: File) -> None:
+        """Put a file in the place of the file of a descriptor and of its copies: the socket now listens or connects."""
+        old = self.files[fd]
+        for number in [fd] if old.references == 1 else [each for each in self.files if self.files[each] is old]:
+            self.files[number] = file
+        old.successor = file
+        if file.binding is not None:
+            file.binding.file = file
+        old.changed()
+
     def close_fd(self, fd: int) -> None:
         """Close a descriptor; fail with EBADF if it is not open."""
         file = self.file(fd)

@@ -43,8 +43,10 @@ class File:
         self.refused_at = 0  # ns: when a call on this file last failed; only the checks use it
         self.options: dict[tuple[int, int], Any] = {}  # the socket options that were set, by level and number
         self.binding: Any = None  # the `Binding` of a socket that is bound
+        self.named: str | None = None  # the host that `bind` has named; it survives the end of a connection
         self.local: Any = None  # the address of the socket, or None
         self.shut: int = 0  # events that `shutdown` has ended: READ, WRITE or both
+        self.successor: File | None = None  # the file that has taken the place of this one
         self.number: int = kernel.next_number()
         self.key = 0  # which random numbers of the kernel belong to this file; 0: the common ones
 
@@ -64,11 +66,16 @@ class File:
             files[self] = None
 
     def become(self, file: File) -> None:
-        """Hand descriptors, address and options to the file that takes the place of this one."""
+        """Hand address and options to the file that takes the place of this one: see `Descriptors.replace`."""
         file.references, file.binding, file.local = self.references, self.binding, self.local
-        file.options = self.options
-        if file.binding is not None:
-            file.binding.file = file
+        file.options, file.named = self.options, self.named
+
+    def latest(self) -> File:
+        """Return the file that has taken the place of this one, or this one."""
+        file = self
+        while file.successor is not None:
+            file = file.successor
+        return file
 
     def closed(self) -> None:
         """Handle the closing of the last descriptor."""
@@ -244,7 +251,7 @@ class End(File):
 
     def closed(self) -> None:
         peer = self.peer
-        if peer is None or not self.connected or self.dead:
+        if peer is None or not self.connected or self.over:
             return
         # A Unix socket is reset only if it has unread bytes, whatever SO_LINGER says.
         if self.inbox or not (self.lingers or self.instant):

@@ -144,7 +144,8 @@ class SimKernel(Descriptors):
         file = self.files.get(fd)
         if file is None or self.kind == 'windows':  # Windows has no `poll`
             return events
-        return (file.ready | file.stuck) & events or (ONLY_ERROR if file.unread_error else 0)
+        found = events if file.hung_up else (file.ready | file.stuck) & events
+        return found or (ONLY_ERROR if file.unread_error else 0)
 
     def received_memory(self, fd: int) -> int:
         return 0

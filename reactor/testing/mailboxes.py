@@ -9,6 +9,8 @@ from typing import Any
 from .agenda import Agenda
 from .files import BOTH, READ, WRITE, File
 
+UNIX_QUEUE = 10  # a queue with more datagrams than this takes no more: net.unix.max_dgram_qlen on Linux
+
 
 class Mailbox(File):
     """A datagram socket. It holds received datagrams and their senders, up to `capacity` bytes."""
@@ -18,6 +20,7 @@ class Mailbox(File):
         self.family = family
         self.remote: Any = None
         self.peer: Mailbox | None = None  # the socket to which a Unix socket is connected
+        self.senders: dict[Mailbox, None] = {}  # the Unix sockets that are connected to this one
         self.inbox: deque[tuple[bytes, Any]] = deque()
         self.key: int = kernel.keys.make('datagrams', family)
         self.capacity: int = kernel.draw_capacity(self.key) + 100_000
@@ -33,7 +36,7 @@ class Mailbox(File):
             return
         self.inbox.append((data, sender))
         self.held += len(data) + 1
-        self.look()
+        self.queue_changed()
 
     def refuse(self) -> None:
         """Receive an ICMP error: no socket is bound to the address to which this socket has sent.
@@ -62,10 +65,44 @@ class Mailbox(File):
         data, sender = self.first()
         self.inbox.popleft()
         self.held -= len(data) + 1
-        self.look()
+        self.queue_changed()
         return data, sender
+
+    def connect_unix(self, peer: Mailbox) -> None:
+        """Send to a Unix socket from now on."""
+        self.leave()
+        self.peer = peer
+        peer.senders[self] = None
+        self.look()
+
+    def leave(self) -> None:
+        """Be connected to no Unix socket."""
+        if self.peer is not None:
+            self.peer.senders.pop(self, None)
+            self.peer = None
+            self.look()
+
+    def closed(self) -> None:
+        self.leave()
+        for sender in self.senders:
+            sender.look()
+
+    def is_full_for(self, sender: Mailbox, size: int = 0) -> bool:
+        """Return whether this Unix socket has no room for a datagram: the queue is short, except for its own peer."""
+        if sender is self or self.peer is sender:
+            return self.held + size > self.capacity
+        return len(self.inbox) > UNIX_QUEUE and self.references > 0
+
+    def queue_changed(self) -> None:
+        """Update `ready` of this socket, and of those whose datagrams wait for room in its queue."""
+        self.look()
+        if len(self.inbox) in (UNIX_QUEUE, UNIX_QUEUE + 1):
+            for sender in self.senders:
+                sender.look()
 
     def look(self) -> None:
         """Update `ready`."""
-        self.ready = BOTH if self.inbox or self.error or self.shut & READ else WRITE
+        full = self.peer is not None and self.peer.is_full_for(self)
+        read = READ if self.inbox or self.error or self.shut & READ else 0
+        self.ready = read | (0 if full and not self.error else WRITE)
         self.hung_up = self.shut == BOTH

@@ -16,7 +16,6 @@ from .mailboxes import Mailbox
 from .options import LINGER
 from .platforms import MS
 
-UNIX_QUEUE = 10  # datagrams that can wait in the queue of a Unix socket: net.unix.max_dgram_qlen on Linux
 NOWHERE = '', 0
 
 
@@ -77,7 +76,7 @@ class Network(Addresses):
             fail(errno.ENETUNREACH)
         local = address_for(file.family, source, bound[1] or self.choose_port(kind))
         remote = address_for(file.family, host, port)
-        for other in self.bound_to(kind, bound[1]) if isinstance(file, End) else ():
+        for other in self.using(bound[1]) if isinstance(file, End) else ():
             if isinstance(other.file, End) and (other.file.local, other.file.remote) == (local, remote):
                 fail(errno.EADDRNOTAVAIL)
         file.local, file.remote = local, remote
@@ -158,8 +157,8 @@ class Network(Addresses):
             return errno.EPERM
         if receiver.shut & READ:
             return errno.EPIPE
-        if len(receiver.inbox) >= UNIX_QUEUE:
-            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # even so, the sender is reported as writable
+        if receiver.is_full_for(sender, len(data)):
+            return errno.EAGAIN if self.on_linux else errno.ENOBUFS
         receiver.arrive(data, sender)  # it shows the path that the sender has when the datagram is read
         return 0
 

@@ -87,8 +87,11 @@ class SimSelector:
         key = self._keys[fd]
         if self.kind == 'kqueue':
             return self._modify_filters(key, events, data)
+        if events == key.events:  # then `selectors` makes no call
+            key = self._keys[fd] = key._replace(data=data)
+            return key
         error = self._kernel.failing('modify', fd)
-        if not error and self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
+        if not error and self.kind == 'epoll' and self._files[fd].latest() is not self._kernel.files.get(fd):
             error = errno.ENOENT if fd in self._kernel.files else errno.EBADF
         if error:
             self._forget(fd)  # as in `selectors`; epoll still watches the file if a copy is open
@@ -102,8 +105,8 @@ class SimSelector:
         if fd not in self._keys:
             raise KeyError(f'{fd} is not registered')
         self._kernel.note('unregister', fd)
-        if self._files.get(fd) is self._kernel.files.get(fd):
-            self._files.pop(fd, None)
+        if fd in self._files and self._files[fd].latest() is self._kernel.files.get(fd):
+            del self._files[fd]
         for event in READ, WRITE:
             self._filters.pop((fd, event), None)
         return self._forget(fd)
@@ -199,6 +202,8 @@ class SimSelector:
     def _see(self, fd: int) -> None:
         """Record the file of a registered number: epoll watches one file, the others whatever has the number."""
         file = (self._files if self.kind == 'epoll' else self._kernel.files).get(fd)
+        if file is not None and file.successor is not None:
+            file = self._files[fd] = file.latest()
         if file is not self._seen.get(fd):
             self._lose_sight(fd)
             if file is not None:
@@ -222,7 +227,8 @@ class SimSelector:
             ready.append((key, key.events))  # POLLNVAL
 
     def _has_ghost(self) -> bool:
-        self._ghosts = [ghost for ghost in self._ghosts if ghost[2].references]
+        ghosts = [(fd, events, file.latest()) for fd, events, file in self._ghosts]
+        self._ghosts = [ghost for ghost in ghosts if ghost[2].references]
         self._orphans = {fd for fd in self._orphans if fd not in self._keys}
         if any(map(self._is_orphan_ready, self._orphans)):
             return True

@@ -80,9 +80,10 @@ class SimSocket(SimDatagrams):
                 kernel.bind(file, self.family, self.type, (host, 0))
             kernel.check_free(file.binding)
         deferred = bool(file.options.get((socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)))
-        kernel.files[self._fd] = listening = Listening(kernel, backlog, deferred)
+        listening = Listening(kernel, backlog, deferred)
         listening.nodelay = bool(file.options.get((socket.IPPROTO_TCP, socket.TCP_NODELAY)))
         file.become(listening)
+        kernel.replace(self._fd, listening)
         listening.key = kernel.keys.make('listener', listening.local)
         kernel.note('listening', self._fd, listening.number)
         if self.family == AF_UNIX:
@@ -108,8 +109,8 @@ class SimSocket(SimDatagrams):
                 return found
         file: File = self.file
         end = End(kernel, self.family, self.family == AF_UNIX, kernel.keys.make('client', address))
-        end.local, end.remote = file.local, address
-        end.options, end.binding, end.shut, end.references = file.options, file.binding, file.shut, file.references
+        file.become(end)
+        end.remote, end.shut = address, file.shut
         if not end.instant:
             try:
                 kernel.set_remote(end, self.type, address)
@@ -123,9 +124,7 @@ class SimSocket(SimDatagrams):
             error = kernel.connect_unix(end)
             if error and kernel.on_linux:
                 return error
-        kernel.files[self._fd] = end
-        if end.binding is not None:
-            end.binding.file = end
+        kernel.replace(self._fd, end)
         kernel.connects[self._fd] = end
         if end.instant:
             return error
@@ -154,11 +153,11 @@ class SimSocket(SimDatagrams):
             unborn = Unborn(self.kernel)
             self._has_port(file)
             file.become(unborn)
-            host = self._anywhere()
+            host = file.named or self._anywhere()
             if unborn.binding is not None:
-                host = unborn.binding.host = unborn.binding.named
+                unborn.binding.host = host
             unborn.local = address_for(self.family, host, file.local[1])
-            self.kernel.files[self._fd] = unborn
+            self.kernel.replace(self._fd, unborn)
             return file.take_error() or errno.ECONNABORTED
         file.confirmed = file.connected
         return 0 if file.connected else errno.EALREADY
@@ -298,8 +297,9 @@ class SimSocket(SimDatagrams):
             if ends & READ:  # it no longer listens
                 file.closed()
                 self.kernel.release(file)
-                self.kernel.files[self._fd] = unborn = Unborn(self.kernel)
+                unborn = Unborn(self.kernel)
                 file.become(unborn)
+                self.kernel.replace(self._fd, unborn)
             return
         file.shut |= ends
         if isinstance(file, Mailbox | Listening):

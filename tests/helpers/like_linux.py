@@ -1,10 +1,9 @@
 """Run the same random calls on sockets of Linux and of the simulated kernel, and compare what both report.
 
-`draw` makes a sequence of steps from a seed. A step is a tuple: the name of a call, the number of a socket, and
-arguments. It names ports and paths by letters, or by the socket that is bound to them, so it never depends on the
-result of an earlier step, and a sequence stays valid when steps are left out. `difference` runs a sequence on both
-kernels. After each step it compares the result (a value or an error) and the readiness of all sockets on epoll, poll
-and select. `shrink` leaves out steps while the sequence still differs.
+`socket_calls.draw` makes a sequence of steps from a seed. `difference` runs a sequence on both kernels. After each step
+it compares the result (a value or an error) and the readiness of all sockets on epoll, poll and select: on selectors
+that are made for this look, and on three that exist as long as the sequence. `shrink` leaves out steps while the
+sequence still differs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
-from random import Random
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from reactor.kernel import Kernel
@@ -25,39 +24,20 @@ from reactor.kernel.platforms import RESET_ON_CLOSE
 from reactor.kernel.sockets import LeanSocket
 from reactor.testing.kernel import SimKernel
 from reactor.testing.poller import SimSelector
+from reactor.testing.sockets import SimSocket
 
-Step = tuple[Any, ...]
+from .socket_calls import DGRAM, FAMILIES, SLOTS, STREAM, V4, V6, Family, Step
 
-SLOTS = 6  # sockets in a sequence
 READY_WITHIN = 0.2  # seconds that Linux has to report the readiness that the simulated kernel reports
 TRIES = 3  # a difference counts only if it repeats this often
-REAL_SELECTORS = {
+REFUSALS = 3  # a buffer is full, or empty, if this many calls in a row find it so
+REAL_SELECTORS: dict[str, Any] = {
     'epoll': getattr(selectors, 'EpollSelector', None),
     'poll': getattr(selectors, 'PollSelector', None),
     'select': selectors.SelectSelector,
 }
-PORTS = itertools.cycle(range(20_000 + os.getpid() % 97 * 120, 32_000))  # below the ports that Linux chooses itself
-
-V4, V6, UNIX = socket.AF_INET, socket.AF_INET6, socket.AF_UNIX
-STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-FOREIGN = {V4: '203.0.113.7', V6: '2001:db8::7'}  # addresses that no computer has; sockets are only bound to them
-LOCAL = {V4: ('127.0.0.1', '127.0.0.1', '0.0.0.0', '127.0.0.2'), V6: ('::1', '::1', '::', '::ffff:127.0.0.1')}
-SETTABLE: tuple[tuple[int, int, tuple[Any, ...]], ...] = (
-    (socket.SOL_SOCKET, socket.SO_REUSEADDR, (0, 1, 1, 1)),
-    (socket.SOL_SOCKET, socket.SO_REUSEPORT, (0, 1, 1, 1)),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, (0, 1)),
-    (socket.SOL_SOCKET, socket.SO_BROADCAST, (0, 1)),
-    (socket.SOL_SOCKET, socket.SO_LINGER, (RESET_ON_CLOSE, b'\0' * 8, b'\0' * 3)),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, (0, 1)),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, (0, 30)),
-    (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, (0, 1, 1)),
-    (socket.SOL_SOCKET, 9999, (1,)),
-)
-READABLE = (
-    *((level, option) for level, option, _ in SETTABLE if option != socket.SO_LINGER),
-    (socket.SOL_SOCKET, socket.SO_ERROR), (socket.SOL_SOCKET, socket.SO_TYPE), (socket.SOL_SOCKET, socket.SO_DOMAIN),
-    (socket.SOL_SOCKET, socket.SO_ACCEPTCONN), (socket.SOL_SOCKET, socket.SO_PROTOCOL),
-)  # fmt: skip
+PORTS = range(20_000, 32_000)  # below the ports that Linux chooses itself
+BLOCK = 2_000  # ports of one process; while it runs, no other process uses them
 
 
 class Difference(NamedTuple):
@@ -68,155 +48,17 @@ class Difference(NamedTuple):
     linux: Any
     simulated: Any
 
+    def slots(self) -> set[int]:
+        """The sockets that the kernels report differently."""
+        if not (isinstance(self.linux, tuple) and self.linux[0] == 'ready'):
+            return {self.step[1]}
+        ready = self.linux[1], self.simulated[1]
+        slots = range(SLOTS)
+        return {slot for slot in slots for kind in REAL_SELECTORS if len({each[kind].get(slot) for each in ready}) > 1}
+
     def __str__(self) -> str:
         lines = ''.join(f'    {step!r},\n' for step in [*self.before, self.step])
         return f'{lines}Linux: {self.linux!r}\nsimulated: {self.simulated!r}'
-
-
-class Family(NamedTuple):
-    """The sockets of a sequence: address families (even and odd slots), type, and whether it binds often."""
-
-    families: tuple[int, int]
-    kind: int
-    binds: bool = False
-
-
-FAMILIES = {
-    'tcp v4': Family((V4, V4), STREAM),
-    'tcp v6': Family((V6, V6), STREAM),
-    'tcp v4 and v6': Family((V4, V6), STREAM),
-    'tcp listeners': Family((V4, V6), STREAM, True),
-    'unix streams': Family((UNIX, UNIX), STREAM),
-    'udp v4': Family((V4, V4), DGRAM),
-    'udp v6': Family((V6, V6), DGRAM),
-    'udp v4 and v6': Family((V4, V6), DGRAM, True),
-    'unix datagrams': Family((UNIX, UNIX), DGRAM),
-}
-
-
-# -- drawing sequences
-
-
-class Draw:
-    """The random choices of one sequence."""
-
-    def __init__(self, seed: int, family: Family) -> None:
-        self.random = Random(f'{seed} {family}')
-        self.family = family
-
-    def steps(self, length: int) -> list[Step]:
-        steps: list[Step] = []
-        for _ in range(self.random.choice((0, 1, 1, 1, 2))):
-            steps += self.conversation()
-        names = self.names()
-        while len(steps) < length:
-            steps.append(getattr(self, self.random.choice(names))())
-        return steps[:length]
-
-    def names(self) -> list[str]:
-        common = ['socket'] * 2 + ['bind'] * 2 + ['close', 'getsockname', 'getpeername', 'setsockopt', 'getsockopt']
-        common += ['shutdown', 'connect', 'recv', 'recv', 'send', 'send', 'sendmsg']
-        if self.family.binds:
-            common += ['bind'] * 6 + ['socket'] * 3 + ['setsockopt'] * 5
-        if self.family.kind == STREAM:
-            return [*common, 'listen', 'listen', 'connect', 'connect', 'accept', 'accept', 'accept', 'recv', 'close']
-        return [*common, *['sendto'] * 6, *['recvfrom'] * 3, 'connect', 'peek_length']
-
-    def slot(self, like: int | None = None) -> int:
-        """A slot, of the same family as the slot `like` if one is given."""
-        slot = self.random.randrange(SLOTS)
-        return slot if like is None else slot // 2 * 2 + like % 2
-
-    def conversation(self) -> list[Step]:
-        """The steps that connect two sockets, so that sequences do not depend on luck for that."""
-        one, other, third = (each * 2 + self.random.randrange(2) for each in self.random.sample(range(SLOTS // 2), 3))
-        third = third // 2 * 2 + one % 2
-        first: list[Step] = [('socket', one), ('bind', one, self.place(one, '0a'))]
-        if self.family.kind == DGRAM:
-            return [*first, ('socket', other), ('connect', other, self.place(other, f'{one}'))]
-        first += [('listen', one, self.random.choice((0, 1, 5))), ('socket', other)]
-        return [*first, ('connect', other, self.place(other, f'{one}')), ('accept', one, third)]
-
-    def place(self, slot: int, ports: str) -> Any:
-        """A path, or a host and the name of a port: "0" is any port, a digit above it the port of a slot."""
-        family, name = self.family.families[slot % 2], self.random.choice(ports)
-        return name if family == UNIX else (self.random.choice(LOCAL[family]), name)
-
-    def socket(self) -> Step:
-        return 'socket', self.slot()
-
-    def bind(self) -> Step:
-        slot = self.slot()
-        place = self.place(slot, '00aaab')
-        if place[1:] and self.random.random() < 0.1:
-            place = FOREIGN[self.family.families[slot % 2]], place[1]
-        return 'bind', slot, place
-
-    def connect(self) -> Step:
-        slot = self.slot()
-        return 'connect', slot, self.place(slot, 'aab012345')
-
-    def listen(self) -> Step:
-        return 'listen', self.slot(), self.random.choice((0, 0, 1, 5))
-
-    def accept(self) -> Step:
-        slot = self.slot()
-        return 'accept', slot, self.slot(slot)
-
-    def close(self) -> Step:
-        return 'close', self.slot()
-
-    def shutdown(self) -> Step:
-        return 'shutdown', self.slot(), self.random.choice((socket.SHUT_WR, socket.SHUT_WR, socket.SHUT_RD, 2))
-
-    def getsockname(self) -> Step:
-        return 'getsockname', self.slot()
-
-    def getpeername(self) -> Step:
-        return 'getpeername', self.slot()
-
-    def setsockopt(self) -> Step:
-        level, option, values = self.random.choice(SETTABLE[:2] if self.family.binds else SETTABLE)
-        if self.family.binds and self.random.random() < 0.3:
-            level, option, values = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, (0, 1)
-        return 'setsockopt', self.slot(), level, option, self.random.choice(values)
-
-    def getsockopt(self) -> Step:
-        return 'getsockopt', self.slot(), *self.random.choice((*READABLE, *READABLE[-5:-4] * 6))
-
-    def payload(self) -> bytes:
-        return bytes([self.random.randrange(97, 123)]) * self.random.choice((1, 2, 5, 100))
-
-    def send(self) -> Step:
-        return 'send', self.slot(), self.random.choice((self.payload(), self.payload(), b'', 'words'))
-
-    def sendmsg(self) -> Step:
-        return 'sendmsg', self.slot(), [self.payload(), self.payload()]
-
-    def recv(self) -> Step:
-        flags = self.random.choice((0, 0, 0, socket.MSG_PEEK))
-        return 'recv', self.slot(), self.random.choice((0, 1, 3, 1000, 1000)), flags
-
-    def sendto(self) -> Step:
-        slot = self.slot()
-        place = self.place(slot, 'aab001234512345')
-        if place[0] == '127.0.0.2' and self.random.random() < 0.2:
-            place = '127.255.255.255', place[1]
-        return 'sendto', slot, self.payload(), place
-
-    def recvfrom(self) -> Step:
-        return 'recvfrom', self.slot(), self.random.choice((1, 1000, 1000))
-
-    def peek_length(self) -> Step:
-        return 'peek_length', self.slot()
-
-
-def draw(seed: int, family: str, length: int = 30) -> list[Step]:
-    """Return the sequence of a seed."""
-    return Draw(seed, FAMILIES[family]).steps(length)
-
-
-# -- running a sequence on one kernel
 
 
 class Side:
@@ -226,21 +68,19 @@ class Side:
         self.kernel, self.family, self.ports, self.folder = kernel, family, ports, folder
         self.sockets: dict[int, Any] = {}
         self.names = {0: '0', **{port: name for name, port in ports.items()}}
+        self.kept = {kind: self.selector(kind) for kind in REAL_SELECTORS}  # selectors that live through the sequence
+        self.watched = 0  # registrations on them
 
     def do(self, step: Step) -> Any:
         """Take a step; return its result, or the name of its error. A socket that does not exist is 'no socket'."""
         name, slot, *arguments = step
-        try:
-            if name == 'socket':
-                return self.put(slot, self.kernel.socket(self.family.families[slot % 2], self.family.kind))
-            sock = self.sockets.get(slot)
-            return 'no socket' if sock is None else getattr(self, name, self.call)(step, sock, *arguments)
-        except BlockingIOError as exc:
-            return errno.errorcode[exc.errno or 0]
-        except OSError as exc:
-            return errno.errorcode.get(exc.errno or 0, type(exc).__name__)
-        except Exception as exc:
-            return type(exc).__name__  # raised by Python's own checks, or by a mistake in the simulation
+        if name == 'socket':
+            return outcome(self.socket, slot)
+        sock = self.sockets.get(slot)
+        return 'no socket' if sock is None else outcome(getattr(self, name, self.call), step, sock, *arguments)
+
+    def socket(self, slot: int) -> None:
+        self.put(slot, self.kernel.socket(self.family.families[slot % 2], self.family.kind))
 
     def put(self, slot: int, sock: Any) -> None:
         if slot in self.sockets:
@@ -268,11 +108,33 @@ class Side:
         """An accepted socket, made like the sockets of `Kernel.socket`."""
         return sock
 
+    def dup(self, step: Step, sock: Any, into: int) -> None:
+        self.put(into, self.copy(sock))
+
+    def copy(self, sock: Any) -> Any:
+        """A socket with another descriptor of the same open file."""
+        raise NotImplementedError
+
+    def unlink(self, step: Step, sock: Any) -> bool:
+        path = sock.getsockname()
+        if path:
+            self.kernel.unlink(path)
+        return self.kernel.socket_file(path) is None
+
     def getsockname(self, step: Step, sock: Any) -> Any:
         return self.shown(sock.getsockname())
 
     def getpeername(self, step: Step, sock: Any) -> Any:
         return self.shown(sock.getpeername())
+
+    def ask(self, step: Step, sock: Any, what: str) -> Any:
+        """Call a method of the kernel that looks at a socket."""
+        if what == 'readiness':
+            return [bool(self.kernel.readiness(sock.fileno(), events)) for events in (1, 2, 3)]
+        if what == 'has_clients':
+            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) and self.kernel.has_clients(sock)
+        sock.getpeername()  # fails unless the socket is connected
+        return getattr(self.kernel, what)(sock)
 
     def send(self, step: Step, sock: Any, data: Any) -> Any:
         return sock.send(memoryview(bytes(8)).cast('H') if data == 'words' else data)
@@ -286,6 +148,39 @@ class Side:
 
     def peek_length(self, step: Step, sock: Any) -> Any:
         return sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+
+    def flood(self, step: Step, sock: Any, peer: int) -> Any:
+        """Fill the buffers of a connection, and empty them. Return what each part ended with, and the readiness.
+
+        How many bytes fit is not compared. So a socket whose bytes could not be read is closed.
+        """
+        sent = self.repeat(lambda: sock.send(bytes(100_000)))
+        ready = self.ready_on(self.selector('select')).get(step[1], 0)
+        reader = self.sockets.get(peer)
+        got: Any = 'no socket' if reader is None else self.repeat(lambda: len(reader.recv(100_000)))
+        complete = got[0] == 'EAGAIN' and sent[1] == got[1]
+        if not complete:
+            self.close(step, sock)
+        return sent[0], ready, got[0], complete
+
+    def repeat(self, fn: Callable[[], int]) -> tuple[Any, int]:
+        """Repeat a call until it fails or returns 0; return the error or 'end', and the sum of its results."""
+        total = refusals = 0
+        while refusals < REFUSALS:
+            try:
+                done = fn()
+            except BlockingIOError:
+                done, refusals = -1, refusals + 1
+            except OSError as exc:
+                return errno.errorcode[exc.errno or 0], total
+            else:
+                refusals, total = 0, total + done
+            if not done:
+                return 'end', total
+            self.settle()
+        return 'EAGAIN', total
+
+    # -- addresses
 
     def address(self, place: Any) -> Any:
         """The address that a step names."""
@@ -305,18 +200,52 @@ class Side:
         port = self.names.setdefault(address[1], f'chosen {len(self.names)}')
         return (address[0], port, *address[2:])
 
-    def ready(self) -> dict[str, dict[int, int]]:
+    # -- readiness
+
+    def watch(self, step: Step, sock: Any, events: int) -> Any:
+        return self.on_each('register', sock.fileno(), events, self.next_watch())
+
+    def rewatch(self, step: Step, sock: Any, events: int) -> Any:
+        return self.on_each('modify', sock.fileno(), events, self.next_watch())
+
+    def unwatch(self, step: Step, sock: Any) -> Any:
+        return self.on_each('unregister', sock.fileno())
+
+    def next_watch(self) -> int:
+        self.watched += 1
+        return self.watched
+
+    def on_each(self, method: str, *arguments: Any) -> Any:
+        """Call a method of each selector that is kept; return the outcomes, without the keys."""
+        results = {kind: outcome(getattr(selector, method), *arguments) for kind, selector in self.kept.items()}
+        return {kind: result if isinstance(result, str) else 'done' for kind, result in results.items()}
+
+    def ready(self) -> dict[str, Any]:
         """The readiness of each socket on each selector: 1 to read, 2 to write, 3 both."""
-        return {kind: self.ready_on(selector) for kind, selector in self.selectors()}
+        found: dict[str, Any] = {kind: self.ready_on(self.selector(kind)) for kind in REAL_SELECTORS}
+        if self.watched:
+            found |= {f'{kind} kept': outcome(self.ready_on_kept, selector) for kind, selector in self.kept.items()}
+        return found
 
     def ready_on(self, selector: Any) -> dict[int, int]:
+        """The readiness of all sockets on a selector, which is closed then."""
         for slot, sock in self.sockets.items():
             selector.register(sock.fileno(), selectors.EVENT_READ | selectors.EVENT_WRITE, slot)
         found = {key.data: mask for key, mask in selector.select(0)}
         selector.close()
         return dict(sorted(found.items()))
 
-    def selectors(self) -> Iterator[tuple[str, Any]]:
+    def ready_on_kept(self, selector: Any) -> dict[int, int]:
+        """The readiness on a selector that is kept, by the number of the registration."""
+        found: dict[int, int] = {}
+        # `selectors` asks epoll for at most as many events as there are keys. If events of closed descriptors, which
+        # have no key, are among them, others are reported only by the next calls.
+        for _ in range(3 if selector.get_map() else 1):
+            for key, mask in selector.select(0):
+                found[key.data] = found.get(key.data, 0) | mask
+        return dict(sorted(found.items()))
+
+    def selector(self, kind: str) -> Any:
         raise NotImplementedError
 
     def settle(self) -> None:
@@ -324,6 +253,8 @@ class Side:
         raise NotImplementedError
 
     def end(self) -> None:
+        for selector in self.kept.values():
+            selector.close()
         for sock in self.sockets.values():
             if self.family.kind == STREAM:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)  # leaves no port in TIME_WAIT
@@ -338,8 +269,11 @@ class Simulated(Side):
         kernel._latency, kernel._capacity = 50_000, 262_144
         super().__init__(kernel, *rest)
 
-    def selectors(self) -> Iterator[tuple[str, Any]]:
-        return ((kind, SimSelector(self.kernel, kind)) for kind in REAL_SELECTORS)
+    def copy(self, sock: Any) -> Any:
+        return SimSocket(self.kernel, sock.family, sock.type, self.kernel.duplicate(sock.fileno()))
+
+    def selector(self, kind: str) -> Any:
+        return SimSelector(self.kernel, kind)
 
     def settle(self) -> None:
         SimSelector(self.kernel, 'poll').select(0.001)
@@ -355,12 +289,18 @@ class Linux(Side):
         self.bell.connect(self.bell.getsockname())
 
     def accepted(self, sock: Any) -> Any:
-        lean = LeanSocket(sock.family, sock.type, sock.proto, sock.detach())
+        return self.opened(sock, sock.detach())
+
+    def copy(self, sock: Any) -> Any:
+        return self.opened(sock, os.dup(sock.fileno()))
+
+    def opened(self, sock: Any, fd: int) -> LeanSocket:
+        lean = LeanSocket(sock.family, sock.type, sock.proto, fd)
         lean.setblocking(False)
         return lean
 
-    def selectors(self) -> Iterator[tuple[str, Any]]:
-        return ((kind, make()) for kind, make in REAL_SELECTORS.items() if make is not None)
+    def selector(self, kind: str) -> Any:
+        return REAL_SELECTORS[kind]()
 
     def settle(self) -> None:
         # Loopback delivers packets in order, from one queue of each core. So when a datagram has arrived, the packets
@@ -373,22 +313,34 @@ class Linux(Side):
         super().end()
         self.bell.close()
         for name in 'ab012345':
-            if os.path.exists(os.path.join(self.folder, name)):
+            with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.folder, name))
+
+
+def outcome(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; return its result, or the name of its error."""
+    try:
+        return fn(*arguments)
+    except OSError as exc:
+        return errno.errorcode.get(exc.errno or 0, type(exc).__name__)
+    except Exception as exc:
+        return type(exc).__name__  # raised by Python's own checks, or by a mistake in the simulation
 
 
 # -- comparing
 
 
 def changes_version(found: Difference) -> bool:
-    """Whether an IPv6 socket has connected to an IPv4 address and to an IPv6 address."""
+    """Whether the sockets that differ are IPv6 sockets that have connected to an IPv4 and to an IPv6 address."""
     used: dict[int, set[bool]] = {}
     for name, slot, *arguments in [*found.before, found.step]:
         if name == 'socket':
-            used.pop(slot, None)
+            used[slot] = set()
+        elif name == 'dup':
+            used[arguments[0]] = used.setdefault(slot, set())
         elif name == 'connect' and isinstance(arguments[0], tuple):
             used.setdefault(slot, set()).add(arguments[0][0].startswith('::ffff:'))
-    return any(len(versions) > 1 for versions in used.values())
+    return all(len(used.get(slot, ())) > 1 for slot in found.slots())
 
 
 # Differences that stay, with the steps that show them. `reactor.testing` lists them for users.
@@ -448,9 +400,27 @@ def shrink(steps: list[Step], family: str, folder: str) -> list[Step]:
     return steps
 
 
+def own_ports() -> Iterator[int]:
+    """Return the ports of a block that no other process uses: an abstract Unix socket locks it, as long as we run."""
+    for first in PORTS[::BLOCK]:
+        lock = socket.socket(socket.AF_UNIX, DGRAM)
+        try:
+            lock.bind(f'\0like_linux {first}')
+        except OSError:
+            lock.close()
+            continue
+        LOCKS.append(lock)
+        return itertools.cycle(range(first, first + BLOCK))
+    raise AssertionError('other processes use all ports: run fewer tests at a time')
+
+
+LOCKS: list[socket.socket] = []
+OWN_PORTS = own_ports()
+
+
 def free_port() -> int:
-    """A port below those that Linux chooses, which no socket uses, not even one in TIME_WAIT."""
-    for port in PORTS:
+    """A port of this process which no socket uses, not even one in TIME_WAIT."""
+    for port in itertools.islice(OWN_PORTS, BLOCK):
         try:
             for family, host in ((V4, '0.0.0.0'), (V6, '::')):
                 for kind in STREAM, DGRAM:

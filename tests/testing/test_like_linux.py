@@ -14,11 +14,13 @@ import pytest
 
 from reactor.testing.sockets import SimSocket
 from tests.helpers import like_linux
-from tests.helpers.like_linux import ALLOWED, FAMILIES, Linux, Simulated, difference, difference_once, draw, shrink
+from tests.helpers.like_linux import ALLOWED, Difference, Linux, Simulated, difference, difference_once, shrink
+from tests.helpers.socket_calls import FAMILIES, draw
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='compares with Linux')
 
 SAMPLE = 60  # sequences of each family in a short run
+AGREE_AT_FIRST = 0.995  # the share of the sequences of a long run that must agree without a second try
 
 SERVER = [('socket', 0), ('bind', 0, ('127.0.0.1', 'a')), ('listen', 0, 5)]
 PAIR = [*SERVER, ('socket', 2), ('connect', 2, ('127.0.0.1', 'a')), ('accept', 0, 4)]
@@ -158,17 +160,26 @@ def test_a_case_has_the_results_of_linux(name, side, tmp_path):
     assert found[-len(expected) :] == expected
 
 
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize('family', FAMILIES)
 def test_random_sequences_have_the_same_results_and_the_same_readiness(family, tmp_path, request):
     needs_ipv6(family)
-    until = time.monotonic() + request.config.getoption('--like-linux-seconds') / len(FAMILIES)
+    seconds = request.config.getoption('--like-linux-seconds')
+    until = time.monotonic() + seconds / len(FAMILIES)
+    at_first: list[Difference] = []  # of sequences whose first run differs
     for seed in itertools.count():
         if seed >= SAMPLE and time.monotonic() > until:
             break
         steps = draw(seed, family)
-        if difference(steps, family, str(tmp_path)):
+        found = difference_once(steps, family, str(tmp_path))
+        at_first += [found] if found else []
+        if found and difference(steps, family, str(tmp_path)):
             fewer = shrink(steps, family, str(tmp_path))
             pytest.fail(f'seed {seed} of {family}:\n{difference(fewer, family, str(tmp_path))}')
+    if seconds:
+        print(f'{family}: {seed} sequences, of which {len(at_first)} differ at first', *at_first, sep='\n')
+        # Each of these was allowed, or did not differ again. If there are many, one of the reasons is too wide.
+        assert len(at_first) <= max(3, (1 - AGREE_AT_FIRST) * seed)
 
 
 @pytest.mark.parametrize('name', ALLOWED)
