@@ -171,6 +171,9 @@ class Simulation:
             most 2,000,000 in all.
         max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
             more than the connection's `low_water` are buffered. None: any number.
+        max_memory: The most bytes that the program may hold for one connection: bytes that wait to be sent, and what
+            only `conn.data` refers to. Shared objects are not counted. It is checked after each turn in which something
+            has happened to the connection. None: any number.
         allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
             from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
@@ -186,6 +189,7 @@ class Simulation:
         patience: float | None = None,
         turns: int | None = None,
         max_undrained: int | None = None,
+        max_memory: int | None = None,
         allow_real: bool = False,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
@@ -193,7 +197,10 @@ class Simulation:
         self.seed = seed
         self.traffic = traffic
         # The options that differ from the defaults, for the report of a failure.
-        said = {'calm': calm, 'patience': patience, 'turns': turns, 'max_undrained': max_undrained}
+        said = {
+            'calm': calm, 'patience': patience, 'turns': turns,
+            'max_undrained': max_undrained, 'max_memory': max_memory,
+        }  # fmt: skip
         self.given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
         self.given.update(options, traffic=traffic, **({'allow_real': True} if allow_real else {}))
         self.kernel: SimKernel = SimKernel(seed, **options)
@@ -209,6 +216,7 @@ class Simulation:
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.reactor.oracles.most_turns = turns
         self.reactor.oracles.streams.max_undrained = max_undrained
+        self.reactor.oracles.streams.max_memory = max_memory
         self._patience = patience
         self._allow_real = allow_real
         self._calm_since = 0

@@ -18,6 +18,7 @@ from .calls import Calls, is_ours
 from .ends import Ends
 from .faults import Killed
 from .ledger import COMPLETIONS, WALK, Ledger
+from .memory import held_for, show_held
 from .places import place_of
 from .reality import NotSimulated
 from .records import Record
@@ -36,6 +37,7 @@ class StreamChecks:
         self._just_closed: list[WatchedStream] = []
         self._left: list[ref[WatchedStream]] = []  # ended streams whose timers are still to be looked for
         self.max_undrained: int | None = None
+        self.max_memory: int | None = None
         self._just_raised: list[BaseException] = []
         self._unreported: dict[BaseException, str] = {}
 
@@ -304,6 +306,8 @@ class StreamChecks:
                 )
             if stream.buffered != waits:
                 self.ledger.wrong(stream, f'{waits} bytes are waiting, but `buffered` is {stream.buffered}')
+        if self.max_memory is not None and held_for(stream, self.max_memory) > self.max_memory:
+            self.ledger.wrong(stream, f'{show_held(stream)}; max_memory allows {self.max_memory:,}')
         if stream.options.nodelay and not (end.nodelay or end.instant or self.ledger.kernel.fails):
             self.ledger.wrong(stream, 'TCP_NODELAY was neither set nor inherited')
         if stream.buffered > stream.options.max_buffered + max(record.largest, 1 << 17) and not record.sends_files:

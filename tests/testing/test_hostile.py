@@ -71,13 +71,13 @@ def test_the_program_passes_when_its_bug_is_fixed(bug):
 
 @pytest.mark.parametrize('bug', [peer_never_missed, half_a_result], ids=lambda bug: bug.__name__)
 def test_the_default_profile_never_finds_it(bug):
-    assert not failures(with_bug(bug), range(300))
+    assert not failures(with_bug(bug), range(150))
 
 
 @pytest.mark.parametrize('bug', BUGS, ids=lambda bug: bug.__name__)
 def test_each_fault_strikes_alone(bug):
     for site in BUGS[bug]:
-        found = failures(with_bug(bug), profile='hostile', faults=(site,))
+        found = failures(with_bug(bug), range(40), profile='hostile', faults=(site,))
         assert found, site
         assert all(f' fault {site}@' in str(failed) for failed in found)
 
@@ -314,9 +314,9 @@ def test_a_read_timeout_fires_in_a_good_share_of_the_seeds():
     shares = []
     for profile in 'hostile', 'default':
         ended = []
-        for seed in range(200):
+        for seed in range(100):
             Simulation(seed, profile=profile).run_program(program)
-        shares.append(sum(isinstance(exc, ReadTimeout) for exc in ended) / 200)
+        shares.append(sum(isinstance(exc, ReadTimeout) for exc in ended) / 100)
     assert shares[0] > 0.15
     assert shares[1] < 0.05
 
@@ -453,7 +453,7 @@ def test_no_real_thread_is_left_after_a_run_that_fails_with_suspended_threads():
 
 
 def test_the_reactors_own_programs_run_in_the_hostile_profile():
-    for seed in range(24):
+    for seed in range(16):
         run_seed(seed, profile='hostile')
 
 
