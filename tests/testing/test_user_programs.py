@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from reactor import framing
 from reactor.testing import Simulation
 
@@ -61,3 +63,20 @@ def test_every_line_is_delivered():
     for seed in SEEDS:
         Simulation(seed, faults=False).run_program(program)
     assert lines == [[b'one', b'two', b'three']] * len(SEEDS)
+
+
+@pytest.mark.parametrize('host', ['10.0.0.1', 'fd00::2'])
+def test_the_address_of_a_client_is_known_after_it_has_reset_the_connection(host):
+    seen = []
+
+    def program(world):
+        def on_close(conn, exc):
+            seen.append(conn.peername[:2])
+            server.close()
+
+        server = world.r.listen_tcp(host, 1000, on_close=on_close)
+        client = world.r.connect_tcp(host, 1000, on_connect=lambda conn: seen.append(conn.sockname[:2]))
+        world.r.call_later(10, client.abort)
+
+    Simulation(3, faults=False, selector='epoll').run_program(program)
+    assert seen[0] == seen[1] and len(seen) == 2
