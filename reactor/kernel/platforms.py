@@ -30,6 +30,9 @@ DROP_FIRST_SEGMENTS = (
 # The option that reports the memory use of a socket, and how many datagrams the kernel dropped. It exists on Linux
 # only, and the module `socket` has no name for it.
 SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
+# The option that names the peer, also after the connection has been reset, when `getpeername` fails. It exists on Linux
+# only, and the module `socket` has no name for it.
+SO_PEERNAME: int = 28 if sys.platform == 'linux' else -1
 # Joining a multicast group over IPv4 takes struct ip_mreqn, with the index of an interface. Windows has an older
 # struct, which takes the index in place of an address.
 HAS_IP_MREQN = os.name == 'posix'

@@ -10,10 +10,14 @@ import errno
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import EXHAUSTION
+from .platforms import SO_PEERNAME
+
+SOCKADDR_SIZES: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28}  # of struct sockaddr_in and sockaddr_in6
 
 
 def send_first(sock: socket.socket, buffers: list[Any]) -> int:
@@ -31,6 +35,21 @@ def close_socket(sock: Any, failed: Callable[[OSError], object] | None = None) -
     except OSError as exc:
         if failed is not None:
             failed(exc)
+
+
+def peer_of(sock: Any) -> Any:
+    """Return the address of the peer; on Linux, also after the connection has been reset. Raises OSError."""
+    try:
+        return sock.getpeername()
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN or SO_PEERNAME < 0 or sock.family not in SOCKADDR_SIZES:
+            raise
+    data = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, SOCKADDR_SIZES[sock.family])
+    port = int.from_bytes(data[2:4], 'big')
+    if sock.family == socket.AF_INET:
+        return socket.inet_ntoa(data[4:8]), port
+    host = socket.inet_ntop(socket.AF_INET6, data[8:24])
+    return host, port, int.from_bytes(data[4:8], 'big'), int.from_bytes(data[24:28], sys.byteorder)
 
 
 class LeanSocket(socket.SocketType):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EXHAUSTION, ConnectTimeout, SelectorFull
 from ..hints import socket
@@ -74,7 +74,7 @@ class Connector:
         callbacks: Callbacks,
         *,
         kind: type[Stream] = Stream,
-        target: str,
+        target: Any,
         timeout: float | None,
         local_address: tuple[str, int] | None = None,
     ) -> None:
@@ -82,7 +82,7 @@ class Connector:
         self.stream = stream = kind(loop, options, callbacks, self)
         self._loop = loop
         self._kernel = kernel
-        self._target = target
+        self._target = target  # (host, port) or a path, as it was given
         self._local_address = local_address
         self._timeout = timeout
         self.deadline: float | None = None if timeout is None else loop.timers.clock() + timeout
@@ -141,6 +141,8 @@ class Connector:
     def handle_closed(self, stream: Stream) -> None:
         """Called when the stream has ended before it was connected."""
         self._end()  # done first: if it runs out of memory, this method is called again, and counts only once
+        if stream.peer is None:
+            stream.peer = self._target
         self._loop.counters.outgoing -= 1
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
@@ -236,7 +238,7 @@ class Connector:
         why = 'it did not answer' if self._lookup is None else 'the look-up of its name did not finish'
         self.stream.reset(
             ConnectTimeout(
-                f'cannot connect to {self._target}: {why} within timeout={self._timeout:g} s; '
+                f'cannot connect to {show(self._target)}: {why} within timeout={self._timeout:g} s; '
                 'check that it is up and reachable'
             )
         )

@@ -27,7 +27,6 @@ from .writer import SHUT, Writer
 if TYPE_CHECKING:
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
 
-
 # How many bytes are still read after sending has failed: more than the largest buffers on Linux hold.
 LAST_BYTES = 8 << 20
 
@@ -55,10 +54,9 @@ class Ending:
         self.linger: Timer | None = None
 
 
-# All connections share these two objects, which never change. WAITED in an open connection means that bytes had to wait
-# for the peer at some time. The peer may therefore be sending, and closing has to wait for the peer's end of file.
-# UNREPORTED in a closed connection means that the user has not ended the connection, and that `on_close` has not been
-# called yet. A write is then dropped and does not raise.
+# All connections share these two objects, which never change. WAITED in an open connection: bytes had to wait for the
+# peer at some time, so the peer may be sending, and closing waits for its end of file. UNREPORTED in a closed one: the
+# user has not ended it, and `on_close` has not been called yet. A write is then dropped and does not raise.
 WAITED = Ending()
 UNREPORTED = Ending()
 
@@ -380,6 +378,8 @@ class Connection(Handle):
             loop.watchers.remove(self)
             sock = self.sock
             if sock is not None:
+                if self.peer is None and self.on_close is not None:
+                    self.peer = self.peername  # for `on_close`: a closed socket has no peer
                 try:
                     sock.close()
                 except OSError as exc:  # some systems report a reset here; the descriptor is closed all the same

@@ -17,7 +17,7 @@ from ..kernel.platforms import AF_UNIX
 from ..kernel.sockets import close_socket
 from ..loop.checks import optional_count, seconds, switch, whole
 from . import sockets
-from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
+from .addresses import check_family, check_host, check_local_address, check_path, check_port
 from .connector import Connector
 from .contexts import check_context, client_options
 from .datagram import DatagramSocket, check_datagram_socket
@@ -147,7 +147,7 @@ class Endpoints:
         check_port(port)
         check_family(family)
         check_local_address(self._kernel, local_address)
-        connector = self._connector(settings, callbacks, show((host, port)), options, local_address)
+        connector = self._connector(settings, callbacks, (host, port), options, local_address)
         stream = connector.stream
         connector.connect(host, port, family)
         return stream
@@ -157,7 +157,7 @@ class Endpoints:
         settings = self._connect_options(None, options)
         callbacks = stream_callbacks(on_data, options)
         path = check_path(path)
-        connector = self._connector(settings, callbacks, show(path), options)
+        connector = self._connector(settings, callbacks, path, options)
         stream = connector.stream
         connector.try_addresses([(AF_UNIX, path)])
         return stream
@@ -236,7 +236,7 @@ class Endpoints:
         self,
         settings: Options,
         callbacks: Callbacks,
-        target: str,
+        target: Any,
         options: ConnectOptions,
         local_address: tuple[str, int] | None = None,
     ) -> Connector:

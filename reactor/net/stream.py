@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ConnectionClosed, SelectorFull, WriteTimeout
 from ..hints import SSLContext, Ts, socket
+from ..kernel.sockets import peer_of
 from ..loop.checks import switch, time_limit
 from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
@@ -247,13 +248,15 @@ class Stream(Sender):
 
     @property
     def peername(self) -> Any:
-        """The peer's address, read from the kernel at the first use; None if it was not known then.
+        """The peer's address, read from the kernel at the first use, and known in `on_close`. None: not connected yet.
 
-        With `proxy_protocol`, it is the client's address, from the proxy's header.
+        With `proxy_protocol`, it is the client's address, from the proxy's header. After a connect that failed, it is
+        the host and port or the path that was given. After the end of a connection without `on_close`, it is None
+        unless it was read before.
         """
         if self.peer is None and self.sock is not None:
             try:
-                self.peer = unmapped(self.sock.getpeername())
+                self.peer = unmapped(peer_of(self.sock))
             except Exception:
                 pass  # an adopted socket may be of any class, and an error message must not fail
         return self.peer

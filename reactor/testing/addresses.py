@@ -11,6 +11,7 @@ from collections import deque
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOCK_STREAM, SOL_SOCKET
+from sys import byteorder
 from typing import Any
 
 from .agenda import Agenda
@@ -200,6 +201,16 @@ def plain(address: Any) -> Host:
     if not 0 <= port < 1 << 16:
         raise OverflowError('port must be 0-65535.')
     return _plain_host(host), port
+
+
+def sockaddr(family: int, address: Any) -> bytes:
+    """Return the address of a socket as Linux does: as struct sockaddr_in or sockaddr_in6."""
+    start: bytes = family.to_bytes(2, byteorder) + address[1].to_bytes(2, 'big')
+    packed: bytes = ip_address(address[0]).packed
+    if family == AF_INET:
+        return start + packed + bytes(8)
+    scope: bytes = address[3].to_bytes(4, byteorder)
+    return start + bytes(4) + packed + scope
 
 
 def address_for(family: int, host: str, port: int) -> Any:

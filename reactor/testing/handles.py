@@ -6,8 +6,8 @@ import errno
 import socket
 from typing import Any
 
-from ..kernel.platforms import AF_UNIX, SO_MEMINFO, TCP_DEFER_ACCEPT
-from .addresses import address_for
+from ..kernel.platforms import AF_UNIX, SO_MEMINFO, SO_PEERNAME, TCP_DEFER_ACCEPT
+from .addresses import address_for, sockaddr
 from .descriptors import Descriptors
 from .faults import fail
 from .files import End, File, Listening
@@ -104,6 +104,14 @@ class SimHandle:
             return (file.peer.local if file.peer is not None else file.remote) or ''
         return file.remote
 
+    def _sockaddr_of_peer(self) -> bytes:
+        """Return the peer's address, also after the connection has ended."""
+        self.kernel.call('getpeername', self._fd)
+        file: Any = self.file
+        if not (isinstance(file, End) and file.connected):
+            fail(errno.ENOTCONN)
+        return sockaddr(self.family, file.remote)
+
     def _anywhere(self) -> str:
         return '0.0.0.0' if self.family == socket.AF_INET else '::'
 
@@ -143,6 +151,8 @@ class SimHandle:
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
         kernel = self.kernel
+        if level == socket.SOL_SOCKET and option == SO_PEERNAME and kernel.on_linux:
+            return self._sockaddr_of_peer()
         kernel.call('getsockopt', self._fd)
         file = self.file
         if level == socket.SOL_SOCKET and option == socket.SO_ERROR:

@@ -1866,3 +1866,40 @@ def test_running_out_of_memory_after_another_attempt_has_connected_in_the_same_t
         turns(r, 2)
         assert log == [('connect',)] and not conn.closed
         end(r, conn)
+
+
+def test_on_close_knows_where_a_connection_that_failed_was_going(r, sockets):
+    """It gets the address that the caller gave, since no address of the host was connected to."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    seen = {}
+
+    def on_close(conn, exc):
+        seen[conn.data] = conn.peername, repr(conn)
+
+    calls = {
+        'refused': lambda **options: r.connect_tcp('127.0.0.1', port, **options),
+        'unresolved': lambda **options: r.connect_tcp('no-such-host.invalid', 80, **options),
+        'closed': lambda **options: r.connect_tcp('127.0.0.1', port, **options),
+        'late': lambda **options: r.connect_tcp('127.0.0.1', port, timeout=0, **options),
+    }
+    for name, connect in calls.items():
+        conn = connect(on_close=on_close)
+        conn.data = name
+        if name == 'closed':
+            conn.close()
+    run_until(r, lambda: len(seen) == len(calls))
+    assert {name: peername for name, (peername, _) in seen.items()} == {
+        'refused': ('127.0.0.1', port), 'unresolved': ('no-such-host.invalid', 80),
+        'closed': ('127.0.0.1', port), 'late': ('127.0.0.1', port),
+    }  # fmt: skip
+    assert 'to no-such-host.invalid:80' in seen['unresolved'][1]
+
+
+@needs_unix
+def test_on_close_knows_the_path_that_could_not_be_connected_to(r, tmp_path):
+    seen = []
+    path = str(tmp_path / 'none')
+    r.connect_unix(path, on_close=lambda conn, exc: seen.append(conn.peername))
+    run_until(r, lambda: seen)
+    assert seen == [path]

@@ -8,6 +8,7 @@ import errno
 import inspect
 import os
 import socket
+import sys
 import threading
 from collections import deque
 from functools import partial
@@ -1216,6 +1217,35 @@ def test_peername_is_read_once_and_kept(r, sockets):
     end(r, conn)
     assert log == [expected]
     assert conn.peername == expected
+
+
+@pytest.mark.parametrize('how', ['close', 'abort', 'reset', 'end', 'both ends'])
+def test_peername_is_known_in_on_close(r, sockets, how):
+    seen = []
+    conn, theirs = pair(r, sockets, tcp=True, on_close=lambda conn, exc: seen.append((conn.peername, repr(conn))))
+    expected = theirs.getsockname()
+    if how in ('close', 'abort'):
+        getattr(conn, how)()
+    elif how == 'both ends':
+        conn.write_eof()
+        turns(r, 2)
+    if how == 'reset':
+        reset(theirs)
+    elif how not in ('close', 'abort'):
+        theirs.close()
+    run_until(r, lambda: seen)
+    assert seen[0][0] == expected
+    assert f'to 127.0.0.1:{expected[1]}' in seen[0][1]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux knows the peer after a reset')
+def test_peername_is_known_after_a_reset(r, sockets):
+    conn, theirs = pair(r, sockets, tcp=True)
+    expected = theirs.getsockname()
+    conn.pause_reading()
+    reset(theirs)
+    assert conn.peername == expected
+    end(r, conn)
 
 
 @pytest.mark.scenario(42)
