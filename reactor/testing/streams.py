@@ -322,32 +322,22 @@ class StreamChecks:
 class WatchedCallback:
     """A callback of a stream, wrapped in checks.
 
-    Code that reads `conn.on_data`, such as `reactor.framing`, must not notice the wrapper. So the wrapper compares
-    equal to the callback that was set, has its attributes, and claims to be of its class.
+    Only the reactor's own code sees the wrapper; see `WatchedStream`. It has the attributes of the callback, because
+    `reactor.framing` makes callbacks with methods that a stream calls.
     """
 
-    __slots__ = ('__weakref__', '_checks', '_fn', '_kind')
+    __slots__ = ('__weakref__', '_checks', '_kind', 'fn')
 
     def __init__(self, checks: StreamChecks, kind: str, fn: Callable[..., object]) -> None:
         self._checks = checks
         self._kind = kind
-        self._fn = fn
+        self.fn: Callable[..., object] = fn
 
     def __call__(self, stream: WatchedStream, *args: Any) -> None:
-        self._checks.run(stream, self._kind, self._fn, args)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or self._fn == other
-
-    def __hash__(self) -> int:
-        return hash(self._fn)
+        self._checks.run(stream, self._kind, self.fn, args)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._fn, name)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(self._fn)
+        return getattr(self.fn, name)
 
 
 def _short(value: Any) -> Any:

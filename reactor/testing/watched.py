@@ -7,6 +7,7 @@ its `Record`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from sys import _getframe
 from typing import Any, Self
 
 from ..admission.proxied import ProxiedStream
@@ -178,17 +179,25 @@ class WatchedProxiedStream(WatchedStream, ProxiedStream):
         super().handle_header_bytes(data)
 
 
+CALLERS = {'reactor.admission', 'reactor.loop', 'reactor.net'}  # the packages whose code calls the callbacks
+
 WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, DatagramSocket, guard)
 
 
 def _callback(kind: str) -> property:
     slot = Connection.__dict__['on_' + kind]
 
+    def fget(stream: WatchedStream) -> Any:
+        watched: Any = slot.__get__(stream)
+        if watched is None or _getframe(1).f_globals.get('__package__') in CALLERS:
+            return watched
+        return None if watched.fn is _nothing else watched.fn  # the program gets what it has set, and may call it
+
     def fset(stream: WatchedStream, fn: Callable[..., object] | None) -> None:
         stream.loop.ledger.touch(stream)
         slot.__set__(stream, None if fn is None else stream.loop.oracles.streams.watch(stream, kind, fn))
 
-    return property(slot.__get__, fset)
+    return property(fget, fset)
 
 
 def _noticed(name: str) -> property:
