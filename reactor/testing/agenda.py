@@ -34,6 +34,7 @@ class Agenda(Platform):
         self._numbers = 0
         self.faults.on_strike = self._struck
         self._latencies = Random(f'latency {self.seed}')
+        self._of_program = Random(f'random {self.seed}')
         steps = Random(f'grain {self.seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain: int = int(1e9 * (drawn if grain is None else grain))
@@ -42,6 +43,9 @@ class Agenda(Platform):
 
     def clock(self) -> float:
         return self.reading(self.time) / 1e9
+
+    def random_number(self) -> float:
+        return self._of_program.random()
 
     def sleep(self, seconds: float) -> None:
         self.busy(seconds)
