@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from socket import (
@@ -95,7 +96,7 @@ class SimKernel(Descriptors):
         super().__init__(fail, lasting, grain, seed, selector, faults, only, descriptors)
         self.hosts = {**HOSTS, **(hosts or {})}
         self.replaced_in_vain: bool = False  # a selector was replaced although it worked
-        self.threads: int = 0  # how many threads are running
+        self.threads: Counter[str] = Counter()  # how many threads of each pool are running
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
 
     # -- called by the simulation
@@ -248,8 +249,9 @@ class SimKernel(Descriptors):
         # The thread's function runs from beginning to end while the loop is sleeping.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
-        self.threads += 1
-        self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target)
+        pool = name.rpartition('-')[0]
+        self.threads[pool] += 1
+        self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target, pool)
 
     def thread(self) -> int:
         return self.running_thread
@@ -308,13 +310,13 @@ class SimKernel(Descriptors):
 
     # -- private methods
 
-    def _run_thread(self, target: Callable[[], None]) -> None:
+    def _run_thread(self, target: Callable[[], None], pool: str) -> None:
         self.running_thread = 1000 + self.next_number()
         try:
             target()
         finally:
             self.running_thread = 1
-            self.threads -= 1
+            self.threads[pool] -= 1
 
     def _stored(self, fd: int) -> Stored:
         file = self.file(fd)
