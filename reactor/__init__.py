@@ -1,5 +1,7 @@
 """A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library."""
 
+from typing import TYPE_CHECKING
+
 from . import framing
 from .admission.limits import Limits
 from .callbacks import (
@@ -25,11 +27,13 @@ from .errors import (
     ProxyTimeout,
     ReactorError,
     ReadTimeout,
+    RequestTimeout,
     ResolveError,
     ResolveTimeout,
     SelectorFull,
     SendFileError,
     TLSError,
+    TooManyRequests,
     TooSlow,
     WriteBufferFull,
     WriteTimeout,
@@ -54,6 +58,11 @@ from .system.paths import WatchedPath
 from .system.pipe import ReadPipe, WritePipe
 from .system.process import DEVNULL, PIPE, STDOUT, Process
 
+if TYPE_CHECKING:
+    from .toolbox.group import Group
+    from .toolbox.reconnector import Reconnector, reconnect
+    from .toolbox.requests import PendingRequest, Requests
+
 __version__ = '0.1.0'
 
 __all__ = [
@@ -72,6 +81,7 @@ __all__ = [
     'Descriptor',
     'DrainTimeout',
     'FrameTooLong',
+    'Group',
     'Handle',
     'HandleClosed',
     'HandshakeTimeout',
@@ -83,6 +93,7 @@ __all__ = [
     'Listener',
     'LookUp',
     'Notifier',
+    'PendingRequest',
     'PipeOptions',
     'Process',
     'ProxyError',
@@ -93,6 +104,9 @@ __all__ = [
     'ReactorOptions',
     'ReadPipe',
     'ReadTimeout',
+    'Reconnector',
+    'RequestTimeout',
+    'Requests',
     'ResolveError',
     'ResolveTimeout',
     'SelectorFull',
@@ -106,11 +120,33 @@ __all__ = [
     'TLSSession',
     'ThreadCall',
     'Timer',
+    'TooManyRequests',
     'TooSlow',
     'WatchedPath',
     'WriteBufferFull',
     'WritePipe',
     'WriteTimeout',
     'framing',
+    'reconnect',
     'run',
 ]
+
+# Imported at the first use of one of these names, because many programs need none of them.
+_TOOLBOX = {
+    'Group': 'group',
+    'Reconnector': 'reconnector',
+    'PendingRequest': 'requests',
+    'Requests': 'requests',
+    'reconnect': 'reconnector',
+}
+
+if not TYPE_CHECKING:  # type checkers would accept every misspelt name
+
+    def __getattr__(name: str) -> object:
+        if name not in _TOOLBOX:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        module = __import__(f'{__name__}.toolbox.{_TOOLBOX[name]}', fromlist=[name])
+        return globals().setdefault(name, getattr(module, name))
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_TOOLBOX})

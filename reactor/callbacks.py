@@ -217,6 +217,8 @@ class ReactorOptions(TypedDict, total=False):
             the name and line of the callback, at most once a second. None (default): off, or 0.1 with `debug=True`.
         debug: Check in every method that it is called in the thread that runs the reactor, and report slow callbacks.
             Default: False.
+        threads: How many calls of `run_in_thread` may run at once; further ones wait. Default: 4. Threads exist only
+            while there are calls. Names are looked up in four other threads.
     """
 
     selector: BaseSelector | None
@@ -224,3 +226,4 @@ class ReactorOptions(TypedDict, total=False):
     catch_errors: CatchErrors
     slow_callback: float | None
     debug: bool
+    threads: int

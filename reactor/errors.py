@@ -16,7 +16,10 @@ class ReactorError(Exception):
 
 
 class ConnectionClosed(ReactorError):
-    """Raised by a write after your own `close`, `abort` or `write_eof`, or after `on_close`. Nothing was queued."""
+    """Raised by a write after your own `close`, `abort` or `write_eof`, or after `on_close`. Nothing was queued.
+
+    `Requests.fail_all` also passes it to requests whose connection has ended without an error.
+    """
 
 
 class HandleClosed(ReactorError):
@@ -73,6 +76,14 @@ class ClientRefused(ReactorError):
 
 class ConnectTimeout(ReactorError, TimeoutError):
     """A connection was not established within its timeout, which includes the name look-up."""
+
+
+class RequestTimeout(ReactorError, TimeoutError):
+    """A request in a table of `Requests` was not answered within its time limit."""
+
+
+class TooManyRequests(ReactorError):
+    """As many requests as `max_pending` of their `Requests` allows are waiting for their answers."""
 
 
 class TLSError(ReactorError):

@@ -27,6 +27,7 @@ from .hints import AnyPath, BaseSelector, HasFileno, StrPath, Ts, socket
 from .kernel import Kernel
 from .kinds import CHECKED_KINDS, KINDS
 from .loop.checks import check_parts
+from .loop.threads import THREADS
 from .net.datagram import DatagramSocket
 from .net.drain_api import DrainAPI
 from .net.endpoints import Endpoints
@@ -58,9 +59,10 @@ class Reactor(DrainAPI):
         catch_errors: CatchErrors = True,
         slow_callback: float | None = None,
         debug: bool = False,
+        threads: int = THREADS,
     ) -> None:
         check_parts(selector, kernel)
-        super().__init__(selector, kernel, catch_errors, slow_callback, debug)
+        super().__init__(selector, kernel, catch_errors, slow_callback, debug, threads)
         self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
         self._debug = debug
 
@@ -263,8 +265,9 @@ class Reactor(DrainAPI):
     def resolve(self, host: str, on_done: OnResolved, *, family: int = 0, timeout: float | None = None) -> LookUp:
         """Look up the addresses of a name, with the resolver of the operating system, in a thread.
 
-        Look-ups share four threads with `run_in_thread`, and up to 1,000 calls may wait for a thread. A look-up that
-        has been closed or has timed out keeps its thread until the operating system gives up.
+        Four threads look names up, also for `connect_tcp`, and up to 1,000 look-ups may wait for one of them. They are
+        not those of `run_in_thread`. A look-up that has been closed or has timed out keeps its thread until the
+        operating system gives up.
 
         Args:
             host: The name. A numeric address needs no thread.

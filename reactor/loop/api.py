@@ -41,7 +41,7 @@ class LoopAPI:
 
     __slots__ = (
         '_alive', '_clock', '_exit_callbacks', '_guarded', '_idlers', '_repeating_timer', '_signals', '_soon',
-        '_threads', '_timer', '_wakeup', 'counters', 'guard', 'kernel', 'timers', 'watchers',
+        '_threads', '_timer', '_wakeup', 'counters', 'guard', 'kernel', 'look_ups', 'timers', 'watchers',
     )  # fmt: skip
 
     _alive: Alive
@@ -58,6 +58,7 @@ class LoopAPI:
     counters: Counters
     guard: Guard
     kernel: Kernel
+    look_ups: ThreadPool
     streams: Streams
     timers: TimerHeap
     watchers: Watchers
@@ -228,8 +229,8 @@ class LoopAPI:
     ) -> ThreadCall:
         """Call a function in a daemon thread, and pass its result to the loop.
 
-        Up to four calls run at once, and up to 1,000 more may wait for a thread. Closing the returned handle cancels
-        the call: a call that has begun runs to its end, but `on_done` is not called.
+        As many calls as the option `threads` says run at once (4), and up to 1,000 more may wait for a thread. Closing
+        the returned handle cancels the call: a call that has begun runs to its end, but `on_done` is not called.
 
         Args:
             fn: Called as `fn(*args)` in the thread.

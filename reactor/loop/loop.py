@@ -26,7 +26,7 @@ from ..hints import BaseSelector
 from ..kernel import Kernel
 from .alive import Alive
 from .api import LoopAPI
-from .checks import callback, number, shown
+from .checks import callback, number, shown, whole
 from .closing import end_handles, run_exit_callbacks, take_steps
 from .counters import LAG_BUCKETS, Counters
 from .failures import Failures, called_user
@@ -36,7 +36,7 @@ from .signals import Signals
 from .slow import DEBUG_LIMIT, SlowWatch
 from .spins import Select, Spins
 from .streams import Streams
-from .threads import ThreadPool
+from .threads import LOOK_UP_THREADS, THREADS, ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
 from .watcher import READ, WRITE, Handle, Watchers
@@ -69,7 +69,9 @@ class Loop(LoopAPI):
         catch_errors: CatchErrors = True,
         slow_callback: float | None = None,
         debug: bool = False,
+        threads: int = THREADS,
     ) -> None:
+        whole('threads', threads, 1, unit='number of threads')
         if slow_callback is not None and number('slow_callback', slow_callback) <= 0:
             raise ValueError(f'slow_callback must be a number of seconds above 0, not {slow_callback!r}')
         if type(catch_errors) is not bool and not callable(catch_errors):
@@ -107,7 +109,8 @@ class Loop(LoopAPI):
         self.failures.doorbell = self._wakeup
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
         self._alive = Alive(self._soon, self.completions, self._starved, self.timers, self.watchers, self._wakeup)
-        self._threads = ThreadPool(this, kernel)
+        self._threads = ThreadPool(this, kernel, threads, 'reactor')
+        self.look_ups = ThreadPool(this, kernel, LOOK_UP_THREADS, 'reactor-names')
         self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
         limit = DEBUG_LIMIT if debug and slow_callback is None else slow_callback

@@ -18,7 +18,8 @@ from .watcher import Handle
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-THREADS = 4  # libuv's default; more would only help look-ups that wait for slow name servers
+THREADS = 4  # libuv's default
+LOOK_UP_THREADS = 4  # more would only help look-ups that wait for slow name servers
 QUEUE_LIMIT = 1000  # how many calls may wait for a thread
 RETRY = 0.01  # seconds before a thread that ran out of memory tries again
 
@@ -77,13 +78,19 @@ class ThreadCall(Handle):
 
 
 class ThreadPool:
-    """At most THREADS daemon threads, which exist while there is work."""
+    """At most `most` daemon threads, which exist while there is work. The names of the threads begin with `name`.
 
-    __slots__ = ('_kernel', '_loop', '_queue', '_running', '_swept')
+    A loop has two pools: one for `run_in_thread`, and one for look-ups, so that slow calls of the program do not delay
+    its connections.
+    """
 
-    def __init__(self, loop: Loop, kernel: Kernel) -> None:
+    __slots__ = ('_kernel', '_loop', '_most', '_name', '_queue', '_running', '_swept')
+
+    def __init__(self, loop: Loop, kernel: Kernel, most: int, name: str) -> None:
         self._loop = loop
         self._kernel = kernel
+        self._most = most
+        self._name = name
         self._queue: deque[ThreadCall] = deque()
         self._running = 0
         self._swept = -1  # the last turn in which cancelled calls were dropped
@@ -123,9 +130,9 @@ class ThreadPool:
                 self._queue.append(call)
 
     def _start_threads(self) -> None:
-        if self._queue and self._running < THREADS:
+        if self._queue and self._running < self._most:
             try:
-                self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
+                self._kernel.start_thread(self._work, f'{self._name}-{self._running + 1}')
                 self._running += 1
             except RuntimeError as exc:  # no more threads can be started; the running threads will take the calls
                 while not self._running and self._queue:

@@ -159,7 +159,7 @@ def look_up(
         else:
             on_done(None, _failure(host, error or 'it has no address', 'name'))
 
-    return loop.run_in_thread(kernel.getaddrinfo, host, port, family, SOCK_STREAM, on_done=done)
+    return loop.look_ups.submit(kernel.getaddrinfo, (host, port, family, SOCK_STREAM), done)
 
 
 def look_up_name(
@@ -176,7 +176,7 @@ def look_up_name(
         else:
             on_done(None, _failure(host, error, 'address'))
 
-    return loop.run_in_thread(kernel.getnameinfo, address, NI_NAMEREQD | NI_NUMERICSERV, on_done=done)
+    return loop.look_ups.submit(kernel.getnameinfo, (address, NI_NAMEREQD | NI_NUMERICSERV), done)
 
 
 def _failure(host: str, reason: object, what: str) -> ResolveError:

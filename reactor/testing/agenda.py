@@ -40,6 +40,7 @@ class Agenda(Platform):
         self.keys: Keys = Keys()
         self.draw: Callable[[int], float] = Draws(number_of(f'{self.seed} capacity')).draw
         self._draw_latency = Draws(number_of(f'{self.seed} latency')).draw
+        self._of_program = Random(f'random {self.seed}')
         steps = Random(f'grain {self.seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain: int = int(1e9 * (drawn if grain is None else grain))
@@ -52,6 +53,9 @@ class Agenda(Platform):
 
     def clock(self) -> float:
         return self.reading(self.time) / 1e9
+
+    def random_number(self) -> float:
+        return self._of_program.random()
 
     def sleep(self, seconds: float) -> None:
         self.busy(seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
 from sys import _getframe
@@ -42,7 +43,7 @@ class Descriptors(Hostile):
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd: int = -1
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
-        self.threads: int = 0  # how many threads are running
+        self.threads: Counter[str] = Counter()  # how many threads of each pool are running
         self.running_thread: int = 1  # signals arrive only in thread 1, the main thread
         self.fails: bool = fail is not None
         self.loses: bool = fail is not None and fail[1] == errno.EBADF

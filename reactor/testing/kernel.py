@@ -258,12 +258,13 @@ class SimKernel(Descriptors):
         # The thread's function runs from beginning to end while the loop is sleeping, unless the profile is hostile.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
-        self.threads += 1
+        pool = name.rpartition('-')[0]
+        self.threads[pool] += 1
         delay = self.random.randrange(1, 400) * MS // 10
         if self.suspended is not None:
-            self.suspended.start(target, delay)
+            self.suspended.start(target, delay, pool)
         else:
-            self.at(self.time + delay, self._run_thread, target)
+            self.at(self.time + delay, self._run_thread, target, pool)
 
     def thread(self) -> int:
         return self.running_thread
@@ -322,13 +323,13 @@ class SimKernel(Descriptors):
 
     # -- private methods
 
-    def _run_thread(self, target: Callable[[], None]) -> None:
+    def _run_thread(self, target: Callable[[], None], pool: str) -> None:
         self.running_thread = 1000 + self.next_number()
         try:
             target()
         finally:
             self.running_thread = 1
-            self.threads -= 1
+            self.threads[pool] -= 1
 
     def _stored(self, fd: int) -> Stored:
         file = self.file(fd)

@@ -33,7 +33,7 @@ from weakref import WeakKeyDictionary
 from ..facade import Reactor
 from ..hints import Ts
 from ..loop.idle import Idler
-from ..loop.threads import THREADS
+from ..loop.threads import LOOK_UP_THREADS, THREADS
 from ..loop.timers import Timer
 from ..net.datagram import DatagramSocket
 from ..net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN
@@ -115,6 +115,7 @@ class WatchedReactor(Reactor):
 
     def __init__(self, kernel: SimKernel, **options: Any) -> None:
         self.oracles: Oracles = Oracles(kernel, self)
+        self.oracles.threads = options.get('threads', THREADS)
         self.ledger: Ledger = self.oracles.ledger
         super().__init__(kernel=kernel, catch_errors=self.oracles.streams.caught, **options)
         self._endpoints = Endpoints(self, kernel, WATCHED_KINDS)
@@ -195,6 +196,7 @@ class Oracles:
         self.datagrams: dict[DatagramSocket, Datagrams] = {}
         self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
         self.conditions: list[tuple[Callable[[], object], str]] = []  # of `World.always`, each with its text
+        self.threads: int = THREADS  # how many calls of `run_in_thread` may run at once
         self.most_turns: int | None = None  # the limit that the user has set
         self._untimed_turns = 0  # turns in which no timer of the program fired
         self._walks = Walks()
@@ -267,8 +269,10 @@ class Oracles:
 
     def _check_bounds(self) -> None:
         kernel = self.kernel
-        if kernel.threads > THREADS:
-            self.violations.append(f'law 6: {kernel.threads} threads are running; at most {THREADS} are allowed')
+        for pool, count in kernel.threads.items():
+            most = self.threads if pool == 'reactor' else LOOK_UP_THREADS
+            if count > most:
+                self.violations.append(f'law 6: {count} threads of {pool} are running; at most {most} are allowed')
         for file, count in kernel.reads.items():
             if isinstance(file, Mailbox) and count > DATAGRAMS_PER_TURN:
                 self.violations.append(f'law 5: {count} datagrams were received in one turn')
@@ -283,7 +287,7 @@ class Oracles:
     def _check_progress(self, timeout: float | None) -> None:
         # Law 7: a turn without a successful call or a callback is wasted, whatever its poll returned.
         kernel = self.kernel
-        done = kernel.progress, self.ledger.callbacks + self.calls.count, kernel.threads
+        done = kernel.progress, self.ledger.callbacks + self.calls.count, kernel.threads.total()
         time, before, turns = self._last
         if done != before:
             self._idle_polls, self._idle_since = 0, kernel.time

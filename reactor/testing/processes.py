@@ -112,9 +112,9 @@ class ProcessKernel(SimKernel):
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
         self.host.post(sender, data, address)
 
-    def _run_thread(self, target: Callable[[], None]) -> None:
+    def _run_thread(self, target: Callable[[], None], pool: str) -> None:
         if not self.dead:
-            super()._run_thread(target)
+            super()._run_thread(target, pool)
 
 
 class Process:

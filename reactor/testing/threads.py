@@ -29,9 +29,10 @@ class SimThread:
     """A simulated thread, which runs only between `run` and the next `give_back`."""
 
     def __init__(
-        self, number: int, target: Callable[[], None], around: Callable[[], AbstractContextManager[object]]
+        self, number: int, pool: str, target: Callable[[], None], around: Callable[[], AbstractContextManager[object]]
     ) -> None:
         self.number = number
+        self.pool = pool
         self.turn: int = 0  # how many times it was suspended
         self.over: bool = False
         self.killed: bool = False
@@ -88,9 +89,9 @@ class Threads:
         self._suspended: dict[SimThread, None] = {}
         self._running: SimThread | None = None
 
-    def start(self, target: Callable[[], None], delay: int) -> None:
-        """Start a thread that begins to run in `delay` ns, or earlier between two callbacks."""
-        thread = SimThread(1000 + self._kernel.next_number(), target, self.around)
+    def start(self, target: Callable[[], None], delay: int, pool: str) -> None:
+        """Start a thread of a pool that begins to run in `delay` ns, or earlier between two callbacks."""
+        thread = SimThread(1000 + self._kernel.next_number(), pool, target, self.around)
         thread.start()
         self._suspend(thread, delay)
 
@@ -140,4 +141,4 @@ class Threads:
             thread.run()
         finally:
             self._running, kernel.running_thread = None, before
-            kernel.threads -= thread.over
+            kernel.threads[thread.pool] -= thread.over

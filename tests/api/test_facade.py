@@ -45,7 +45,7 @@ API = {
     *('spawn', 'watch_path'),
 }
 # Attributes that the transports use. They are internal, as the changelog says.
-PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'spins', 'streams'}
+PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'look_ups', 'spins', 'streams'}
 
 
 def nothing(*args: Any) -> None:
@@ -869,7 +869,9 @@ def test_a_listener_refuses_invalid_options_and_names_them(fake, options):
     assert fake.handles() == []
 
 
-@pytest.mark.parametrize('options', [{'selector': 5}, {'selector': 0}, {'kernel': 5}, {'slow_callback': '1'}], ids=repr)
+@pytest.mark.parametrize(
+    'options', [{'selector': 5}, {'selector': 0}, {'kernel': 5}, {'slow_callback': '1'}, {'threads': '4'}], ids=repr
+)
 def test_a_reactor_refuses_invalid_options_and_names_them(options):
     with pytest.raises(TypeError, match=next(iter(options))):
         Reactor(**options)

@@ -310,7 +310,7 @@ MUTANTS = (
     Mutant(
         'each call in a thread gets its own thread',
         'loop/threads.py',
-        'if self._queue and self._running < THREADS:',
+        'if self._queue and self._running < self._most:',
         'if self._queue:',
         '6: threads are bounded',
     ),

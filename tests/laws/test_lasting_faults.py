@@ -128,7 +128,7 @@ class Watch(logging.Handler):
             return
         self.began = self.began or self.kernel.time
         fired = self.reactor.counters.timers_fired  # counted as progress: nearly all timers belong to programs
-        now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
+        now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads.total(), fired
         # The first turn without progress is not counted as wasted: when a datagram arrives and its answer cannot be
         # sent, the reactor notices this only in the next turn.
         self.in_a_row = self.in_a_row + 1 if now == self._before else 0

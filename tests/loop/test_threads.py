@@ -126,6 +126,59 @@ def test_at_most_four_run_at_once(r, gate):
     assert sorted(done) == [(number, None) for number in range(10)]
 
 
+@pytest.mark.parametrize('threads', [1, 2, 20])
+def test_the_option_threads_says_how_many_run_at_once(gate, threads):
+    done = []
+    with Reactor(threads=threads) as r:
+        for number in range(threads + 5):
+            r.run_in_thread(gate.wait, number, on_done=lambda *outcome: done.append(outcome))
+        run_until(r, lambda: gate.inside == threads)
+        turns(r, 5)
+        assert (gate.inside, len(pool_threads())) == (threads, threads)
+        gate.open.set()
+        assert r.run()
+    assert gate.most == threads and len(done) == threads + 5
+
+
+@pytest.mark.parametrize('threads', [0, -1])
+def test_a_reactor_has_at_least_one_thread(threads):
+    with pytest.raises(ValueError, match=f'threads must be a number of threads, at least 1, not {threads}'):
+        Reactor(threads=threads)
+
+
+def test_slow_calls_do_not_stop_look_ups_and_connects(r, gate):
+    """All threads are occupied, and more calls wait; names are looked up all the same."""
+    for _ in range(2 * THREADS):
+        r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == THREADS)
+    found, connected = [], []
+    r.resolve('localhost', lambda addresses, error: found.append(addresses))
+    server = r.listen_tcp('127.0.0.1', 0)
+    conn = r.connect_tcp('localhost', server.address[1], on_connect=connected.append)
+    run_until(r, lambda: found and connected)
+    assert gate.inside == THREADS
+    gate.open.set()
+    conn.abort()
+    server.close()
+    assert r.run()
+
+
+def test_slow_look_ups_do_not_stop_calls(gate):
+    class SlowNames(Kernel):
+        def getaddrinfo(self, host, port, family=0, kind=0, flags=0):
+            if not flags:  # numeric addresses are parsed in the loop
+                gate.wait()
+            return super().getaddrinfo(host, port, family, kind, flags)
+
+    with Reactor(kernel=SlowNames()) as r:
+        for _ in range(20):
+            r.resolve('localhost', lambda addresses, error: None)
+        run_until(r, lambda: gate.inside == 4)
+        assert outcomes_of(r, (abs, -1)) == [(1, None)]
+        gate.open.set()
+        assert r.run()
+
+
 def test_calls_beyond_a_thousand_waiting_ones_are_refused_through_on_done(r, gate):
     done, refused = [], []
     for _ in range(THREADS):

@@ -14,7 +14,7 @@ import pytest
 
 from reactor import Reactor, ReactorError, ResolveError, ResolveTimeout
 from reactor.kernel import Kernel
-from reactor.loop.threads import QUEUE_LIMIT, THREADS, ThreadCall
+from reactor.loop.threads import LOOK_UP_THREADS, QUEUE_LIMIT, ThreadCall
 from reactor.net.resolver import look_up
 from tests.helpers.exhaustion import EXHAUSTED, Deep, Fault, need_faults
 from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns
@@ -235,12 +235,12 @@ def test_an_answer_after_the_reactor_was_closed_is_silently_dropped():
 @pytest.mark.scenario(100)
 def test_at_most_four_look_ups_run_at_once_and_all_are_answered(r):
     names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
-    for _ in range(3 * THREADS):
+    for _ in range(3 * LOOK_UP_THREADS):
         look_up(r, names, 'host.test', 80, 0, answers.on_done)
-    run_until(r, lambda: names.at_once == THREADS)
+    run_until(r, lambda: names.at_once == LOOK_UP_THREADS)
     names.gate.set()
-    run_until(r, lambda: len(answers) == 3 * THREADS)
-    assert names.most == THREADS == 4
+    run_until(r, lambda: len(answers) == 3 * LOOK_UP_THREADS)
+    assert names.most == LOOK_UP_THREADS == 4
     assert r.run() is True
 
 
@@ -394,10 +394,10 @@ def test_look_ups_that_wait_for_hung_ones_time_out_too_and_threads_stay_few(hung
         hung.resolve('host.test', answers.on_done, timeout=0.02)
     run_until(hung, lambda: len(answers) == 50)
     assert all(isinstance(error, ResolveTimeout) for _, error in answers)
-    assert len([thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]) <= THREADS
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]) <= LOOK_UP_THREADS
     hung.kernel.gate.set()
     assert resolved(hung, 'host.test')[1] is None
-    assert len(hung.kernel.asked) <= THREADS + 1  # a look-up that times out before its thread starts never runs
+    assert len(hung.kernel.asked) <= LOOK_UP_THREADS + 1  # a look-up that times out before its thread starts never runs
 
 
 def test_an_answer_in_time_leaves_no_timer(hung):
@@ -425,7 +425,7 @@ def test_a_reactor_closed_while_look_ups_hang_ends_at_once_and_calls_nothing(hun
     answers = Answers()
     lookups = [hung.resolve('host.test', answers.on_done, timeout=60) for _ in range(10)]
     lookups.append(hung.resolve_address('192.0.2.1', answers.on_done))
-    run_until(hung, lambda: hung.kernel.at_once == THREADS)
+    run_until(hung, lambda: hung.kernel.at_once == LOOK_UP_THREADS)
     hung.close()
     assert all(lookup.closed for lookup in lookups) and hung.handles() == []
     hung.kernel.gate.set()

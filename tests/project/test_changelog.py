@@ -85,7 +85,7 @@ def test_every_name_of_a_public_module_is_explained(module):
 
 def test_every_public_package_is_listed():
     packages = {path.parent.name for path in (CHECKOUT / 'reactor').glob('*/__init__.py')}
-    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'demo'}  # `demo` has only commands
+    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'toolbox', 'demo'}  # `demo` has only commands
     assert {name.split('.')[1] for name in MODULES if '.' in name} == (packages - internal) | {'framing'}
 
 

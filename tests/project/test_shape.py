@@ -28,6 +28,7 @@ FLOORS = [
     'inspection',
     'testing',
     '__init__',
+    'toolbox',
     'facade',
     'callbacks',
     'framing',

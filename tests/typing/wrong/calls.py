@@ -56,6 +56,8 @@ def starting() -> None:
     Reactor(kernel='linux')  # wrong: value
     Reactor(catch_errors=nothing)  # wrong: callback
     Reactor(debug='yes')  # wrong: value
+    Reactor(threads='4')  # wrong: value
+    reactor.run(lambda r: None, threads=4.5)  # wrong: value
 
 
 def running(r: Reactor) -> None:
