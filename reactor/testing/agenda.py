@@ -31,7 +31,7 @@ class Agenda(Platform):
         self.trace: list[tuple[int, str, int, Any]] = []
         self.turns: list[int] = []  # where each turn begins in `trace`
         self.progress: int = 0  # the number of calls that made progress
-        self.others: list[Any] = []  # the other processes on the network, as `Process` objects
+        self.others: list[Any] = []  # the other processes on the network, as `SimProcess` objects
         self.audience: list[dict[Any, None]] = []  # each dict collects the files that have changed
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = count()

@@ -23,7 +23,8 @@ import pytest
 from .faults import PROFILES
 from .reached import Reached, show_never
 from .shrinking import parse_faults, shrink
-from .simulation import Simulation, SimulationFailed, World
+from .simulation import Simulation, SimulationFailed
+from .world import World
 
 PART = re.compile(r'(?:(?<=\[)|-)seeds-\d+-of-\d+\]$')  # the end of the name of a test that runs a part of the seeds
 PLUGIN = __name__

@@ -36,7 +36,7 @@ from ..loop.idle import Idler
 from ..loop.threads import LOOK_UP_THREADS, THREADS
 from ..loop.timers import Timer
 from ..net.datagram import DatagramSocket
-from ..net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN
+from ..net.datagram_sending import DATAGRAMS_PER_TURN
 from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import Stream
@@ -50,7 +50,7 @@ from .ledger import CALLS, IDLERS, TIMERS, Ledger, Walks
 from .mailboxes import Mailbox
 from .places import place_of, place_of_caller
 from .streams import StreamChecks
-from .watched import WATCHED_KINDS
+from .watched import WATCHED_KINDS, Datagrams, WatchedDatagramSocket
 
 MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time passes
 MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
@@ -73,41 +73,6 @@ def watched(kind: Any) -> Any:
         self.loop.oracles.paused(self, False)
 
     return type('Watched' + kind.__name__, (kind,), {'__slots__': (), 'pause': pause, 'resume': resume})
-
-
-class WatchedDatagramSocket(DatagramSocket):
-    """A datagram socket that reports the sizes of the datagrams it accepts."""
-
-    __slots__ = ()
-
-    def send(self, data: Any, address: Any = None) -> bool:
-        taken = super().send(data, address)
-        if taken:
-            self.loop.oracles.datagrams[self].take(len(data))  # type: ignore[attr-defined]
-        return taken
-
-
-class Datagrams:
-    """The sizes of the datagrams that a socket has accepted. Each of them is waiting, was sent, or has failed."""
-
-    def __init__(self, max_queued: int) -> None:
-        self.max_queued = max_queued
-        self.sizes: tuple[int, int] | None = None  # bytes: the shortest and the longest
-
-    def take(self, size: int) -> None:
-        """Record the size of an accepted datagram."""
-        least, most = self.sizes or (size, size)
-        self.sizes = min(least, size), max(most, size)
-
-    def is_too_much(self, count: int, size: int) -> bool:
-        """Return whether `count` waiting datagrams of `size` bytes in all are more than `max_queued` allows."""
-        _, most = self.sizes or (0, 0)
-        return count > 0 and size - most + (count - 1) * DATAGRAM_COST >= self.max_queued
-
-    def may_wait(self, count: int, size: int) -> bool:
-        """Return whether `count` datagrams, each within the sizes seen so far, can add up to `size` bytes."""
-        least, most = self.sizes or (0, 0)
-        return count * least <= size <= count * most
 
 
 class WatchedReactor(Reactor):

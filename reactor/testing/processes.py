@@ -117,7 +117,7 @@ class ProcessKernel(SimKernel):
             super()._run_thread(target, pool)
 
 
-class Process:
+class SimProcess:
     """Another process of a simulated run. `World.process` makes and starts it.
 
     It ends when nothing is left to wait for, when its program calls `r.stop()`, or when it is killed. What its program

@@ -1,4 +1,4 @@
-"""Streams that report each call and each callback to the checks of their reactor.
+"""Streams and other handles that report each call and each callback to the checks of their reactor.
 
 A `WatchedStream` runs the same code as a `Stream` and must behave exactly like one. It records the user's calls in
 its `Record`.
@@ -16,6 +16,7 @@ from ..errors import LifetimeOver, ReadTimeout, TooSlow
 from ..hints import HasFileno, Ts
 from ..kinds import guard
 from ..net.datagram import DatagramSocket
+from ..net.datagram_sending import DATAGRAM_COST
 from ..net.ending import Connection
 from ..net.endpoints import Kinds
 from ..net.listener import Listener
@@ -231,3 +232,38 @@ def is_accepted(stream: WatchedStream) -> bool:
 
 def _nothing(*args: Any) -> None:
     pass
+
+
+class WatchedDatagramSocket(DatagramSocket):
+    """A datagram socket that reports the sizes of the datagrams it accepts."""
+
+    __slots__ = ()
+
+    def send(self, data: Any, address: Any = None) -> bool:
+        taken = super().send(data, address)
+        if taken:
+            self.loop.oracles.datagrams[self].take(len(data))  # type: ignore[attr-defined]
+        return taken
+
+
+class Datagrams:
+    """The sizes of the datagrams that a socket has accepted. Each of them is waiting, was sent, or has failed."""
+
+    def __init__(self, max_queued: int) -> None:
+        self.max_queued = max_queued
+        self.sizes: tuple[int, int] | None = None  # bytes: the shortest and the longest
+
+    def take(self, size: int) -> None:
+        """Record the size of an accepted datagram."""
+        least, most = self.sizes or (size, size)
+        self.sizes = min(least, size), max(most, size)
+
+    def is_too_much(self, count: int, size: int) -> bool:
+        """Return whether `count` waiting datagrams of `size` bytes in all are more than `max_queued` allows."""
+        _, most = self.sizes or (0, 0)
+        return count > 0 and size - most + (count - 1) * DATAGRAM_COST >= self.max_queued
+
+    def may_wait(self, count: int, size: int) -> bool:
+        """Return whether `count` datagrams, each within the sizes seen so far, can add up to `size` bytes."""
+        least, most = self.sizes or (0, 0)
+        return count * least <= size <= count * most

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from reactor import READ, Group, Reactor, Requests
-from reactor.testing import Simulation
-from reactor.testing.simulation import World
+from reactor.testing import Simulation, World
 from tests.helpers.support import run_until
 
 

@@ -15,8 +15,7 @@ import pytest
 
 import reactor
 from reactor import HandleClosed, Reactor, ReactorError, ResolveError, Stream, TLSError
-from reactor.testing import SimKernel, Simulation
-from reactor.testing.simulation import World
+from reactor.testing import SimKernel, Simulation, World
 from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
 from tests.helpers.support import run_until
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import reactor
 from reactor import ConnectionClosed, Reactor, Requests, RequestTimeout, Stream, TooManyRequests
-from reactor.testing import SimKernel, Simulation
-from reactor.testing.simulation import World
+from reactor.testing import SimKernel, Simulation, World
 from tests.helpers.support import FakeKernel
 
 

@@ -14,7 +14,7 @@ from reactor import Stream
 WAIT = 20.0  # seconds: the time limits of clients
 
 
-class Worker:
+class WorkServer:
     """A server. It does each piece of work that it does not find on its disk, and answers."""
 
     def __init__(self, world: Any, address: tuple[str, int], disk: list[bytes]) -> None:
@@ -37,7 +37,7 @@ class Worker:
         self.world.trouble(conn)
 
 
-class Client:
+class WorkClient:
     """A client with a few requests. It connects until each of them is answered."""
 
     def __init__(self, world: Any, address: tuple[str, int], name: bytes, rng: Random) -> None:
@@ -84,16 +84,16 @@ def restarts(world: Any) -> None:
 def _start_group(world: Any, rng: Random, server: int, disks: list[list[bytes]]) -> None:
     address, disk = world.address(), []  # type: tuple[str, int], list[bytes]
     disks.append(disk)
-    process = world.process(lambda inner: Worker(inner, address, disk), name=f'server {server}')
+    process = world.process(lambda inner: WorkServer(inner, address, disk), name=f'server {server}')
     for number in range(rng.randint(1, 3)):
         name, drawn = b'%d-%d' % (server, number), rng.getrandbits(64)
         if rng.random() < 0.3:
             world.process(
-                lambda inner, name=name, drawn=drawn: Client(inner, address, name, Random(drawn)),
+                lambda inner, name=name, drawn=drawn: WorkClient(inner, address, name, Random(drawn)),
                 name=f'client process {number}',
             )
         else:
-            Client(world, address, name, Random(drawn))
+            WorkClient(world, address, name, Random(drawn))
     if world.faulty and rng.random() < 0.3:
         world.r.call_later(rng.random() * 5, process.kill)
         world.r.call_later(5 + rng.random() * 5, lambda: process.running or process.start())
