@@ -452,6 +452,11 @@ def test_no_real_thread_is_left_after_a_run_that_fails_with_suspended_threads():
     assert not [each.name for each in threading.enumerate() if 'simulated thread' in each.name]
 
 
+def test_a_call_is_not_late_while_the_byte_that_wakes_the_loop_is_on_the_way():
+    strikes = 'callback.slow@1', *(f'callback.slow@{number}' for number in range(3, 7)), 'thread.preempts@2'
+    run_seed(1714, profile='hostile', only=strikes)  # on Windows, where the wakeup is a TCP connection
+
+
 def test_the_reactors_own_programs_run_in_the_hostile_profile():
     for seed in range(16):
         run_seed(seed, profile='hostile')
