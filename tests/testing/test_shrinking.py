@@ -239,7 +239,7 @@ def test_the_command_line_repeats_a_seed_with_its_patience_and_turns():
     more = ['--manner', 'poll', '--patience', '50.5', '--turns', '9000']
     many = run('-m', 'reactor.testing', name, '--first', seed, '--seeds', '1', *more)
     repeat = many.stdout.splitlines()[1]
-    assert f'python -m reactor.testing {name} --seed {seed} {" ".join(more)} --faults ' in repeat
+    assert f'python -m reactor.testing {name} {" ".join(more)} --seed {seed} --faults ' in repeat
     once = run(*repeat.partition('python ')[2].split())
     assert once.returncode == many.returncode == 1
     assert f'\nfailed: {many.stdout.splitlines()[0]}\n' in once.stdout
