@@ -167,8 +167,8 @@ def run_block(block: Block) -> Outcome:
         try:
             run_one(seed, given, reached)
         except SimulationFailed as exc:
-            how = f'repeat: {exc.command}' if exc.command else 'not repeatable'
-            failed.append((seed, f'{first_line(exc)}\n    {how}'))
+            repeat = exc.command or f'{command(given)} --seed {seed}'
+            failed.append((seed, f'{first_line(exc)}\n    repeat: {repeat}'))
         except Exception as exc:
             failed.append((seed, f'seed {seed}: the simulation itself failed with {exc!r}'))
     return first, count, failed, reached.as_list()
