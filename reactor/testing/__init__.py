@@ -7,7 +7,7 @@ It simulates failures of every kind and takes no real time. The same seed always
     SimulationFailed  raised by a run that failed, with the seed and the end of the trace
     NotSimulated      raised when a simulated program uses the real network, the real clock or a real thread
     World             the object passed to each program: it has the reactor, and makes random decisions and failures
-    SimProcess           another process on the same network, which can be killed and started again: `World.process`
+    SimProcess        another process on the same network, which can be killed and started again: `World.process`
 
 The selectors epoll, poll and select, and the sockets on them, behave like Linux: the project's tests run random
 sequences of socket calls on both, and compare each result and the readiness after it. These differences stay:

@@ -31,6 +31,8 @@ class Agenda(Platform):
         self.trace: list[tuple[int, str, int, Any]] = []
         self.turns: list[int] = []  # where each turn begins in `trace`
         self.progress: int = 0  # the number of calls that made progress
+        self.index: int = 0  # the number of the process: 0 is the main process
+        self.partitions: list[frozenset[int]] = []  # the processes that are cut off from all others, by number
         self.others: list[Any] = []  # the other processes on the network, as `SimProcess` objects
         self.audience: list[dict[Any, None]] = []  # each dict collects the files that have changed
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []

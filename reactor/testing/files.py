@@ -281,7 +281,7 @@ class End(File):
             return
         if self.private:
             self.deliver(LOOPBACK, fn, args)
-        elif not (kernel.hostile and kernel.delays(self, fn, args)):
+        elif not ((kernel.hostile or kernel.partitions) and kernel.delays(self, fn, args)):
             self.deliver(kernel.draw_latency(self), fn, args)
 
     def deliver(self, latency: int, fn: Any, args: tuple[Any, ...], epoch: int | None = None) -> None:

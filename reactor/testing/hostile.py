@@ -82,7 +82,7 @@ class Hostile(Network):
             return True
         if self._cut is None and falls('network.partition'):
             self._begin_partition(plain(end.local)[0])
-        if self._is_cut(plain(end.local)[0], plain(end.remote)[0]):
+        if self._is_held(end):
             held = end, fn, args, end.epoch
             self._held.append(held)
             self.at(self.time + RETRANSMISSION, self._give_up_held, held)
@@ -105,7 +105,9 @@ class Hostile(Network):
     # -- called by the network
 
     def try_connect(self, end: End) -> bool:
-        if self._is_cut(plain(end.local)[0], plain(end.remote)[0]):
+        listening = self._listener(end.remote, end.key) if self.partitions else None
+        apart = listening is not None and self.separates(end, listening)
+        if apart or self._is_cut(plain(end.local)[0], plain(end.remote)[0]):
             if end.dead:
                 return False
             if self.time >= end.sent_at + SILENCE:  # it has sent nothing: this is when it began to connect
@@ -152,6 +154,10 @@ class Hostile(Network):
         self.note(f'a partition of {seconds} s cuts off', -1, ', '.join(sorted(self._cut)))
         self.at(self.time + seconds * SECOND, self._end_partition)
 
+    def _is_held(self, end: End) -> bool:
+        apart = end.peer is not None and self.separates(end, end.peer)
+        return apart or self._is_cut(plain(end.local)[0], plain(end.remote)[0])
+
     def _is_cut(self, host: str, other: str) -> bool:
         if self._cut is None:
             return False
@@ -162,9 +168,16 @@ class Hostile(Network):
             return
         self._cut = None
         self.note('the partition is over', -1)
+        self.deliver_held()
+
+    def deliver_held(self) -> None:
+        """Deliver what no partition holds back any more."""
         held, self._held = self._held, []
-        for end, fn, args, epoch in held:
-            if end.vanished:
+        for each in held:
+            end, fn, args, epoch = each
+            if self._is_held(end):
+                self._held.append(each)
+            elif end.vanished:
                 self._expect_acknowledgement(end.peer)
             else:
                 end.deliver(self.draw_latency(end), fn, args, epoch)

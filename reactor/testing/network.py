@@ -107,6 +107,11 @@ class Network(Addresses):
             host = bound
         return reachable(host), port
 
+    def separates(self, file: File, other: File) -> bool:
+        """Return whether a partition separates the processes of two sockets."""
+        first, second = file.kernel.index, other.kernel.index
+        return any((first in part) != (second in part) for part in self.partitions)
+
     def is_silent(self, address: Any) -> bool:
         """Return whether the host of this address never answers."""
         return bool(address) and address[0] in self.silent
@@ -171,7 +176,7 @@ class Network(Addresses):
         found: dict[int, list[Mailbox]] = {}
         for binding in self.bound_to(SOCK_DGRAM, port):
             mailbox, score = binding.file, binding.covers(host) or (is_group(host) and binding.host == '0.0.0.0')
-            if score and isinstance(mailbox, Mailbox):
+            if score and isinstance(mailbox, Mailbox) and not self.separates(mailbox, sender):
                 if mailbox.remote is None or plain(mailbox.remote) in ((source, source_port), (source, 0)):
                     found.setdefault(4 * (mailbox.remote is not None) + score, []).append(mailbox)
         if not found:

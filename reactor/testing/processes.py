@@ -23,7 +23,7 @@ from .places import program_name
 # What a process shares with the main process: everything that is not inside a process on a real system.
 SHARED = (
     'faults', 'random', 'trace', '_events', '_sequence', '_numbers', 'keys', 'draw', 'latency', '_capacity', 'grain',
-    'hosts', 'silent', 'paths', '_at_node', '_bindings', '_accepted', '_waiting', 'clock_grain', 'tick',
+    'hosts', 'partitions', 'silent', 'paths', '_at_node', '_bindings', '_accepted', '_waiting', 'clock_grain', 'tick',
 )  # fmt: skip
 FURTHEST = 86_400e9  # ns: the most that the clocks of two processes differ at the start
 DRIFT = 0.0005  # the most that a clock is too fast or too slow: 500 ppm, which NTP still corrects (RFC 5905)
@@ -42,7 +42,6 @@ class ProcessKernel(SimKernel):
 
     def __init__(self, host: SimKernel, index: int, clock: Random) -> None:
         self.host = host
-        self._index = index
         self.mortal = False  # whether a fault may kill the process now
         self._offset = int(clock.random() * FURTHEST)
         self.rate: float = 1 + DRIFT * (2 * clock.random() - 1)
@@ -50,6 +49,7 @@ class ProcessKernel(SimKernel):
         self.down: float | None = None  # seconds from its end to its next start; None: only the program starts it
         profile = 'hostile' if host.hostile else 'default'
         super().__init__(host.seed, selector=host.kind, faults=False, descriptors=PLENTY, grain=0, profile=profile)
+        self.index = index
         vars(self).update({name: vars(host)[name] for name in SHARED})
 
     @property
@@ -67,16 +67,16 @@ class ProcessKernel(SimKernel):
         return super().reading(START + self._offset + int((time - START) * self.rate))
 
     def pid(self) -> int:
-        return 1 + self._index
+        return 1 + self.index
 
     def note(self, what: str, fd: int, detail: Any = None) -> None:
-        super().note(what, fd + PROCESS_STEP * self._index, detail)
+        super().note(what, fd + PROCESS_STEP * self.index, detail)
 
     def moved(self, what: str, fd: int, detail: Any = None) -> None:
-        super().moved(what, fd + PROCESS_STEP * self._index, detail)
+        super().moved(what, fd + PROCESS_STEP * self.index, detail)
 
     def failing(self, name: str, fd: int) -> int:
-        if self.mortal and self.running_thread == 1 and self.faults.falls('process.killed', fd, self._index):
+        if self.mortal and self.running_thread == 1 and self.faults.falls('process.killed', fd, self.index):
             self.down = self.faults.drawn * LONGEST_DOWN
             self.die()
         if self.dead:
@@ -117,6 +117,21 @@ class ProcessKernel(SimKernel):
             super()._run_thread(target, pool)
 
 
+class Partition:
+    """Processes that are cut off from all others, until `end` is called. `World.partition` makes it."""
+
+    def __init__(self, kernel: SimKernel, part: frozenset[int]) -> None:
+        self._kernel = kernel
+        self._part = part
+        kernel.partitions.append(part)
+
+    def end(self) -> None:
+        """End the partition: bytes that have waited arrive now, unless their connection has timed out."""
+        if self._part in self._kernel.partitions:
+            self._kernel.partitions.remove(self._part)
+            self._kernel.deliver_held()
+
+
 class SimProcess:
     """Another process of a simulated run. `World.process` makes and starts it.
 
@@ -128,6 +143,7 @@ class SimProcess:
         name: The name of the process in reports.
         starts: How many times it was started.
         world: The `World` of the program, with its reactor `world.r`; None while the process is not running.
+        index: The number of the process, from 1 on.
         kernel: The system as the process sees it since its latest start.
     """
 
@@ -140,8 +156,8 @@ class SimProcess:
         self._main = main
         self._kills = kills
         self._host.others.append(self)
-        self._index = len(self._host.others)
-        self._clock = Random(f'clock {self._host.seed} {self._index}')
+        self.index: int = len(self._host.others)
+        self._clock = Random(f'clock {self._host.seed} {self.index}')
         self._running = False
 
     @property
@@ -159,7 +175,7 @@ class SimProcess:
             raise RuntimeError(f'the process {self.name} is running; call kill() first')
         self.starts += 1
         with self._without_faults():
-            self.kernel: ProcessKernel = ProcessKernel(self._host, self._index, self._clock)
+            self.kernel: ProcessKernel = ProcessKernel(self._host, self.index, self._clock)
             self.world = self._simulation.open_world(self.kernel, f'{self.name} {self.starts}')
             self.world.r.call_soon(self._begin)
         self.world.note(f'process {self.name} starts')

@@ -9,7 +9,7 @@ from typing import Any
 from .kernel import SimKernel
 from .oracles import WatchedReactor
 from .places import place_of_caller
-from .processes import SimProcess
+from .processes import Partition, SimProcess
 from .watched import Planted
 
 
@@ -119,3 +119,14 @@ class World:
         process = SimProcess(self._simulation, main, name, kills)
         process.start()
         return process
+
+    def partition(self, *processes: SimProcess) -> Partition:
+        """Cut processes off from all others, the main process too, until `end()` of the returned object is called.
+
+        They can still reach each other. Sent bytes wait, and arrive after the end, unless the connection has timed out
+        before: after 15 minutes without an acknowledgement. Connects get no answer, and datagrams are lost. Unix
+        sockets are not affected.
+        """
+        kernel = self._simulation.kernel
+        self.note(f'a partition cuts off {", ".join(process.name for process in processes)}')
+        return Partition(kernel, frozenset(process.index for process in processes))

@@ -363,3 +363,58 @@ def test_a_report_names_the_process_in_each_line_and_says_which_is_not_running()
     assert '[server] it is not running' in report
     assert '[server] server 1: recv 1 byte' in report
     assert 'client 1: recv 1 byte' in report
+
+
+@pytest.mark.parametrize('profile', ['default', 'hostile'])
+def test_a_partition_holds_bytes_back_until_it_ends(profile: str) -> None:
+    times = []
+
+    def program(world: Any) -> None:
+        server, near = world.process(answers), world.process(lambda inner: ask(inner, 'near'), name='near')
+        parts = []
+        world.r.call_later(1, lambda: parts.append(world.partition(server, near)))
+        world.r.call_later(61, lambda: parts[0].end())
+        world.r.call_later(2, lambda: ask(world, 'main', connected))
+        connected = world.r.connect_tcp(*PLACE, read_timeout=300)
+
+    def ask(world: Any, who: str, conn: Any = None) -> None:
+        answer = world.expect(f'the answer to {who}')
+
+        def on_data(conn: Any, data: bytes) -> None:
+            times.append((who, round(world.kernel.time / 1e9 - 1000)))
+            answer.met()
+            conn.close()
+
+        if conn is None:
+            world.r.call_later(
+                2, lambda: world.r.connect_tcp(*PLACE, on_data, on_connect=lambda conn: conn.write(b'x'))
+            )
+        else:
+            conn.on_data = on_data
+            conn.write(b'x')
+
+    for seed in range(5):
+        times.clear()
+        run(program, seed, selector='epoll', grain=0, profile=profile)
+        assert [who for who, _ in times] == ['near', 'main']
+        assert times[0][1] < 10 and 60 < times[1][1] < 70
+
+
+def test_connects_get_no_answer_in_a_partition_and_datagrams_are_lost() -> None:
+    ends, datagrams = [], []
+
+    def other(world: Any) -> None:
+        answers(world)
+        world.r.bind_udp('10.0.0.1', 53, lambda sock, data, address: datagrams.append(data))
+
+    def program(world: Any) -> None:
+        part = world.partition(world.process(other))
+        world.r.call_later(1, lambda: world.r.connect_tcp(*PLACE, timeout=5, on_close=lambda c, exc: ends.append(exc)))
+        sock = world.r.connect_udp('10.0.0.1', 53)
+        sock.send(b'lost')
+        world.r.call_later(10, part.end)
+        world.r.call_later(11, lambda: sock.send(b'found') and sock.close())
+        world.r.call_later(20, lambda: None)
+
+    run(program, selector='epoll')
+    assert [type(exc).__name__ for exc in ends] == ['ConnectTimeout'] and datagrams == [b'found']
