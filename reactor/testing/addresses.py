@@ -39,6 +39,8 @@ class Binding:
         self.port: int = place[1]
         self.fixed: bool = False  # `bind` has named the port: the socket keeps it when its connection ends
         self.accepted: bool = False
+        self.unused_by: File | None = None  # the file for which it was bound: no connection of this file has used it
+        self.options: Any = None  # those of the connection in TIME_WAIT, whose socket may still be open and get others
         self.until: int | None = None  # ns: the socket is closed, and the port is free from then on
 
     def covers(self, host: str) -> int:
@@ -53,13 +55,13 @@ class Binding:
 
     def option(self, level: int, option: int) -> bool:
         """Return whether an option of the socket is on."""
-        return bool(self.file.options.get((level, option)))
+        return bool((self.file.options if self.options is None else self.options).get((level, option)))
 
     def is_over(self) -> bool:
         """Return whether this is the address of a connection that has ended, which no longer needs its port."""
         end = self.file
         kept = self.fixed and self.until is None
-        if kept or not isinstance(end, End) or not end.connected:
+        if kept or not isinstance(end, End) or not end.connected or end is self.unused_by:
             return False
         return end.dead or (end.over and self.until is None and not end.ended_first)
 
@@ -89,7 +91,7 @@ class Addresses(Agenda):
         binding = Binding(file, kind, family, (host, port or self.choose_port(kind)))
         if port:
             self.check_free(binding)
-        binding.fixed = bool(port)
+        binding.fixed, binding.unused_by = bool(port), file
         if ':' in host and host != '::' and self.on_linux:
             file.options[IPPROTO_IPV6, IPV6_V6ONLY] = 1
         self.add(binding)
@@ -118,8 +120,9 @@ class Addresses(Agenda):
         """Free the address of a socket whose last descriptor was closed: for TCP, it may stay in TIME_WAIT."""
         end = binding.file
         self._end_waiting()
-        if isinstance(end, End) and end.connected and not end.dead and (end.ended_first or not end.ended_in):
-            binding.until = self.time + TIME_WAIT
+        used = isinstance(end, End) and end.connected and end is not binding.unused_by
+        if used and not end.dead and (end.ended_first or not end.ended_in):
+            binding.until, binding.options = self.time + TIME_WAIT, dict(end.options)
             self._waiting.append(binding)
         else:
             self._remove(binding)
@@ -127,9 +130,15 @@ class Addresses(Agenda):
     def release(self, file: File) -> None:
         """Take the port from a socket that no longer listens or is connected, unless `bind` has named the port."""
         binding = file.binding
-        if binding is not None and not binding.fixed:
+        if binding is None:
+            return
+        if not binding.fixed:
             self.unbind(binding)
             file.binding = None
+        elif isinstance(file, End):  # the socket keeps its port, but another socket cannot have it either
+            rest = Binding(file, binding.kind, binding.family, (binding.host, binding.port))
+            self.add(rest)
+            self.unbind(rest)
 
     def bound_to(self, kind: int, port: int) -> list[Binding]:
         """Return the addresses in use that have this port, without those of accepted connections."""

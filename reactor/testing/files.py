@@ -105,7 +105,8 @@ class Unborn(File):
 
     def __init__(self, kernel: Agenda) -> None:
         super().__init__(kernel)
-        self.ready = BOTH  # Linux reports a hang-up for such a socket
+        self.ready = BOTH
+        self.hung_up = True
 
 
 class Listening(File):

@@ -31,7 +31,7 @@ from typing import Any
 from ..kernel.calls import ONLY_ERROR
 from .descriptors import Descriptors
 from .faults import fail
-from .files import End, Listening, Stored, Unborn
+from .files import READ, End, Listening, Stored, Unborn
 from .mailboxes import Mailbox
 from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
@@ -161,7 +161,7 @@ class SimKernel(Descriptors):
         if self.failing('poll', sock.fileno()):
             return True
         file = self.files.get(sock.fileno())
-        return isinstance(file, Listening) and len(file.queue) > 0
+        return isinstance(file, Listening) and bool(file.ready & READ)
 
     def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
         self.call('getsockopt', sock.fileno())

@@ -70,20 +70,27 @@ class Mailbox(File):
 
     def connect_unix(self, peer: Mailbox) -> None:
         """Send to a Unix socket from now on."""
-        self.leave()
+        if peer is not self.peer:
+            self.leave()
         self.peer = peer
         peer.senders[self] = None
         self.look()
 
     def leave(self) -> None:
-        """Be connected to no Unix socket."""
-        if self.peer is not None:
-            self.peer.senders.pop(self, None)
-            self.peer = None
-            self.look()
+        """Be connected to no Unix socket. Unread datagrams are lost, and a peer that sends to it gets an error."""
+        peer, self.peer = self.peer, None
+        if peer is not None:
+            peer.senders.pop(self, None)
+            if self.inbox and peer.references and peer.peer is self:
+                peer.error = errno.ECONNRESET
+                peer.look()
+            self.inbox.clear()
+            self.held = 0
+            self.queue_changed()
 
     def closed(self) -> None:
-        self.leave()
+        if self.peer is not None:
+            self.peer.senders.pop(self, None)
         for sender in self.senders:
             sender.look()
 
@@ -96,7 +103,7 @@ class Mailbox(File):
     def queue_changed(self) -> None:
         """Update `ready` of this socket, and of those whose datagrams wait for room in its queue."""
         self.look()
-        if len(self.inbox) in (UNIX_QUEUE, UNIX_QUEUE + 1):
+        if len(self.inbox) in (0, UNIX_QUEUE, UNIX_QUEUE + 1):
             for sender in self.senders:
                 sender.look()
 

@@ -77,8 +77,11 @@ class Network(Addresses):
         local = address_for(file.family, source, bound[1] or self.choose_port(kind))
         remote = address_for(file.family, host, port)
         for other in self.using(bound[1]) if isinstance(file, End) else ():
-            if isinstance(other.file, End) and (other.file.local, other.file.remote) == (local, remote):
-                fail(errno.EADDRNOTAVAIL)
+            end = other.file
+            if isinstance(end, End) and (end.local, end.remote) == (local, remote):
+                # A connection in TIME_WAIT is no obstacle: timestamps tell its segments from new ones.
+                if other.until is None:
+                    fail(errno.EADDRNOTAVAIL)
         file.local, file.remote = local, remote
         if isinstance(file, End):
             if file.binding is not None:

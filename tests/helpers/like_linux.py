@@ -9,11 +9,14 @@ sequence still differs.
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import select
 import selectors
 import socket
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,6 +31,8 @@ from reactor.testing.sockets import SimSocket
 
 from .socket_calls import DGRAM, FAMILIES, SLOTS, STREAM, V4, V6, Family, Step
 
+SIOCOUTQNSD = 0x894B  # an ioctl that returns how many bytes a socket has not sent yet: linux/sockios.h
+SENT_WITHIN = 0.1  # seconds that Linux has to send bytes for which there is room
 READY_WITHIN = 0.2  # seconds that Linux has to report the readiness that the simulated kernel reports
 TRIES = 3  # a difference counts only if it repeats this often
 REFUSALS = 3  # a buffer is full, or empty, if this many calls in a row find it so
@@ -70,6 +75,8 @@ class Side:
         self.names = {0: '0', **{port: name for name, port in ports.items()}}
         self.kept = {kind: self.selector(kind) for kind in REAL_SELECTORS}  # selectors that live through the sequence
         self.watched = 0  # registrations on them
+        self.flooding = False  # bytes are sent for which there may be no room
+        self.content = self.file(bytes(range(256)) * 4)  # the descriptor of a file with this content
 
     def do(self, step: Step) -> Any:
         """Take a step; return its result, or the name of its error. A socket that does not exist is 'no socket'."""
@@ -139,6 +146,9 @@ class Side:
     def send(self, step: Step, sock: Any, data: Any) -> Any:
         return sock.send(memoryview(bytes(8)).cast('H') if data == 'words' else data)
 
+    def sendfile(self, step: Step, sock: Any, offset: int, count: int) -> int:
+        return int(self.kernel.sendfile(sock, self.content, offset, count))
+
     def sendto(self, step: Step, sock: Any, data: bytes, place: Any) -> Any:
         return sock.sendto(data, self.address(place))
 
@@ -154,10 +164,12 @@ class Side:
 
         How many bytes fit is not compared. So a socket whose bytes could not be read is closed.
         """
+        self.flooding = True
         sent = self.repeat(lambda: sock.send(bytes(100_000)))
         ready = self.ready_on(self.selector('select')).get(step[1], 0)
         reader = self.sockets.get(peer)
         got: Any = 'no socket' if reader is None else self.repeat(lambda: len(reader.recv(100_000)))
+        self.flooding = False
         complete = got[0] == 'EAGAIN' and sent[1] == got[1]
         if not complete:
             self.close(step, sock)
@@ -248,6 +260,10 @@ class Side:
     def selector(self, kind: str) -> Any:
         raise NotImplementedError
 
+    def file(self, content: bytes) -> int:
+        """Open a file with this content; return its descriptor."""
+        raise NotImplementedError
+
     def settle(self) -> None:
         """Return when everything sent so far has arrived."""
         raise NotImplementedError
@@ -274,6 +290,9 @@ class Simulated(Side):
 
     def selector(self, kind: str) -> Any:
         return SimSelector(self.kernel, kind)
+
+    def file(self, content: bytes) -> int:
+        return int(self.kernel.make_file(content).fileno())
 
     def settle(self) -> None:
         SimSelector(self.kernel, 'poll').select(0.001)
@@ -302,6 +321,12 @@ class Linux(Side):
     def selector(self, kind: str) -> Any:
         return REAL_SELECTORS[kind]()
 
+    def file(self, content: bytes) -> int:
+        fd, path = tempfile.mkstemp(dir=self.folder)
+        os.unlink(path)
+        os.write(fd, content)
+        return fd
+
     def settle(self) -> None:
         # Loopback delivers packets in order, from one queue of each core. So when a datagram has arrived, the packets
         # sent before it have arrived, too. The second and the third follow the answers to those packets.
@@ -309,9 +334,24 @@ class Linux(Side):
             self.bell.send(b'')
             self.bell.recv(1)
 
+        # A small segment waits until the one before it is acknowledged, which takes up to 40 ms (Nagle's algorithm).
+        until = time.monotonic() + SENT_WITHIN
+        while any(map(self.unsent, self.sockets.values())) and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def unsent(self, sock: Any) -> int:
+        """The bytes of a TCP socket that Linux has not sent yet."""
+        if self.flooding or sock.family == socket.AF_UNIX or sock.type != STREAM:
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0  # a listener
+
     def end(self) -> None:
         super().end()
         self.bell.close()
+        os.close(self.content)
         for name in 'ab012345':
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.folder, name))
@@ -340,7 +380,8 @@ def changes_version(found: Difference) -> bool:
             used[arguments[0]] = used.setdefault(slot, set())
         elif name == 'connect' and isinstance(arguments[0], tuple):
             used.setdefault(slot, set()).add(arguments[0][0].startswith('::ffff:'))
-    return all(len(used.get(slot, ())) > 1 for slot in found.slots())
+    slots = found.slots()
+    return bool(slots) and all(len(used.get(slot, ())) > 1 for slot in slots)
 
 
 # Differences that stay, with the steps that show them. `reactor.testing` lists them for users.

@@ -64,18 +64,21 @@ FAMILIES = {
 }
 
 # How often each call is drawn, among all calls on sockets of a type.
-COMMON = {
+COMMON: dict[str, float] = {
     'socket': 2, 'bind': 2, 'close': 1, 'shutdown': 1, 'connect': 1, 'getsockname': 1, 'getpeername': 1, 'send': 2,
     'sendmsg': 1, 'recv': 2, 'setsockopt': 1, 'getsockopt': 1, 'ask': 1, 'dup': 1,
 }  # fmt: skip
-STREAMS = {'listen': 2, 'connect': 2, 'accept': 3, 'recv': 1, 'close': 1, 'exchange': 1, 'connect_to_itself': 1}
-DATAGRAMS = {'sendto': 6, 'recvfrom': 3, 'connect': 1, 'peek_length': 1, 'burst': 1}
-THEMES = {
+STREAMS: dict[str, float] = {
+    'listen': 2, 'connect': 2, 'accept': 3, 'recv': 1, 'close': 1, 'sendfile': 1, 'exchange': 1, 'rebind': 0.5,
+    'connect_to_itself': 1,
+}  # fmt: skip
+DATAGRAMS: dict[str, float] = {'sendto': 6, 'recvfrom': 3, 'connect': 1, 'peek_length': 1, 'burst': 1}
+THEMES: dict[str, dict[str, float]] = {
     '': {},
     'binding': {'bind': 6, 'socket': 3, 'setsockopt': 5},
     'watching': {'watch': 6, 'rewatch': 2, 'unwatch': 2, 'dup': 3, 'close': 3, 'socket': 2},
 }  # fmt: skip
-ON_UNIX = {'unlink': 1}
+ON_UNIX: dict[str, float] = {'unlink': 1}
 
 
 class Draw:
@@ -93,7 +96,7 @@ class Draw:
             steps += self.conversation()
             if self.random.random() < 0.7:
                 steps += self.exchange()
-        weights: dict[str, int] = {}
+        weights: dict[str, float] = {}
         for each in self.weights():
             for name, weight in each.items():
                 weights[name] = weights.get(name, 0) + weight
@@ -105,7 +108,7 @@ class Draw:
                 steps.append(step)
         return steps[:length]
 
-    def weights(self) -> list[dict[str, int]]:
+    def weights(self) -> list[dict[str, float]]:
         streams = self.family.kind == STREAM
         special = [ON_UNIX] if self.family.families[0] == UNIX else []
         return [COMMON, STREAMS if streams else DATAGRAMS, THEMES[self.family.theme], *special]
@@ -144,6 +147,8 @@ class Draw:
             steps += [('listen', one, self.random.choice((0, 1, 5))), ('socket', other)]
             steps += [('connect', other, self.place(other, f'{one}')), ('accept', one, third)]
             self.pairs.append((other, third))
+            if self.random.random() < 0.2:  # the listener ends before it accepts the client
+                steps[-1] = self.random.choice((('shutdown', one, socket.SHUT_RD), ('close', one)))
         for step in steps:
             self.record(step)
         return steps
@@ -178,6 +183,14 @@ class Draw:
         first: list[Step] = [('socket', slot), ('bind', slot, self.place(slot, '0a')), self.shutdown()]
         first = first[: self.random.randrange(4)]
         return [*((name, slot, *rest) for name, _, *rest in first), ('connect', slot, self.place(slot, str(slot)))]
+
+    def rebind(self) -> list[Step]:
+        """Close all sockets but one, in any order, and bind another one to a port that they may have used."""
+        gone = self.random.sample(self.made, max(0, len(self.made) - self.random.randrange(2)))
+        slot, free = self.any_slot(), self.random.random() < 0.3
+        steps: list[Step] = [*(('close', each) for each in gone), ('socket', slot)]
+        steps += [('setsockopt', slot, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)] if free else []
+        return [*steps, ('bind', slot, self.place(slot, 'a')), ('listen', slot, 5)]
 
     def burst(self) -> list[Step]:
         """More datagrams than the queue of a Unix socket holds."""
@@ -264,6 +277,9 @@ class Draw:
 
     def sendmsg(self) -> Step:
         return 'sendmsg', self.slot(), [self.payload(), self.payload()]
+
+    def sendfile(self) -> Step:
+        return 'sendfile', self.slot(), self.random.choice((0, 1, 5, 1000)), self.random.choice((1, 2, 100))
 
     def recv(self) -> Step:
         flags = self.random.choice((0, 0, 0, int(socket.MSG_PEEK)))
