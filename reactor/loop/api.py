@@ -15,7 +15,7 @@ from ..errors import HandleClosed, ReactorError
 from ..hints import HasFileno, Result, Ts
 from ..kernel import Kernel
 from .alive import MOST_REASONS, Alive
-from .checks import callback, number, whole
+from .checks import callback, is_async, number, refuse_async, whole
 from .counters import Counters
 from .descriptor import Descriptor
 from .guard import Guard
@@ -65,7 +65,8 @@ class LoopAPI:
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next turn.
 
-        An exception that the function raises is handled as `catch_errors` says.
+        An exception that the function raises is handled as `catch_errors` says. Only with `debug=True`, a coroutine
+        function is refused here as everywhere; otherwise Python warns that it was never awaited.
 
         Args:
             fn: Called as `fn(*args)`, after the functions of earlier calls.
@@ -116,6 +117,8 @@ class LoopAPI:
         """
         if not callable(fn) or self._guarded:
             self._check(fn)
+        elif is_async(fn):
+            refuse_async('a callback', fn)
         return self.timers.add(self._timer, delay, fn, args)
 
     def call_at(self, deadline: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
