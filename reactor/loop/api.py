@@ -261,7 +261,7 @@ class LoopAPI:
 
         The descriptor stays yours: the reactor never reads, writes or closes it. It must be non-blocking if `fn`
         reads more than once per call. Close the returned handle first, and the descriptor afterwards. If the descriptor
-        is closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
+        is closed too early, a warning is logged and the watch ends, within two seconds. An exception in `fn` ends it.
 
         Args:
             fd: A number, or an object with `fileno()`: a pipe, a socket of another library, inotify, an eventfd.
