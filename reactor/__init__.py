@@ -1,5 +1,7 @@
 """A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import framing
 from .admission.limits import Limits
 from .callbacks import (
@@ -53,6 +55,11 @@ from .net.stream import Stream
 from .system.paths import WatchedPath
 from .system.pipe import ReadPipe, WritePipe
 from .system.process import DEVNULL, PIPE, STDOUT, Process
+
+if TYPE_CHECKING:
+    from . import observe as observe
+    from . import serve as serve
+    from . import testing as testing
 
 __version__ = '0.1.0'
 
@@ -114,3 +121,11 @@ __all__ = [
     'framing',
     'run',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part of the package when a program first uses it: few programs need `serve`, `observe` or `testing`."""
+    if name not in ('observe', 'serve', 'testing'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    __import__(f'{__name__}.{name}')
+    return globals()[name]
