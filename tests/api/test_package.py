@@ -47,6 +47,6 @@ def test_metrics_without_their_package_say_what_to_install():
 
 
 def test_watched_paths_without_their_package_say_what_to_install():
-    code = "import sys; sys.modules['watchdog.observers'] = None; import reactor\nreactor.run(lambda r: r.watch_path('.', print))"
-    last = run(code).stderr.strip().splitlines()[-1]
+    code = "import sys; sys.modules['watchdog.observers'] = None\nimport reactor\n"
+    last = run(code + "reactor.run(lambda r: r.watch_path('.', print))").stderr.strip().splitlines()[-1]
     assert 'pip install' in last and "'.[paths]'" in last and 'watchdog' in last
