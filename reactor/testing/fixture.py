@@ -29,7 +29,7 @@ def simulate(request: Any) -> Callable[..., None]:
     Args:
         program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
         seeds: The number of systems, or the seeds themselves. Latencies, buffer sizes and faults differ between seeds.
-        options: Options of `Simulation`, such as `faults=False`, `patience=60` or `hosts=...`. `selector` is the
+        options: Options of `Simulation`, such as `faults=False`, `until_stop=True` or `patience=60`. `selector` is the
             platform for all seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By default, each
             seed draws one.
 

@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         help='the simulated seconds in which a run must end, once faults have stopped',
     )
     parser.add_argument('--turns', type=int, metavar='N', help='the most turns of a run')
+    parser.add_argument(
+        '--until-stop', action='store_const', const=True, help='the program ends when it calls `stop` of its reactor'
+    )
     parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
     if options.program is not None:
@@ -92,7 +95,10 @@ def be_silent() -> None:
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run that the command line gives."""
-    said = {'only': options.faults, **{name: getattr(options, name) for name in ('program', 'traffic', *REPEATED)}}
+    said = {
+        'only': options.faults,
+        **{name: getattr(options, name) for name in ('program', 'traffic', 'until_stop', *REPEATED)},
+    }
     return {name: value for name, value in said.items() if value is not None}
 
 
@@ -122,6 +128,7 @@ def run_one(seed: int, given: dict[str, Any]) -> Simulation:
 def repeat(seed: int, given: dict[str, Any], failed: SimulationFailed) -> str:
     """Return the command that repeats a failure."""
     words = ['python -m reactor.testing', *([given['program']] if 'program' in given else []), f'--seed {seed}']
+    words += ['--until-stop'] * ('until_stop' in given)
     words += [f'--{flag} {given[name]}' for name, flag in REPEATED.items() if name in given]
     return ' '.join(words) + failed.arguments
 

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from random import Random
 from typing import Any
 
+from ..loop.signals import SignalHandler
 from .faults import Site
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
@@ -65,7 +66,7 @@ class World:
         has_unix: Whether there are Unix sockets.
         counts_tcp: Whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs.
         name: The host name of `address()`. It has a second address, at which there is no listener.
-        stops: How many times `run` has returned False. The simulation calls it again each time.
+        stops: How many times `run` has returned False. Without `until_stop`, the simulation then calls it again.
         tls: SSL contexts for (servers, clients) if the programs use TLS, otherwise None.
     """
 
@@ -147,6 +148,8 @@ class Simulation:
             most 2,000,000 in all.
         max_undrained: The most bytes that the program may write to a connection after a write has returned False, while
             more than the connection's `low_water` are buffered. None: any number.
+        until_stop: Whether `stop` ends the program, and so does `drain`, which calls it. What is still open then is
+            closed, as `reactor.run` does. By default, `run` is called again, until nothing is left to wait for.
         allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
             from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
@@ -162,6 +165,7 @@ class Simulation:
         patience: float | None = None,
         turns: int | None = None,
         max_undrained: int | None = None,
+        until_stop: bool = False,
         allow_real: bool = False,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
@@ -171,7 +175,8 @@ class Simulation:
         # The options that differ from the defaults, for the report of a failure.
         said = {'calm': calm, 'patience': patience, 'turns': turns, 'max_undrained': max_undrained}
         self.given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
-        self.given.update(options, traffic=traffic, **({'allow_real': True} if allow_real else {}))
+        flags = {'until_stop': until_stop, 'allow_real': allow_real}
+        self.given.update(options, traffic=traffic, **{name: True for name, flag in flags.items() if flag})
         self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
@@ -185,6 +190,7 @@ class Simulation:
         self.reactor.oracles.most_turns = turns
         self.reactor.oracles.streams.max_undrained = max_undrained
         self._patience = patience
+        self._until_stop = until_stop
         self._allow_real = allow_real
         self._calm_since = 0
         self.world: World = World(self)
@@ -214,7 +220,8 @@ class Simulation:
         except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
-            self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
+            advice = 'if `stop` is the end of the program, pass until_stop=True; ' if self.world.stops else ''
+            self._failed(f'liveness: {exc}; {advice}the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
         finally:
             if collecting:
                 gc.enable()
@@ -255,6 +262,11 @@ class Simulation:
         while True:
             try:
                 over = self.reactor.run(todo)
+            except Stuck:
+                if not self._only_signals_are_left():
+                    raise
+                self.reactor.clear_signal_handlers()
+                over = None
             except KeyboardInterrupt:
                 over = None  # the interrupt came between two callbacks, so nothing is lost
                 interrupts = interrupts + 1 if ledger.turns == turns else 0
@@ -272,15 +284,16 @@ class Simulation:
                     break
                 over = None
             todo = None
-            if over:
-                break
             self.world.stops += over is False
+            if over or (over is False and self._until_stop):
+                break
         if kernel.faults.on:
             kernel.calm()
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
-            raise Violation(f'liveness: run() returned True, but these events have not happened: {missing}')
-        oracles.check_over()
+            raise Violation(f'liveness: run() returned {over}, but these events have not happened: {missing}')
+        if over:
+            oracles.check_over()
         oracles.check_turn(0)
         try:
             self.reactor.close()
@@ -288,6 +301,12 @@ class Simulation:
             if not kernel.fails:
                 raise
         oracles.check_closed()
+
+    def _only_signals_are_left(self) -> bool:
+        """Return whether nothing but signal handlers keeps the loop running: the program then has nothing to do."""
+        waits = [handle for handle in self.reactor.handles() if self.reactor.watchers.is_referenced(handle)]
+        only = all(type(handle) is SignalHandler for handle in waits)
+        return only and len(waits) == len(self.reactor.why_alive())
 
     def _refuse(self, text: str) -> None:
         violations = self.reactor.ledger.violations
@@ -303,6 +322,8 @@ class Simulation:
         self.kernel.at(self._calm_since + int(seconds * 1e9), self._out_of_patience, seconds)
 
     def _out_of_patience(self, waited: float) -> None:
+        if self._only_signals_are_left():
+            return None  # no event is left, so the wait ends as in `_live`
         longer = PATIENCE + MOST_WAITS * self._longest_wait()
         if self._patience is None and longer > waited:
             return self._be_patient(longer)
