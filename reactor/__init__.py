@@ -59,6 +59,9 @@ from .system.pipe import ReadPipe, WritePipe
 from .system.process import DEVNULL, PIPE, STDOUT, Process
 
 if TYPE_CHECKING:
+    from . import observe as observe
+    from . import serve as serve
+    from . import testing as testing
     from .toolbox.group import Group
     from .toolbox.reconnector import Reconnector, reconnect
     from .toolbox.requests import PendingRequest, Requests
@@ -132,21 +135,24 @@ __all__ = [
 ]
 
 # Imported at the first use of one of these names, because many programs need none of them.
-_TOOLBOX = {
-    'Group': 'group',
-    'Reconnector': 'reconnector',
-    'PendingRequest': 'requests',
-    'Requests': 'requests',
-    'reconnect': 'reconnector',
+_LATER = {
+    'Group': 'toolbox.group',
+    'PendingRequest': 'toolbox.requests',
+    'Reconnector': 'toolbox.reconnector',
+    'Requests': 'toolbox.requests',
+    'observe': 'observe',
+    'reconnect': 'toolbox.reconnector',
+    'serve': 'serve',
+    'testing': 'testing',
 }
 
 if not TYPE_CHECKING:  # type checkers would accept every misspelt name
 
     def __getattr__(name: str) -> object:
-        if name not in _TOOLBOX:
+        if name not in _LATER:
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-        module = __import__(f'{__name__}.toolbox.{_TOOLBOX[name]}', fromlist=[name])
-        return globals().setdefault(name, getattr(module, name))
+        module = __import__(f'{__name__}.{_LATER[name]}', fromlist=[name])
+        return globals().setdefault(name, getattr(module, name, module))
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_TOOLBOX})
+        return sorted({*globals(), *_LATER})

@@ -344,7 +344,7 @@ class Reactor(DrainAPI):
     def watch_path(self, path: StrPath, fn: Callable[[WatchedPath, str, str, *Ts], object], *args: *Ts) -> WatchedPath:
         """Call a function when a file, or something in a directory, changes; see `WatchedPath` for what is reported.
 
-        Needs the `watchdog` package: `pip install 'selectors-reactor[paths]'`.
+        Needs the package `watchdog`: in a checkout of this library, `pip install '.[paths]'`.
 
         Args:
             path: The file or directory.

@@ -15,7 +15,7 @@ from ..errors import HandleClosed, ReactorError
 from ..hints import HasFileno, Result, Ts
 from ..kernel import Kernel
 from .alive import MOST_REASONS, Alive
-from .checks import callback, number, whole
+from .checks import callback, is_async, number, refuse_async, whole
 from .counters import Counters
 from .descriptor import Descriptor
 from .guard import Guard
@@ -66,7 +66,8 @@ class LoopAPI:
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function in the next soon phase: in this turn if that phase has not begun, otherwise in the next turn.
 
-        An exception that the function raises is handled as `catch_errors` says.
+        An exception that the function raises is handled as `catch_errors` says. Only with `debug=True`, a coroutine
+        function is refused here as everywhere; otherwise Python warns that it was never awaited.
 
         Args:
             fn: Called as `fn(*args)`, after the functions of earlier calls.
@@ -117,6 +118,8 @@ class LoopAPI:
         """
         if not callable(fn) or self._guarded:
             self._check(fn)
+        elif is_async(fn):
+            refuse_async('a callback', fn)
         return self.timers.add(self._timer, delay, fn, args)
 
     def call_at(self, deadline: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
@@ -174,8 +177,8 @@ class LoopAPI:
         """Call a function in the loop each time a signal arrives.
 
         The handler stays until it is removed or the reactor is closed; then the previous handler is restored. A second
-        call of this method for the same signal replaces `fn`. The handler keeps `run` running unless its `unref` is
-        called. Several signals that arrive together may cause only one call.
+        call of this method for the same signal replaces `fn`. The handler keeps `run` running until `stop` or the end
+        of `drain`, unless its `unref` is called. Several signals that arrive together may cause only one call.
 
         Args:
             signum: Number of the signal.
@@ -259,7 +262,7 @@ class LoopAPI:
 
         The descriptor stays yours: the reactor never reads, writes or closes it. It must be non-blocking if `fn`
         reads more than once per call. Close the returned handle first, and the descriptor afterwards. If the descriptor
-        is closed too early, a warning is logged, and the watch ends. An exception in `fn` also ends the watch.
+        is closed too early, a warning is logged and the watch ends, within two seconds. An exception in `fn` ends it.
 
         Args:
             fd: A number, or an object with `fileno()`: a pipe, a socket of another library, inotify, an eventfd.

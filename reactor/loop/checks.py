@@ -15,6 +15,7 @@ from .log import describe, place_of
 FOREVER = 1e15  # seconds (31 million years); longer times are cut to this, so that they can be added to a clock reading
 LONGEST_REPR = 100  # how many characters of a value a message shows
 INFINITY = float('inf')
+ASYNC = 0x80 | 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR: the function is defined with `async def`
 TAKES_ANY_NUMBER = 0x04  # CO_VARARGS, in the flags of a code object: the function has `*args`
 
 
@@ -94,10 +95,15 @@ def check_parts(selector: Any, kernel: Any) -> None:
 
 
 def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
-    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` further values."""
+    """Raise TypeError unless `fn` can be called with `arguments`, such as '(conn, data)', and `more` further values.
+
+    A coroutine function is refused, too: calling it runs nothing.
+    """
     if not callable(fn):
         hint = '; was it called instead of passed?' if fn is None else ''
         raise TypeError(f'{name} must be callable, not {shown(fn)}{hint}')
+    if is_async(fn):
+        refuse_async(name, fn)
     if arguments:
         function = fn.__func__ if type(fn) is MethodType else fn
         if type(function) is FunctionType:
@@ -107,6 +113,18 @@ def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
                 place = place_of(function.__code__, function.__module__)
                 shape = f'{arguments[:-1]}, *args), {more} of them yours,' if more else f'{arguments},'
                 raise TypeError(f'{name} is called with {shape} but {place} {wrong}')
+
+
+def is_async(fn: Any) -> bool:
+    """Return whether `fn` is a function or method that is defined with `async def`."""
+    function = fn.__func__ if type(fn) is MethodType else fn
+    return type(function) is FunctionType and function.__code__.co_flags & ASYNC != 0
+
+
+def refuse_async(name: str, fn: Any) -> None:
+    """Raise TypeError for a coroutine function."""
+    place = place_of(fn.__code__, fn.__module__)
+    raise TypeError(f'{name} must not be {place}: it is an `async def` function and would never run; use def')
 
 
 def _misfit(function: FunctionType, given: int, bound: bool) -> str:

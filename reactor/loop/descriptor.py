@@ -21,13 +21,14 @@ from .watcher import READ, WRITE, Handle
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
+LOOK_INTERVAL = 0.5  # seconds; buckets round up to whole seconds, so descriptors are checked every second
 WANTS = {0: 'nothing', READ: 'READ', WRITE: 'WRITE', READ | WRITE: 'READ|WRITE'}
 
 
 class Descriptor(Handle):
     """A watched descriptor, as returned by `watch_fd`. `close` ends the watch and leaves the descriptor open."""
 
-    __slots__ = ('_fd', '_file', 'args', 'fn')
+    __slots__ = ('_fd', '_file', '_second', 'args', 'fn')
 
     leads_to: tuple[tuple[str, str], ...] = (('handle_read', 'fn'),)
 
@@ -41,6 +42,7 @@ class Descriptor(Handle):
         self._file = file  # keeps the user's object alive, so that its descriptor is not closed while we watch it
         self._fd = _number(file)
         _check_events(events)
+        self._second = loop.timers.buckets.add(self, loop.now + LOOK_INTERVAL)
         try:
             if kernel.never_blocks(self._fd):
                 raise PermissionError
@@ -48,7 +50,10 @@ class Descriptor(Handle):
                 loop.watchers.add(self, events)
             else:
                 loop.watchers.park(self)
-        except PermissionError:
+        except BaseException as exc:
+            loop.timers.buckets.discard(self, self._second)
+            if not isinstance(exc, PermissionError):
+                raise
             raise PermissionError(
                 errno.EPERM,
                 f'descriptor {self._fd} cannot be watched: files, directories and devices such as /dev/null are '
@@ -93,6 +98,7 @@ class Descriptor(Handle):
             self.loop.watchers.remove(self)  # the first step, because memory or stack may run out in it
             if self.loop.watchers.is_lost(self, self._fd):
                 self.loop.spins.replace_selector()
+            self.loop.timers.buckets.discard(self, self._second)
             self._file = -1
             self.fn, self.args = None, ()
 
@@ -101,6 +107,15 @@ class Descriptor(Handle):
 
     def handle_write(self) -> None:
         self._ready(WRITE)
+
+    def handle_look(self, now: float) -> None:
+        """Called once a second: end the watch if the descriptor was closed, which epoll and kqueue do not report."""
+        if self.fn is None:
+            return
+        if self.loop.watchers.is_lost(self, self._fd):
+            self.loop.watchers.evict(self)
+        else:
+            self._second = self.loop.timers.buckets.add(self, now + LOOK_INTERVAL)
 
     def handle_failed(self, exc: Exception) -> None:
         self.close()  # otherwise `fn` might raise again in each turn, for bytes that it did not read

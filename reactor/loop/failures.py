@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from ..errors import EXHAUSTION
 from .counters import Counters
-from .log import log, place_of
+from .log import describe, log, place_of
 from .timers import TimerHeap
 from .watcher import UNHEARD, Handle, Watchers
 
@@ -78,6 +78,17 @@ class Failures:
         finally:
             if self._reserve is None:
                 self._restore_reserve()
+
+    def unheard(self, handle: Handle, exc: BaseException | None) -> None:
+        """Have an error logged, if the handle has no `on_close` that gets it when it is reported."""
+        if handle.on_close is None:  # type: ignore[attr-defined]  # a stream or a datagram socket
+            self._completions.append((handle, _log_unheard, (self, exc)))
+
+    def thread_call_failed(self, name: str, exc: BaseException) -> None:
+        """Log an exception in a thread that no `on_done` gets."""
+        code, _, _ = _raised_in(exc)
+        if self.is_news((type(exc), code)):
+            log('error', 'run_in_thread(%s) failed, and has no on_done= that gets the error', name, exc=exc)
 
     def exit_callback_failed(self, exc: Exception) -> None:
         """Report an exception in an exit callback. It is not raised, because the other exit callbacks have to run."""
@@ -197,7 +208,7 @@ class Failures:
         if handle is not None and not handle.may_log():
             return
         code, module, phases = _raised_in(exc)
-        if handle is not None and not (handle.has_log_limit() or self._is_news((type(exc), code))):
+        if handle is not None and not (handle.has_log_limit() or self.is_news((type(exc), code))):
             return
         kind = 'timer callback' if '_run_timers' in phases else 'callback'
         what = f'a {kind}' if code is None else f'the {kind} {place_of(code, module)}'
@@ -206,7 +217,8 @@ class Failures:
         else:
             log('error', 'exception in %s of %s', what, handle, exc=exc)
 
-    def _is_news(self, key: object) -> bool:
+    def is_news(self, key: object) -> bool:
+        """Return whether an error may be logged now: at most once per LOG_INTERVAL for each key."""
         now, logged = self._timers.clock(), self._logged
         if now - logged.get(key, -LOG_INTERVAL) < LOG_INTERVAL:
             return False
@@ -216,7 +228,7 @@ class Failures:
         return True
 
 
-def _raised_in(exc: Exception) -> tuple[CodeType | None, object, list[str]]:
+def _raised_in(exc: BaseException) -> tuple[CodeType | None, object, list[str]]:
     """Return the user's function that was called, its module, and the functions of the reactor that led to it."""
     ours: list[str] = []
     traceback = exc.__traceback__
@@ -227,6 +239,13 @@ def _raised_in(exc: Exception) -> tuple[CodeType | None, object, list[str]]:
         ours.append(frame.f_code.co_name)
         traceback = traceback.tb_next
     return None, None, ours  # a function written in C has no frame
+
+
+def _log_unheard(handle: Handle, failures: Failures, exc: BaseException) -> None:
+    # Runs as a completion, because the program may set `on_close` after the call that has failed.
+    text = describe(exc)
+    if handle.on_close is None and failures.is_news(text):  # type: ignore[attr-defined]
+        log('warning', '%s. No on_close= gets this error, so it is logged', text)
 
 
 def _fail(handle: Handle, exc: Exception) -> None:

@@ -135,7 +135,7 @@ class Loop(LoopAPI):
             KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, so no waiting call is lost.
         """
         if main is not None:
-            callback('main', main)
+            callback('main', main, '(r)')
         self._enter()
         try:
             if main is not None:

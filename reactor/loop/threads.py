@@ -61,9 +61,12 @@ class ThreadCall(Handle):
 
     def handle_done(self, result: Any, error: BaseException | None) -> None:
         """Called in the loop when the call in the thread has ended."""
-        on_done = self.on_done
+        on_done, name = self.on_done, '' if error is None else name_of(self.fn)
+        unheard = error is not None and on_done is None and not self.closed
         self.close()
-        if on_done is not None:
+        if unheard and error is not None:
+            self.loop.failures.thread_call_failed(name, error)
+        elif on_done is not None:
             try:
                 on_done(result, error)
             except EXHAUSTION:

@@ -151,7 +151,7 @@ class Connector:
             if addresses:
                 self.try_addresses(addresses)
             else:
-                self.stream.reset(error)
+                self._fail(error)
         except EXHAUSTION as exc:
             self.stream.reset(exc)
 
@@ -200,7 +200,7 @@ class Connector:
         if self._addresses:
             self._call_next(0)
         elif not self._attempts:
-            self.stream.reset(self._failure())
+            self._fail(self._failure())
 
     def _open(self, family: int) -> socket:
         sock = self._kernel.socket(family, SOCK_STREAM)
@@ -234,9 +234,13 @@ class Connector:
                 exc.add_note(str(each))
         return exc
 
+    def _fail(self, exc: Exception | None) -> None:
+        self._loop.failures.unheard(self.stream, exc)
+        self.stream.reset(exc)
+
     def _timed_out(self) -> None:
         why = 'it did not answer' if self._lookup is None else 'the look-up of its name did not finish'
-        self.stream.reset(
+        self._fail(
             ConnectTimeout(
                 f'cannot connect to {show(self._target)}: {why} within timeout={self._timeout:g} s; '
                 'check that it is up and reachable'

@@ -52,7 +52,7 @@ class DatagramConnector:
             if addresses:
                 self._try(addresses)
             else:
-                self._socket.finish(error)
+                self._fail(error)
         except EXHAUSTION as exc:
             self._socket.finish(exc)
 
@@ -69,6 +69,10 @@ class DatagramConnector:
             except OSError as exc:
                 error = error or OSError(exc.errno, f'cannot connect to {show(address)}: {exc.strerror or exc}')
         else:
-            sock.finish(error)
+            self._fail(error)
             return
         sock.opened()
+
+    def _fail(self, error: Exception | None) -> None:
+        self._socket.loop.failures.unheard(self._socket, error)
+        self._socket.finish(error)

@@ -22,6 +22,8 @@ class DrainAPI(Loop):
     def drain(self, timeout: float, lame_duck: float = 0) -> None:
         """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
 
+        Timers, signal handlers and other handles that are still open then do not keep `run` running.
+
         First the callbacks of `add_drain_callback` are called. For `lame_duck` seconds clients are still accepted, and
         `draining` is True. Then each listener accepts the clients in its queue and closes; a paused or full listener
         waits for room first. Accepted connections are closed once they are idle: not `busy`, nothing to send and

@@ -145,12 +145,12 @@ class HandshakeStream(Stream):
         """Called by the timer of the handshake: it has taken too long."""
         if self.state is CONNECTING:
             option = 'timeout' if kind is ConnectTimeout else 'handshake_timeout'
-            self.reset(
-                kind(
-                    f'the TLS handshake with {show(self.peername)} took too long; the connection was reset. '
-                    f'Check that the peer speaks TLS, or raise {option}='
-                )
+            error = kind(
+                f'the TLS handshake with {show(self.peername)} took too long; the connection was reset. '
+                f'Check that the peer speaks TLS, or raise {option}='
             )
+            self._report_unheard(error)
+            self.reset(error)
 
     # -- methods for other modules
 
@@ -268,12 +268,18 @@ class HandshakeStream(Stream):
         why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
         error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
         error.__cause__ = exc
+        self._report_unheard(error)
         ending = self.ending
         if not failed_before and self.state is FAILED and ending is not None and ending.exc is not None:
             ending.exc = error  # sending the alert has failed; report the reason for the alert instead
         self.finish(error)
 
     # -- private methods
+
+    def _report_unheard(self, error: Exception) -> None:
+        # Clients of a listener can cause failed handshakes at will, so only those of our own connects are logged.
+        if self.state is CONNECTING and not self.tls.ssl_object.server_side:
+            self.loop.failures.unheard(self, error)
 
     def _shake_hands(self) -> None:
         session = self.tls

@@ -4,7 +4,7 @@
 
     observe.serve_control(r, '/run/app.sock')      # then: python -m reactor.observe /run/app.sock
     observe.serve_page(r, port=9080)               # then: a browser at http://127.0.0.1:9080
-    observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
+    observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install '.[metrics]' in a checkout
 
 All three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for the workers
 of `reactor.serve` (`workers.stats`). On a control socket with `workers=workers`, each worker answers for itself.
@@ -49,4 +49,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PARTS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(f'.{_PARTS[name]}', __name__), name)
+    try:
+        return getattr(import_module(f'.{_PARTS[name]}', __name__), name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not exc.name.startswith('prometheus_client'):
+            raise
+        cure = "pip install '.[metrics]' in a checkout of this library, or with pip install 'prometheus_client>=0.20'"
+        raise ModuleNotFoundError(
+            f'observe.{name} needs the package prometheus_client; install it with {cure}', name=exc.name
+        ) from None

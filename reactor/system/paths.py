@@ -222,7 +222,8 @@ def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args
         from watchdog.observers import Observer
     except ImportError:
         raise ReactorError(
-            "watch_path needs the watchdog package; install it with pip install 'selectors-reactor[paths]'"
+            "watch_path needs the package watchdog; install it with pip install '.[paths]' in a checkout of this "
+            "library, or with pip install 'watchdog>=6'"
         ) from None
     # For a file, watch its directory: a watch on the file itself would end when the file is replaced.
     given, folder, name = kernel.find_path(path)

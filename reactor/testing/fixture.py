@@ -74,9 +74,9 @@ def simulate(request: Any) -> Callable[..., None]:
         program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
         seeds: The number of systems, or the seeds themselves. Latencies, buffer sizes and faults differ between seeds.
             The workers of pytest-xdist share a number or a range. Other seeds, such as a list, run on every worker.
-        options: Options of `Simulation`, such as `faults=False`, `profile='hostile'` or `hosts=...`. `selector` is the
-            platform for all seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By default, each
-            seed draws one.
+        options: Options of `Simulation`, such as `faults=False`, `profile='hostile'` or `until_stop=True`. `selector`
+            is the platform for all seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. By
+            default, each seed draws one.
 
     Raises:
         SimulationFailed: A law of the reactor was broken, a callback raised an exception that the simulation had not

@@ -73,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         help='the simulated seconds in which a run must end, once faults have stopped',
     )
     parser.add_argument('--turns', type=int, metavar='N', help='the most turns of a run')
+    parser.add_argument(
+        '--until-stop', action='store_const', const=True, help='the program ends when it calls `stop` of its reactor'
+    )
     parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
     if options.program is not None:
@@ -98,7 +101,7 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run that the command line gives."""
     said = {
         'only': options.faults,
-        **{name: getattr(options, name) for name in ('program', 'traffic', 'profile', *REPEATED)},
+        **{name: getattr(options, name) for name in ('program', 'traffic', 'profile', 'until_stop', *REPEATED)},
     }
     return {name: value for name, value in said.items() if value is not None}
 
@@ -137,6 +140,7 @@ def run_one(seed: int, given: dict[str, Any], reached: Reached) -> Simulation:
 def command(given: dict[str, Any]) -> str:
     """Return the command line of these options, without those that shrinking changes."""
     words = ['python -m reactor.testing', *([given['program']] if 'program' in given else [])]
+    words += ['--until-stop'] * ('until_stop' in given)
     return ' '.join([*words, *(f'--{flag} {given[name]}' for name, flag in REPEATED.items() if name in given)])
 
 

@@ -14,6 +14,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from ..loop.signals import SignalHandler
 from .faults import Site
 from .kernel import PLENTY, SimKernel
 from .options import silence
@@ -66,6 +67,8 @@ class Simulation:
         max_memory: The most bytes that the program may hold for one connection: bytes that wait to be sent, and what
             only `conn.data` refers to. Shared objects are not counted. It is checked after each turn in which something
             has happened to the connection. None: any number.
+        until_stop: Whether `stop` ends the program, and so does `drain`, which calls it. What is still open then is
+            closed, as `reactor.run` does. By default, `run` is called again, until nothing is left to wait for.
         allow_real: Whether the program may use real sockets, the real clock and real threads, which make a run differ
             from the next one. By default, such a call raises `NotSimulated`, and the run fails.
         on_kernel: Called with the kernel before the reactor is made.
@@ -82,6 +85,7 @@ class Simulation:
         turns: int | None = None,
         max_undrained: int | None = None,
         max_memory: int | None = None,
+        until_stop: bool = False,
         allow_real: bool = False,
         on_kernel: Callable[[SimKernel], object] | None = None,
         **options: Any,
@@ -94,7 +98,8 @@ class Simulation:
             'max_undrained': max_undrained, 'max_memory': max_memory,
         }  # fmt: skip
         self.given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
-        self.given.update(options, traffic=traffic, **({'allow_real': True} if allow_real else {}))
+        flags = {'until_stop': until_stop, 'allow_real': allow_real}
+        self.given.update(options, traffic=traffic, **{name: True for name, flag in flags.items() if flag})
         self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
@@ -110,6 +115,7 @@ class Simulation:
         self.reactor.oracles.streams.max_undrained = max_undrained
         self.reactor.oracles.streams.max_memory = max_memory
         self._patience = patience
+        self._until_stop = until_stop
         self._allow_real = allow_real
         self._calm_since = 0
         self.places = count(1)  # the numbers of addresses and paths
@@ -141,7 +147,8 @@ class Simulation:
         except (Violation, NotSimulated) as exc:
             self._failed(str(exc))
         except Stuck as exc:
-            waits = f'liveness: {exc}; the loop waits for:'
+            advice = 'if `stop` is the end of the program, pass until_stop=True; ' if self.world.stops else ''
+            waits = f'liveness: {exc}; {advice}the loop waits for:'
             self._failed('\n'.join([*self._lost_peers(), waits, self._why_alive()]))
         finally:
             for kernel in (self.kernel, *(process.kernel for process in self.kernel.others)):
@@ -199,6 +206,11 @@ class Simulation:
         while True:
             try:
                 over = self.reactor.run(todo)
+            except Stuck:
+                if not self._only_signals_are_left():
+                    raise
+                self.reactor.clear_signal_handlers()
+                over = None
             except KeyboardInterrupt:
                 over = None  # the interrupt came between two callbacks, so nothing is lost
                 interrupts = interrupts + 1 if ledger.turns == turns else 0
@@ -216,16 +228,17 @@ class Simulation:
                     break
                 over = None
             todo = None
-            if over:
-                break
             self.world.stops += over is False
+            if over or (over is False and self._until_stop):
+                break
         self._finish_others()
         if kernel.faults.on:
             kernel.calm()
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
-            raise Violation(f'liveness: run() returned True, but these events have not happened: {missing}')
-        oracles.check_over()
+            raise Violation(f'liveness: run() returned {over}, but these events have not happened: {missing}')
+        if over:
+            oracles.check_over()
         oracles.check_turn(0)
         try:
             self.reactor.close()
@@ -249,6 +262,12 @@ class Simulation:
         if kernel.suspended is not None and not self._allow_real:
             kernel.suspended.around = lambda: Refusal(self._refuse)
 
+    def _only_signals_are_left(self) -> bool:
+        """Return whether nothing but signal handlers keeps the loop running: the program then has nothing to do."""
+        waits = [handle for handle in self.reactor.handles() if self.reactor.watchers.is_referenced(handle)]
+        only = all(type(handle) is SignalHandler for handle in waits)
+        return only and len(waits) == len(self.reactor.why_alive())
+
     def _refuse(self, text: str) -> None:
         violations = self.reactor.ledger.violations
         if text not in violations:
@@ -263,6 +282,8 @@ class Simulation:
         self.kernel.at(self._calm_since + int(seconds * 1e9), self._out_of_patience, seconds)
 
     def _out_of_patience(self, waited: float) -> None:
+        if self._only_signals_are_left():
+            return None  # no event is left, so the wait ends as in `_live`
         longer = PATIENCE + MOST_WAITS * self._longest_wait()
         if self._patience is None and longer > waited:
             return self._be_patient(longer)

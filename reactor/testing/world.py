@@ -35,7 +35,7 @@ class World:
         has_unix: Whether there are Unix sockets.
         counts_tcp: Whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs.
         name: The host name of `address()`. It has a second address, at which there is no listener.
-        stops: How many times `run` has returned False. The simulation calls it again each time.
+        stops: How many times `run` has returned False. Without `until_stop`, the simulation then calls it again.
         kernel: The simulated system, as the program's process sees it.
         tls: SSL contexts for (servers, clients) if the programs use TLS, otherwise None.
     """

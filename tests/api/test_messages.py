@@ -6,6 +6,8 @@ import ast
 import functools
 import gc
 import re
+import signal
+import socket
 import ssl
 import time
 import warnings
@@ -112,10 +114,140 @@ def test_a_callback_that_can_be_called_is_accepted(r, fn):
         lambda r, fn: r.run_in_thread(print, on_done=fn),
         lambda r, fn: r.spawn(['true'], on_exit=fn),
         lambda r, fn: r.add_drain_callback(fn),
+        lambda r, fn: r.run(fn),
     ],
 )
 def test_every_method_that_takes_a_callback_checks_it(r, give):
     assert 'is called with (' in refusal(give, r, none)
+
+
+# -- coroutine functions
+
+
+async def coroutine(*args): ...
+
+
+async def generator(*args):
+    yield
+
+
+class Coroutines:
+    async def on_data(self, conn, data): ...
+
+
+@pytest.mark.parametrize('fn', [coroutine, generator, Coroutines().on_data], ids=['def', 'generator', 'method'])
+@pytest.mark.parametrize(
+    'give',
+    [
+        lambda r, fn: r.listen_tcp('127.0.0.1', 0, fn),
+        lambda r, fn: r.listen_tcp('127.0.0.1', 0, on_accept_error=fn),
+        lambda r, fn: r.connect_tcp('127.0.0.1', 9, on_close=fn),
+        lambda r, fn: r.bind_udp('127.0.0.1', 0, fn),
+        lambda r, fn: r.resolve('localhost', fn),
+        lambda r, fn: r.resolve_address('127.0.0.1', fn),
+        lambda r, fn: r.run_in_thread(fn),
+        lambda r, fn: r.run_in_thread(print, on_done=fn),
+        lambda r, fn: r.spawn(['true'], on_exit=fn),
+        lambda r, fn: r.add_drain_callback(fn),
+        lambda r, fn: r.add_exit_callback(fn),
+        lambda r, fn: r.add_signal_handler(signal.SIGUSR1, fn),
+        lambda r, fn: r.call_soon_threadsafe(fn),
+        lambda r, fn: r.call_later(1, fn),
+        lambda r, fn: r.call_at(r.now + 1, fn),
+        lambda r, fn: r.call_every(1, fn),
+        lambda r, fn: r.idle(fn),
+        lambda r, fn: r.notifier(fn),
+        lambda r, fn: r.watch_fd(0, 0, fn),
+        lambda r, fn: r.watch_path('.', fn),
+        lambda r, fn: r.run(fn),
+    ],
+)
+def test_a_coroutine_function_is_refused_because_nothing_would_run_it(r, give, fn):
+    message = refusal(give, r, fn)
+    assert fn.__qualname__ in message and re.search(r'test_messages\.py:\d+', message)
+    assert 'async def' in message and 'never run' in message and 'use def' in message
+    assert r.handles() == [] and len(r.timers) == 0
+
+
+def test_call_soon_checks_for_coroutine_functions_in_debug_mode_only():
+    """It is called most often of all methods, and Python itself warns of a coroutine that was never awaited."""
+    with reactor.Reactor(debug=True) as r:
+        assert 'async def' in refusal(r.call_soon, coroutine)
+
+
+# -- failures that no callback would get
+
+
+@pytest.fixture
+def nowhere():
+    """The address of a port at which there is no listener."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()
+
+
+@pytest.mark.parametrize(
+    ('connect', 'reason'),
+    [
+        (lambda r, place: r.connect_tcp(*place), 'refused'),
+        (lambda r, place: r.connect_tcp('no-such-host.invalid', 80), 'no-such-host.invalid'),
+        (lambda r, place: r.connect_unix('/no/such/socket'), '/no/such/socket'),
+        (lambda r, place: r.connect_udp('no-such-host.invalid', 80), 'no-such-host.invalid'),
+    ],
+)
+def test_a_failed_connect_without_on_close_is_logged_once(r, nowhere, caplog, connect, reason):
+    connect(r, nowhere)
+    run_until(r, lambda: not r.handles())
+    turns(r, 2)
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING' and reason in record.getMessage() and 'on_close' in record.getMessage()
+    connect(r, nowhere)
+    run_until(r, lambda: not r.handles())
+    turns(r, 2)
+    assert len(caplog.records) == 1  # the same failure within a second
+
+
+def test_a_failed_connect_with_on_close_is_not_logged(r, nowhere, caplog):
+    ends = []
+    r.connect_tcp(*nowhere, on_close=lambda conn, exc: ends.append(exc))
+    late = r.connect_unix('/no/such/socket')  # it has failed already when the program sets `on_close`
+    late.on_close = lambda conn, exc: ends.append(exc)
+    run_until(r, lambda: len(ends) == 2)
+    assert not caplog.records
+
+
+def test_a_connect_that_the_program_has_closed_is_not_logged(r, nowhere, caplog):
+    r.connect_tcp(*nowhere).close()
+    r.connect_tcp(*nowhere).abort(LookupError('my own reason'))
+    turns(r, 3)
+    assert not caplog.records
+
+
+def test_a_failed_tls_handshake_of_a_client_without_on_close_is_logged_once(r, caplog):
+    server = r.listen_tcp('127.0.0.1', 0, on_connect=lambda conn: conn.close())
+    r.connect_tcp(*server.address, ssl=True)
+    run_until(r, lambda: caplog.records)
+    turns(r, 3)
+    (record,) = caplog.records
+    assert 'TLS handshake' in record.getMessage() and 'on_close' in record.getMessage()
+    server.close()
+
+
+def test_an_exception_in_a_thread_without_on_done_is_logged_with_its_traceback(r, caplog):
+    for _ in range(2):
+        r.run_in_thread(failing)
+    run_until(r, lambda: not r.handles())
+    (record,) = caplog.records
+    assert f'{__name__}.failing' in record.getMessage() and 'on_done' in record.getMessage()
+    assert record.exc_info[0] is LookupError
+
+
+def test_an_exception_in_a_thread_that_is_passed_on_or_cancelled_is_not_logged(r, caplog):
+    errors = []
+    r.run_in_thread(failing, on_done=lambda result, error: errors.append(error))
+    r.run_in_thread(failing).close()
+    run_until(r, lambda: errors)
+    turns(r, 3)
+    assert not caplog.records
 
 
 # -- other mistakes with callbacks and deadlines

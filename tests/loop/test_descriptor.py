@@ -610,3 +610,27 @@ def test_another_thread_cannot_change_a_watch_of_a_running_loop(r, pipe):
     r.call_soon(other)
     assert r.run() is True
     assert handle.closed
+
+
+@pytest.mark.parametrize('events', [READ, WRITE, 0])
+def test_a_descriptor_that_is_closed_too_early_ends_its_watch_within_two_seconds(fake, kernel, caplog, events):
+    """epoll and kqueue do not report it, and the loop would wait for ever."""
+    ours, theirs = socket.socketpair()
+    handle = fake.watch_fd(ours, events, turns)
+    with theirs:
+        ours.close()
+        for _ in range(4):
+            kernel.time += 0.5
+            fake.run_once(0)
+    assert handle.closed and fake.handles() == []
+    assert 'closed by other code; close the handle instead' in caplog.text
+
+
+def test_a_descriptor_that_stays_open_is_watched_for_ever(fake, kernel, pipe):
+    handle = fake.watch_fd(pipe[0], READ, turns)
+    for _ in range(20):
+        kernel.time += 0.5
+        fake.run_once(0)
+    assert not handle.closed
+    handle.close()
+    assert len(fake.timers) == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import signal
 import socket
 import sys
 import weakref
@@ -117,6 +118,26 @@ def test_a_server_without_connections_stops_and_run_returns_false(r):
     assert r.run() is False
     assert server.listener.closed
     assert 1000 <= r.now < 1000 + 2 * CHECK_INTERVAL
+
+
+def test_a_drain_ends_although_signal_handlers_and_timers_are_left(r):
+    r.listen_tcp(HERE, 0)
+    handler = r.add_signal_handler(signal.SIGTERM, r.drain, 10)
+    timer = r.call_every(60, turns, r)
+    r.call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    assert r.run() is False
+    assert r.handles() == [handler]
+    handler.close()
+    timer.cancel()
+
+
+def test_an_unreferenced_signal_handler_does_not_keep_a_program_running_that_closes_its_handles(r):
+    server = r.listen_tcp(HERE, 0)
+    handler = r.add_signal_handler(signal.SIGTERM, server.close)
+    handler.unref()
+    r.call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    assert r.run() is True
+    handler.close()
 
 
 def test_a_drain_ends_even_when_nothing_was_ever_opened(r):

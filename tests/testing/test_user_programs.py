@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from reactor import framing
-from reactor.testing import Simulation
+from reactor.testing import Simulation, SimulationFailed
 
 SEEDS = range(12)
 
@@ -80,3 +82,75 @@ def test_the_address_of_a_client_is_known_after_it_has_reset_the_connection(host
 
     Simulation(3, faults=False, selector='epoll').run_program(program)
     assert seen[0] == seen[1] and len(seen) == 2
+
+
+def server_that_stops(world):
+    """A server as most programs have one: it listens, handles SIGTERM, and ends with `stop`."""
+    r = world.r
+    server = r.listen_tcp(*world.address(), lambda conn, data: conn.write(data))
+    r.add_signal_handler(signal.SIGTERM, r.stop)
+    r.call_every(10, len, 'a heartbeat')
+    answer = world.expect('an answer, or an end with an error')
+
+    def on_close(conn, exc):
+        answer.met()
+        world.raise_signal(signal.SIGTERM)
+
+    client = r.connect_tcp(*server.address, lambda conn, data: conn.close(), on_close=on_close)
+    client.write(b'hello')
+
+
+def test_a_program_that_ends_with_stop_may_leave_its_listener_open():
+    for seed in SEEDS:
+        Simulation(seed, until_stop=True).run_program(server_that_stops)
+
+
+def test_without_the_option_run_is_called_again_after_stop():
+    with pytest.raises(SimulationFailed, match='the loop still waits'):
+        Simulation(1, faults=False).run_program(server_that_stops)
+
+
+def test_a_program_that_stops_too_early_fails():
+    def program(world):
+        world.expect('something that never happens')
+        world.r.call_later(1, world.r.stop)
+
+    with pytest.raises(SimulationFailed, match='something that never happens'):
+        Simulation(1, until_stop=True).run_program(program)
+
+
+def test_signal_handlers_alone_are_no_reason_for_a_simulated_program_to_wait():
+    def program(world):
+        world.r.add_signal_handler(signal.SIGTERM, world.r.stop)
+        world.r.call_later(1, len, '')
+
+    for seed in SEEDS:
+        Simulation(seed).run_program(program)
+
+
+def test_a_program_that_waits_for_more_than_signals_is_stuck():
+    def program(world):
+        world.r.add_signal_handler(signal.SIGTERM, world.r.stop)
+        world.r.listen_tcp(*world.address())
+
+    with pytest.raises(SimulationFailed, match='would sleep for ever'):
+        Simulation(1).run_program(program)
+
+
+def test_a_failure_after_stop_names_the_option():
+    def program(world):
+        world.r.listen_tcp(*world.address())
+        world.r.call_later(1, world.r.stop)
+
+    with pytest.raises(SimulationFailed, match='pass until_stop=True'):
+        Simulation(1).run_program(program)
+
+
+def test_the_option_is_in_the_test_of_a_report():
+    def program(world):
+        world.r.call_soon(world.fail, 'a mistake')
+        world.r.call_later(1, world.r.stop)
+
+    with pytest.raises(SimulationFailed) as caught:
+        Simulation(1, until_stop=True).run_program(program)
+    assert caught.value.simulation.given['until_stop'] is True
