@@ -266,7 +266,7 @@ class Simulation:
         """Return whether nothing but signal handlers keeps the loop running: the program then has nothing to do."""
         waits = [handle for handle in self.reactor.handles() if self.reactor.watchers.is_referenced(handle)]
         only = all(type(handle) is SignalHandler for handle in waits)
-        return only and len(waits) == len(self.reactor.why_alive())
+        return bool(waits) and only and len(waits) == len(self.reactor.why_alive())
 
     def _refuse(self, text: str) -> None:
         violations = self.reactor.ledger.violations
