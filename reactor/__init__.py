@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from . import serve as serve
     from . import testing as testing
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'DEVNULL',

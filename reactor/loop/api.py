@@ -176,8 +176,8 @@ class LoopAPI:
         """Call a function in the loop each time a signal arrives.
 
         The handler stays until it is removed or the reactor is closed; then the previous handler is restored. A second
-        call of this method for the same signal replaces `fn`. The handler keeps `run` running until `stop` or the end of
-        `drain`, unless its `unref` is called. Several signals that arrive together may cause only one call.
+        call of this method for the same signal replaces `fn`. The handler keeps `run` running until `stop` or the end
+        of `drain`, unless its `unref` is called. Several signals that arrive together may cause only one call.
 
         Args:
             signum: Number of the signal.
