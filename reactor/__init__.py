@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from .toolbox.reconnector import Reconnector, reconnect
     from .toolbox.requests import PendingRequest, Requests
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'DEVNULL',
