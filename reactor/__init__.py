@@ -8,6 +8,7 @@ from .callbacks import (
     AdoptOptions,
     ConnectOptions,
     DatagramOptions,
+    FdOptions,
     ListenOptions,
     PipeOptions,
     ReactorOptions,
@@ -55,7 +56,7 @@ from .net.session import TLSSession
 from .net.states import State
 from .net.stream import Stream
 from .system.paths import WatchedPath
-from .system.pipe import ReadPipe, WritePipe
+from .system.pipe import DuplexPipe, ReadPipe, WritePipe
 from .system.process import DEVNULL, PIPE, STDOUT, Process
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ __all__ = [
     'DatagramSocket',
     'Descriptor',
     'DrainTimeout',
+    'DuplexPipe',
+    'FdOptions',
     'FrameTooLong',
     'Group',
     'Handle',

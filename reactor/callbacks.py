@@ -88,6 +88,22 @@ class PipeOptions(TypedDict, total=False):
     idle_timeout: float | None
 
 
+class FdOptions(PipeOptions, total=False):
+    """Options of `open_fd`, in addition to `PipeOptions`: the callbacks, as in `AdoptOptions`.
+
+    Attributes:
+        on_eof: `on_eof(stream)`: the last writer of a pipe has closed it, or the terminal was hung up.
+        on_drain: `on_drain(stream)`: `write` returned False earlier, and now few bytes are waiting.
+        on_close: `on_close(stream, exc)`: the stream has ended. A `BrokenPipeError` says that a pipe has no reader.
+        on_error: `on_error(stream, exc)`: another callback raised `exc`.
+    """
+
+    on_eof: OnEof | None
+    on_drain: OnDrain | None
+    on_close: OnClose | None
+    on_error: OnError | None
+
+
 class StreamOptions(PipeOptions, total=False):
     """Options of every connection, in addition to `PipeOptions`.
 

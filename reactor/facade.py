@@ -14,6 +14,7 @@ from .callbacks import (
     CatchErrors,
     ConnectOptions,
     DatagramOptions,
+    FdOptions,
     ListenOptions,
     OnData,
     OnDatagram,
@@ -36,6 +37,7 @@ from .net.options import check_names
 from .net.resolver import LookUp, resolve, resolve_address
 from .net.stream import Stream
 from .system.paths import WatchedPath, watch
+from .system.pipe import open_fd
 from .system.process import Process, spawn
 
 
@@ -204,6 +206,27 @@ class Reactor(DrainAPI):
         check_names(Reactor.adopt, options, AdoptOptions)
         return self._endpoints.adopt(sock, on_data, options)
 
+    def open_fd(
+        self, fd: int | HasFileno, on_data: OnData | None = None, *, closefd: bool = True, **options: Unpack[FdOptions]
+    ) -> Stream:
+        """Make a `ReadPipe`, `WritePipe` or `DuplexPipe` of a pipe, a terminal, a FIFO or a serial line.
+
+        It becomes non-blocking, also for other processes that share it, and blocking again when the stream ends.
+
+        Args:
+            fd: A number, or an object with `fileno()`.
+            on_data: `on_data(stream, data)`: bytes were read. None: bytes are dropped.
+            closefd: True: the stream closes the descriptor, with the method `close` of an object. False: it stays open.
+            **options: See `FdOptions`.
+
+        Raises:
+            PermissionError: `fd` is a file, a directory, or another descriptor that is always ready.
+            OSError: `fd` is not open, or the platform can only watch sockets.
+            ReactorError: A handle of this reactor already uses the descriptor.
+        """
+        check_names(Reactor.open_fd, options, FdOptions)
+        return open_fd(self, self.kernel, fd, on_data, closefd, options, self._debug)
+
     def bind_udp(
         self,
         host: str | None,
@@ -265,9 +288,8 @@ class Reactor(DrainAPI):
     def resolve(self, host: str, on_done: OnResolved, *, family: int = 0, timeout: float | None = None) -> LookUp:
         """Look up the addresses of a name, with the resolver of the operating system, in a thread.
 
-        Four threads look names up, also for `connect_tcp`, and up to 1,000 look-ups may wait for one of them. They are
-        not those of `run_in_thread`. A look-up that has been closed or has timed out keeps its thread until the
-        operating system gives up.
+        Names have four threads of their own, and up to 1,000 look-ups may wait for one. A look-up that has been closed
+        or has timed out keeps its thread until the operating system gives up.
 
         Args:
             host: The name. A numeric address needs no thread.

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from . import platforms
 from .processes import Processes
-from .sockets import LeanSocket, PipeSocket
+from .sockets import FileSocket, LeanSocket, PipeSocket
 
 try:
     import fcntl
@@ -162,6 +162,20 @@ class Kernel(Processes):
         ours, theirs = (writer, reader) if writing else (reader, writer)
         ours.setblocking(False)
         return ours, theirs
+
+    def open_fd(self, fd: int, owner: Any, keep: bool) -> tuple[FileSocket, bool, bool]:
+        """Return a socket for a descriptor of the user, and whether it can be read and written. See `FileSocket`.
+
+        Raises PermissionError if a selector cannot wait for it, and ValueError if it is a socket.
+        """
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, 'only sockets can be watched on this platform')
+        if self.never_blocks(fd):
+            raise PermissionError
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ValueError(f'fd must be a pipe, a terminal or a FIFO, and descriptor {fd} is a socket; use adopt()')
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
+        return FileSocket(fd, owner, keep), mode != os.O_WRONLY, mode != os.O_RDONLY
 
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         """Return the addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""

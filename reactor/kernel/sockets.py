@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from ..errors import EXHAUSTION
 from .platforms import SO_PEERNAME
@@ -128,3 +128,65 @@ class PipeSocket:
 
     def getpeername(self) -> NoReturn:
         raise OSError(errno.ENOTSOCK, 'a pipe has no address')
+
+
+class FileSocket(PipeSocket):
+    """A pipe, terminal or FIFO of the user, with the methods of a socket that a stream calls.
+
+    O_NONBLOCK belongs to the open file, which other descriptors and processes may share. So a file that was blocking is
+    made blocking again at the end, unless another `FileSocket` still uses it: a blocking file would block its loop.
+
+    Args:
+        fd: The descriptor.
+        owner: The object that closes it, or None: `close` closes the number.
+        keep: Whether `close` leaves it open.
+    """
+
+    __slots__ = ('_file', '_keep', '_owner', '_was_blocking')
+
+    # The users of each open file, by device and inode, which two descriptors of a terminal have in common.
+    users: ClassVar[dict[tuple[int, int], list[FileSocket]]] = {}
+
+    def __init__(self, fd: int, owner: Any, keep: bool) -> None:
+        super().__init__(fd)
+        status = os.fstat(fd)
+        self._file = status.st_dev, status.st_ino
+        self._owner = owner
+        self._keep = keep
+        self._was_blocking = False
+
+    def begin(self) -> None:
+        """Make the file non-blocking."""
+        self._was_blocking = os.get_blocking(self._fd)
+        self.users.setdefault(self._file, []).append(self)
+        self.setblocking(False)
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return super().recv(size)
+        except OSError as exc:
+            if exc.errno == errno.EIO:  # nobody has the other end of the terminal open any more
+                return b''
+            raise
+
+    def detach(self) -> int:
+        users = self.users.get(self._file, [])
+        if self in users:
+            users.remove(self)
+        if not users:
+            self.users.pop(self._file, None)
+        return super().detach()
+
+    def close(self) -> None:
+        if self._fd < 0:
+            return
+        fd, owner = self.detach(), self._owner
+        users = self.users.get(self._file)
+        try:
+            if self._was_blocking and users:
+                users[0]._was_blocking = True
+            elif self._was_blocking:
+                os.set_blocking(fd, True)
+        finally:
+            if not self._keep:
+                os.close(fd) if owner is None else owner.close()

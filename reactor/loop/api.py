@@ -1,7 +1,4 @@
-"""The methods of a loop that a program calls, except those that run and close the loop.
-
-Each method checks its arguments and passes them to the part of the loop that does the work.
-"""
+"""The methods of a loop that a program calls, except those that run and close it. They check their arguments."""
 
 from __future__ import annotations
 
@@ -177,8 +174,8 @@ class LoopAPI:
         """Call a function in the loop each time a signal arrives.
 
         The handler stays until it is removed or the reactor is closed; then the previous handler is restored. A second
-        call of this method for the same signal replaces `fn`. The handler keeps `run` running until `stop` or the end
-        of `drain`, unless its `unref` is called. Several signals that arrive together may cause only one call.
+        call for the same signal replaces `fn`. The handler keeps `run` running until `stop` or the end of `drain`,
+        unless its `unref` is called. Signals that arrive together may cause only one call.
 
         Args:
             signum: Number of the signal.

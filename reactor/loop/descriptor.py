@@ -40,7 +40,7 @@ class Descriptor(Handle):
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
         self._file = file  # keeps the user's object alive, so that its descriptor is not closed while we watch it
-        self._fd = _number(file)
+        self._fd = number_of(file)
         _check_events(events)
         self._second = loop.timers.buckets.add(self, loop.now + LOOK_INTERVAL)
         try:
@@ -54,18 +54,14 @@ class Descriptor(Handle):
             loop.timers.buckets.discard(self, self._second)
             if not isinstance(exc, PermissionError):
                 raise
-            raise PermissionError(
-                errno.EPERM,
-                f'descriptor {self._fd} cannot be watched: files, directories and devices such as /dev/null are '
-                'always ready; read it in a thread, with run_in_thread()',
-            ) from None
+            raise always_ready(self._fd) from None
 
     def fileno(self) -> int:
         if type(self._file) is int:
             return self._file
         try:
             # If the user reopened the object, it has a new number, which another handle may have registered.
-            return self._fd if _number(self._file) == self._fd else -1
+            return self._fd if number_of(self._file) == self._fd else -1
         except EXHAUSTION:
             raise
         except Exception:
@@ -152,7 +148,17 @@ class Descriptor(Handle):
             loop.spins.no_progress(self)  # the event was for another descriptor, or this descriptor is no longer ready
 
 
-def _number(file: Any) -> int:
+def always_ready(fd: int) -> PermissionError:
+    """Return the error for a descriptor that a selector cannot wait for."""
+    return PermissionError(
+        errno.EPERM,
+        f'descriptor {fd} cannot be watched: files, directories and devices such as /dev/null are always ready; '
+        'read it in a thread, with run_in_thread()',
+    )
+
+
+def number_of(file: Any) -> int:
+    """Return the number of a descriptor. Raises TypeError or ValueError if `file` has none."""
     fileno = getattr(file, 'fileno', None)
     fd = fileno() if fileno is not None else file
     if type(fd) is not int:

@@ -110,7 +110,7 @@ class Loop(LoopAPI):
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
         self._alive = Alive(self._soon, self.completions, self._starved, self.timers, self.watchers, self._wakeup)
         self._threads = ThreadPool(this, kernel, threads, 'reactor')
-        self.look_ups = ThreadPool(this, kernel, LOOK_UP_THREADS, 'reactor-names')
+        self.look_ups: ThreadPool = ThreadPool(this, kernel, LOOK_UP_THREADS, 'reactor-names')
         self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
         limit = DEBUG_LIMIT if debug and slow_callback is None else slow_callback

@@ -1,7 +1,6 @@
-"""Streams over the pipes of a child process.
+"""Streams over descriptors that are not sockets: the pipes of a child process, and what `open_fd` opens.
 
-A pipe is one-way; otherwise it behaves like `Stream`, from which it inherits. Instead of a socket, it has a
-`PipeSocket` made by the kernel object.
+They inherit from `Stream`. Instead of a socket, they have a `PipeSocket` or a `FileSocket` made by the kernel object.
 
 A selector reports the writing end of a pipe as readable only when the reading end has been closed.
 """
@@ -11,15 +10,23 @@ from __future__ import annotations
 from errno import EPIPE
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ReactorError
+from ..kernel import Kernel
 from ..kinds import CheckedStream
-from ..loop.checks import shown
+from ..loop.checks import shown, switch
+from ..loop.descriptor import always_ready, number_of
+from ..loop.log import describe
+from ..net.options import Callbacks, Options
 from ..net.states import ENDED, LINGERING, State
 from ..net.stream import Stream
 from ..net.writer import SHUT, Writer
 
+if TYPE_CHECKING:
+    from ..callbacks import FdOptions, Loop, OnData
+
 
 class Pipe(Stream):
-    """One end of a pipe. `peername` describes the other end, such as 'stdin of process 1234'."""
+    """A stream over a pipe or another descriptor. `peername` describes it, such as 'stdin of process 1234'."""
 
     __slots__ = ()
 
@@ -31,16 +38,16 @@ class Pipe(Stream):
 
     def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # accepts any arguments
         """Raise TypeError: a pipe cannot have TLS."""
-        raise TypeError(f'start_tls needs a connection; {self!r} is a pipe, which is one-way')
+        raise TypeError(f'start_tls() needs a connection over a socket, not {self!r}')
 
     @property
     def unread(self) -> bool:
-        """Whether there are unread bytes from the child; always False for a pipe that the child reads."""
+        """Whether there are bytes to read; always False for the writing end of a pipe."""
         return False
 
 
 class ReadPipe(Pipe):
-    """A stream from the output of a child, with `on_data`, `on_eof`, `on_close`. Writing raises `ConnectionClosed`."""
+    """A stream that is only read, such as the output of a child. Writing raises `ConnectionClosed`."""
 
     __slots__ = ()
 
@@ -65,22 +72,22 @@ class ReadPipe(Pipe):
         super().set_timeouts(read=read, idle=idle)
 
     def close(self) -> None:
-        """Close the pipe now; `on_close(pipe, None)` is called. If the child writes again, it gets SIGPIPE."""
+        """Close the pipe now; `on_close(pipe, None)` is called. If a process writes to it again, it gets SIGPIPE."""
         self.abort()
 
 
 class WritePipe(Pipe):
-    """A stream to the input of a child, with `write`, `on_drain`, `on_close`.
+    """A stream that is only written, such as the input of a child.
 
-    When the child closes its end or exits, `on_close` is called, with `BrokenPipeError` if buffered bytes were left.
+    When the reader closes its end or exits, `on_close` is called, with `BrokenPipeError` if buffered bytes were left.
     """
 
     __slots__ = ()
 
     def handle_read(self) -> None:
-        """Called when the child has closed its end or exited."""
+        """Called when the reader has closed its end or exited."""
         if self.sock.hung_up():  # type: ignore[attr-defined]
-            lost = f'{self.peername} was closed by the child while {self.buffered} bytes were waiting'
+            lost = f'{self.peername} was closed by its reader while {self.buffered} bytes were waiting'
             self.reset(BrokenPipeError(EPIPE, lost) if self.buffered else None)
         else:
             self.loop.spins.no_progress(self)
@@ -99,17 +106,44 @@ class WritePipe(Pipe):
         self._close_when_ended()
 
     def write_eof(self) -> None:
-        """Send the buffered bytes, however long that takes, then close the pipe. The child then reads end of file."""
+        """Send the buffered bytes, however long that takes, then close the pipe. The reader then gets end of file."""
         super().write_eof()
         self._close_when_ended()
 
     def close(self) -> None:
-        """Send the buffered bytes within `linger` seconds, then close the pipe. The child then reads end of file."""
+        """Send the buffered bytes within `linger` seconds, then close the pipe. The reader then gets end of file."""
         super().close()
         self._close_when_ended()
 
     def _close_when_ended(self) -> None:
         if self.state is ENDED or self.state is LINGERING:
+            self.reset(None)
+
+
+class DuplexPipe(Pipe):
+    """A stream that is read and written: a terminal, either end of a pty, a serial line.
+
+    A terminal has no half-close: `write_eof` sends the buffered bytes and refuses further writes, and the other side is
+    not told. (A program that reads lines takes the byte 4, Ctrl-D, for an end of file.)
+    """
+
+    __slots__ = ()
+
+    @property
+    def unread(self) -> bool:
+        return self.sock is not None and bool(self.sock.has_bytes())  # type: ignore[attr-defined]
+
+    def handle_write(self, dispatched: bool = True) -> None:
+        super().handle_write(dispatched)
+        self._close_when_sent()
+
+    def close(self) -> None:
+        """Send the buffered bytes within `linger` seconds, then close the descriptor."""
+        super().close()
+        self._close_when_sent()
+
+    def _close_when_sent(self) -> None:
+        if self.state is LINGERING:  # a socket would now wait for the end of the other side
             self.reset(None)
 
 
@@ -123,3 +157,51 @@ class CheckedWritePipe(WritePipe, CheckedStream):
     """A `WritePipe` for `Reactor(debug=True)`."""
 
     __slots__ = ()
+
+
+class CheckedDuplexPipe(DuplexPipe, CheckedStream):
+    """A `DuplexPipe` for `Reactor(debug=True)`."""
+
+    __slots__ = ()
+
+
+def open_fd(
+    loop: Loop, kernel: Kernel, file: Any, on_data: OnData | None, closefd: bool, options: FdOptions, checked: bool
+) -> Pipe:
+    """Make a stream over a descriptor; see `Reactor.open_fd`."""
+    given: Any = options
+    callbacks = {name: given[name] for name in Callbacks.__slots__ if name in given}
+    others = {name: value for name, value in given.items() if name not in callbacks}
+    settings, streams = Options(**others), Callbacks(on_data, **callbacks)
+    fd, closefd = number_of(file), switch('closefd', closefd)
+    loop.guard.check()
+    key = loop.watchers.selector.get_map().get(fd)
+    if key is not None and key.data.fileno() == fd:
+        raise ReactorError(f'descriptor {fd} already belongs to {describe(key.data)}; close that first')
+    try:
+        sock, reads, writes = kernel.open_fd(fd, None if file is fd else file, not closefd)
+        if not writes:
+            _refuse(fd, 'reading', write_timeout=settings.write_timeout)
+        if not reads:
+            _refuse(fd, 'writing', read_timeout=settings.read_timeout, on_data=on_data)
+        one_way, both_ways = PIPES[checked]
+        stream = (both_ways if reads and writes else one_way[writes])(loop, settings, streams, None)
+        stream.peer = f'descriptor {fd}'
+        stream.attach(sock)  # type: ignore[arg-type]  # it has the methods of a socket that a stream calls
+    except PermissionError:
+        raise always_ready(fd) from None
+    sock.begin()
+    return stream
+
+
+# The classes for descriptors that are only read or only written, and for both; with True, for `Reactor(debug=True)`.
+PIPES: dict[bool, tuple[tuple[type[Pipe], type[Pipe]], type[Pipe]]] = {
+    False: ((ReadPipe, WritePipe), DuplexPipe),
+    True: ((CheckedReadPipe, CheckedWritePipe), CheckedDuplexPipe),
+}
+
+
+def _refuse(fd: int, only: str, **options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f'{name}={shown(value)} cannot apply: descriptor {fd} is open for {only} only')

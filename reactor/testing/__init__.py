@@ -24,7 +24,7 @@ sequences of socket calls on both, and compare each result and the readiness aft
 - Selectors report in the order of registration, or in a random order (the fault `select.shuffled`). On Linux, epoll
   reports in the order in which descriptors became ready.
 - An IPv6 socket that connects to an IPv4 address and then to an IPv6 address works. Linux keeps it in IPv4 mode.
-- There is no ancillary and no out-of-band data, and there are no child processes and pipes.
+- There is no ancillary and no out-of-band data, and there are no child processes, pipes and terminals.
 - kqueue and Windows are simulated from their documentation, and are not compared with a real system.
 
 With the profile 'hostile', the simulated world is harsher: peers vanish without a word, partitions last minutes,

@@ -207,6 +207,9 @@ class SimKernel(Descriptors):
     def pipe(self, writing: bool) -> Any:
         raise OSError(errno.ENOTSUP, 'processes and their pipes are not simulated')
 
+    def open_fd(self, fd: int, owner: Any, keep: bool) -> Any:
+        raise OSError(errno.ENOTSUP, f'only sockets are simulated, so descriptor {fd} cannot be opened')
+
     def spawn(self, args: list[Any], *rest: Any) -> Any:
         raise OSError(errno.ENOTSUP, f'processes are not simulated: {args[0]!r} was not started')
 

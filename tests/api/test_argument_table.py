@@ -18,6 +18,7 @@ import builtins
 import contextlib
 import gc
 import inspect
+import os
 import re
 import signal
 import socket
@@ -42,7 +43,7 @@ from reactor.net.datagram import DatagramSocket
 from reactor.net.listener import Listener
 from reactor.net.options import Options
 from reactor.net.resolver import LookUp
-from reactor.system.pipe import ReadPipe, WritePipe
+from reactor.system.pipe import DuplexPipe, ReadPipe, WritePipe
 from tests.conftest import open_descriptors
 from tests.helpers.support import INTERNAL, options_of
 
@@ -124,6 +125,12 @@ class World:
         path.write_bytes(b'x' * 10000)
         return self.track_file(path.open('rb'))
 
+    def terminal(self) -> Any:
+        """Return the master of a terminal, as a file."""
+        master, slave = os.openpty()
+        self.track_file(os.fdopen(slave, 'rb+', buffering=0))
+        return self.track_file(os.fdopen(master, 'rb+', buffering=0))
+
     def track_file(self, file: Any) -> Any:
         self.sockets.append(file)
         return file
@@ -181,6 +188,7 @@ OBJECTS: dict[type, Callable[[World], Any]] = {
     Process: World.child,
     ReadPipe: lambda world: world.child(stdout=PIPE).stdout,
     WritePipe: lambda world: world.child(stdin=PIPE).stdin,
+    DuplexPipe: lambda world: world.r.open_fd(world.terminal()),
     Descriptor: lambda world: world.r.watch_fd(world.pair()[0], READ, nothing),
     Notifier: lambda world: world.r.notifier(nothing),
     Idler: lambda world: world.r.idle(nothing),
@@ -200,6 +208,7 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Reactor.connect_tcp': lambda world: dict(zip(('host', 'port'), world.listening().getsockname(), strict=True)),
     'Reactor.connect_unix': lambda world: {'path': str(world.folder / 'no-listener')},
     'Reactor.adopt': lambda world: {'sock': world.pair()[0]},
+    'Reactor.open_fd': lambda world: {'fd': world.terminal()},
     'Reactor.bind_udp': lambda world: {'host': HERE, 'port': 0, **DATAGRAMS},
     'Reactor.connect_udp': lambda world: {'host': HERE, 'port': 9, **DATAGRAMS},
     'Reactor.resolve': lambda world: {'host': HERE, 'on_done': nothing},
@@ -236,6 +245,8 @@ MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
 LEFT_OUT = {
     ('Reactor.listen_tcp', 'host', 'None'),  # this would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
+    ('Reactor.open_fd', 'fd', '0'),  # this would take the standard input and output of the tests
+    ('Reactor.open_fd', 'fd', '1'),
     # The context is a client's, so the message rightly names the context and not `server_side`.
     ('Stream.start_tls', 'server_side', '1'),
     ('Stream.start_tls', 'server_side', 'True'),

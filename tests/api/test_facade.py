@@ -34,7 +34,7 @@ API = {
     # calls and timers
     *('call_soon', 'call_soon_threadsafe', 'call_later', 'call_at', 'call_every'),
     # streams
-    *('listen_tcp', 'listen_unix', 'connect_tcp', 'connect_unix', 'adopt'),
+    *('listen_tcp', 'listen_unix', 'connect_tcp', 'connect_unix', 'adopt', 'open_fd'),
     # datagrams
     *('bind_udp', 'connect_udp'),
     # signals and threads

@@ -116,6 +116,7 @@ def test_the_readme_names_everything_public():
         'failures',
         'guard',
         'kernel',
+        'look_ups',
         'spins',
         'streams',
         'timers',

@@ -1043,7 +1043,7 @@ def test_an_option_of_sockets_is_refused_for_the_pipes_of_a_child_and_not_ignore
 def test_a_pipe_has_no_tls(r):
     process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
     for pipe in process.stdin, process.stdout:
-        with pytest.raises(TypeError, match='is a pipe'):
+        with pytest.raises(TypeError, match='needs a connection over a socket'):
             pipe.start_tls(None)
     process.close()
     run_until(r, lambda: not r.handles())

@@ -59,6 +59,11 @@ def main(r: Reactor) -> None:
     if child.stdin is not None and child.stdout is not None:
         child.stdin.write(b'x', lambda pipe: pipe.close())
         child.stdout.on_data = on_data
+    pipe = r.open_fd(0, on_data, closefd=False, on_eof=lambda stream: stream.close(), high_water=1)
+    assert_type(pipe, Stream)
+    fd_options: reactor.FdOptions = {'idle_timeout': 5, 'on_close': lambda stream, exc: print(stream.state, exc)}
+    with open('/dev/tty', 'rb') as file:
+        r.open_fd(file, **fd_options)
     r.watch_path(Path('x'), on_change, 1)
     r.watch_path('x', lambda handle, path, change: handle.close())
     context = ssl.create_default_context()

@@ -37,6 +37,11 @@ def on_exit(process: Process, code: int) -> None:
 
 
 def datagrams(r: Reactor) -> None:
+    r.open_fd('/dev/tty')  # wrong: value
+    r.open_fd(0, datagram)  # wrong: callback
+    r.open_fd(0, on_close=one)  # wrong: callback
+    r.open_fd(0, nodelay=True)  # wrong: shared option
+    r.open_fd(0, closefd='no')  # wrong: value
     r.bind_udp('localhost')  # wrong: call
     r.bind_udp('localhost', '53')  # wrong: value
     r.bind_udp('localhost', 53, on_data)  # wrong: callback
