@@ -231,15 +231,15 @@ class Simulation:
             self.world.stops += over is False
             if over or (over is False and self._until_stop):
                 break
-        self._finish_others()
-        if kernel.faults.on:
-            kernel.calm()
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
             raise Violation(f'liveness: run() returned {over}, but these events have not happened: {missing}')
         if over:
             oracles.check_over()
         oracles.check_turn(0)
+        self._finish_others()
+        if kernel.faults.on:
+            kernel.calm()
         try:
             self.reactor.close()
         except OSError:
