@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=0.0,
         metavar='SECONDS',
-        help='compare the simulated kernel with this Linux for this long, instead of a few seconds: "pytest '
+        help='compare the simulated kernel with this Linux for this long, instead of a few seconds: "pytest -rP '
         '--like-linux-seconds 3600 -k random tests/testing/test_like_linux.py" takes an hour',
     )
     parser.addoption(

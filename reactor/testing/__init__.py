@@ -10,7 +10,8 @@ It simulates failures of every kind and takes no real time. The same seed always
     SimProcess        another process on the same network, which can be killed and started again: `World.process`
 
 The selectors epoll, poll and select, and the sockets on them, behave like Linux: the project's tests run random
-sequences of socket calls on both, and compare each result and the readiness after it. These differences stay:
+sequences of socket calls on both, and compare each result and the readiness after it. They also compare the callbacks
+of streams. These differences stay:
 
 - Buffer sizes and latencies are drawn from the seed. They are smaller and longer than those of the loopback of Linux,
   so that partial sends are found.
@@ -24,6 +25,7 @@ sequences of socket calls on both, and compare each result and the readiness aft
 - Selectors report in the order of registration, or in a random order (the fault `select.shuffled`). On Linux, epoll
   reports in the order in which descriptors became ready.
 - An IPv6 socket that connects to an IPv4 address and then to an IPv6 address works. Linux keeps it in IPv4 mode.
+- The byte counts of a TCP connection leave out SYN and FIN, and no segment waits for others (Nagle's algorithm).
 - There is no ancillary and no out-of-band data, and there are no child processes, pipes and terminals.
 - kqueue and Windows are simulated from their documentation, and are not compared with a real system.
 

@@ -277,13 +277,18 @@ class Side:
             sock.close()
 
 
+def quiet_kernel() -> SimKernel:
+    """A simulated kernel without faults, with one latency and one size of buffers."""
+    kernel = SimKernel(0, selector='epoll', faults=False, grain=0)
+    kernel._latency, kernel._capacity = 50_000, 262_144
+    return kernel
+
+
 class Simulated(Side):
     """The simulated kernel."""
 
     def __init__(self, *rest: Any) -> None:
-        kernel = SimKernel(0, selector='epoll', faults=False, grain=0)
-        kernel._latency, kernel._capacity = 50_000, 262_144
-        super().__init__(kernel, *rest)
+        super().__init__(quiet_kernel(), *rest)
 
     def copy(self, sock: Any) -> Any:
         return SimSocket(self.kernel, sock.family, sock.type, self.kernel.duplicate(sock.fileno()))
