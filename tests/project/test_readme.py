@@ -54,7 +54,7 @@ def run_shell(code):
 
 
 def named_files():
-    """Return (name, code) of each Python block; the name is None unless the text after the block says how to save it."""
+    """Return (name, code) of each Python block. The name is None if the text after it does not say how to save it."""
     found = []
     for number, (language, code) in enumerate(BLOCKS, 1):
         if language == 'python':
