@@ -48,7 +48,8 @@ class Reactor(DrainAPI):
     wait for events. Threads other than the one that runs the reactor may call only `call_soon_threadsafe` and
     `Notifier.trigger`.
 
-    Methods raise TypeError or ValueError for a wrong argument, and suggest the nearest name for a misspelt option.
+    Methods raise TypeError or ValueError for a wrong argument, and suggest the nearest name for a misspelt option. A
+    callback that cannot take its arguments, or is a coroutine function, is refused when it is given.
     Methods that start something raise `HandleClosed` after `close`, and `ReactorError` in another thread while the
     reactor runs; frequently called methods check the thread only with `debug=True`. Methods that open a descriptor
     raise `SelectorFull` when the selector has no room for it. The docstring of each method lists its other errors.
@@ -381,7 +382,7 @@ class Reactor(DrainAPI):
             OSError: A limit of the operating system has been reached, or permission is denied.
             ReactorError: The `watchdog` package is not installed.
         """
-        self._check(fn)
+        self.guard.check()
         return watch(self, self.kernel, path, fn, args)
 
 

@@ -75,7 +75,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         if not callable(fn) or self._guarded:
-            self._check(fn)
+            self._check(fn, args)
         self._soon.append((fn, args))
 
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
@@ -91,7 +91,7 @@ class LoopAPI:
             TypeError: `fn` is not callable.
             HandleClosed: The reactor is closed.
         """
-        callback('a callback', fn)
+        callback('a callback', fn, '()', len(args))
         if self.guard.closed:
             raise HandleClosed('this reactor is closed; make a new one')
         self._wakeup.call(fn, args)
@@ -114,7 +114,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         if not callable(fn) or self._guarded:
-            self._check(fn)
+            self._check(fn, args)
         elif is_async(fn):
             refuse_async('a callback', fn)
         return self.timers.add(self._timer, delay, fn, args)
@@ -138,7 +138,7 @@ class LoopAPI:
         Warns:
             RuntimeWarning: The deadline is 1 to 1,000 years ahead, so it was probably read from another clock.
         """
-        self._check(fn)
+        self._check(fn, args)
         deadline = number('deadline', deadline)
         wait = deadline - self._clock()
         if YEAR < wait < 1000 * YEAR:  # a longer wait probably means "never"
@@ -164,7 +164,7 @@ class LoopAPI:
             ValueError: `interval` is not finite, or not above 0.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
+        self._check(fn, args)
         interval = number('interval', interval)
         if interval <= 0:
             raise ValueError(f'interval must be a number of seconds above 0, not {interval!r}')
@@ -191,7 +191,7 @@ class LoopAPI:
             OSError: The signal cannot be caught.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
+        self._check(fn, args)
         whole('signum', signum, 1, MOST_SIGNUM, 'signal number')
         return self._signals.add(signum, fn, args)
 
@@ -247,7 +247,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
             ReactorError: Called in a thread other than the one that runs the reactor.
         """
-        self._check(fn)
+        self._check(fn, args)
         if on_done is not None:
             callback('on_done', on_done, '(result, error)')
         return self._threads.submit(fn, args, on_done)
@@ -279,8 +279,8 @@ class LoopAPI:
             TypeError, ValueError: An argument is wrong.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
         callback('fn', fn, '(handle, event)', len(args))
+        self.guard.check()
         return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # `self` is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
@@ -300,7 +300,7 @@ class LoopAPI:
             TypeError: `fn` is not callable.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
+        self._check(fn, args)
         return self._idlers.add(fn, args)
 
     def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
@@ -321,7 +321,7 @@ class LoopAPI:
             TypeError: `fn` is not callable.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
+        self._check(fn, args)
         return Notifier(self, fn, args, once)  # type: ignore[arg-type]  # `self` is a `Loop`
 
     def add_exit_callback(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
@@ -335,7 +335,7 @@ class LoopAPI:
             TypeError: `fn` is not callable.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
+        self._check(fn, args)
         self._exit_callbacks.append((fn, args))
 
     def fileno(self) -> int:
@@ -393,6 +393,6 @@ class LoopAPI:
                 message = f'a Reactor that was never run is destroyed with {count}: call run(), or close()'
                 warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
-    def _check(self, fn: object) -> None:
-        callback('a callback', fn)
+    def _check(self, fn: object, args: tuple[Any, ...]) -> None:
+        callback('a callback', fn, '()', len(args))
         self.guard.check()

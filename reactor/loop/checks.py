@@ -108,11 +108,17 @@ def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
         function = fn.__func__ if type(fn) is MethodType else fn
         if type(function) is FunctionType:
             bound = function is not fn
-            wrong = _misfit(function, arguments.count(',') + 1 + more + bound, bound)
+            own = 0 if arguments == '()' else arguments.count(',') + 1
+            wrong = _misfit(function, own + more + bound, bound)
             if wrong:
                 place = place_of(function.__code__, function.__module__)
-                shape = f'{arguments[:-1]}, *args), {more} of them yours,' if more else f'{arguments},'
-                raise TypeError(f'{name} is called with {shape} but {place} {wrong}')
+                raise TypeError(f'{name} is called with {_shape(arguments, more)}, but {place} {wrong}')
+
+
+def _shape(arguments: str, more: int) -> str:
+    if arguments == '()':
+        return f'{more} argument{"" if more == 1 else "s"}'
+    return f'{arguments[:-1]}, *args), {more} of them yours' if more else arguments
 
 
 def is_async(fn: Any) -> bool:

@@ -61,8 +61,8 @@ class DrainAPI(Loop):
             TypeError: `fn` is not callable.
             HandleClosed: The reactor is closed.
         """
-        self._check(fn)
         callback('fn', fn, '(seconds)', len(args))
+        self.guard.check()
         if self.streams.drain is not None:
             self.streams.drain.call(fn, args)
             return

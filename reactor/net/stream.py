@@ -341,9 +341,10 @@ class Stream(Sender):
         return -1 if self.sock is None else self.sock.fileno()
 
     def __repr__(self) -> str:
+        here = '' if self.sock is None else f'{show(self.sockname)} '
         return (
-            f'<{type(self).__name__} fd={self.fileno()} {self.state} {show(self.sockname)} to '
-            f'{show(self.peername)}, {self.buffered} bytes wait>'
+            f'<{type(self).__name__} fd={self.fileno()} {self.state} {here}to {show(self.peername)}, '
+            f'{self.buffered} bytes wait>'
         )
 
     # -- methods for opening (internal)

@@ -121,6 +121,29 @@ def test_every_method_that_takes_a_callback_checks_it(r, give):
     assert 'is called with (' in refusal(give, r, none)
 
 
+@pytest.mark.parametrize(
+    'give',
+    [
+        lambda r, fn, *args: r.call_at(r.now + 1, fn, *args),
+        lambda r, fn, *args: r.call_every(1, fn, *args),
+        lambda r, fn, *args: r.call_soon_threadsafe(fn, *args),
+        lambda r, fn, *args: r.add_signal_handler(signal.SIGUSR1, fn, *args),
+        lambda r, fn, *args: r.run_in_thread(fn, *args),
+        lambda r, fn, *args: r.idle(fn, *args),
+        lambda r, fn, *args: r.notifier(fn, *args),
+        lambda r, fn, *args: r.add_exit_callback(fn, *args),
+    ],
+)
+def test_a_function_that_cannot_take_its_own_arguments_is_refused_at_the_call(r, give):
+    place = f'{__name__}.one (test_messages.py:{LINE})'
+    assert f'is called with 0 arguments, but {place} takes 1 argument' in refusal(give, r, one)
+    assert f'is called with 2 arguments, but {place} takes 1 argument' in refusal(give, r, one, 1, 2)
+    assert r.handles() == [] and len(r.timers) == 0
+    with reactor.Reactor(debug=True) as other:
+        assert 'is called with 0 arguments' in refusal(other.call_later, 1, one)
+        assert 'is called with 1 argument, but' in refusal(other.call_soon, none, 1)
+
+
 # -- coroutine functions
 
 

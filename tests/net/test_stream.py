@@ -1235,7 +1235,7 @@ def test_peername_is_known_in_on_close(r, sockets, how):
         theirs.close()
     run_until(r, lambda: seen)
     assert seen[0][0] == expected
-    assert f'to 127.0.0.1:{expected[1]}' in seen[0][1]
+    assert f' CLOSED to 127.0.0.1:{expected[1]}, ' in seen[0][1]
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux knows the peer after a reset')

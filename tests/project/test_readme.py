@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -52,42 +53,61 @@ def run_shell(code):
     assert '200 of 200 connections' in done.stdout
 
 
-def run_test(code, folder):
-    (folder / 'server.py').write_text('def on_data(conn, data):\n    conn.write(data)\n')
-    (folder / 'test_server.py').write_text(code)
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-c', '/dev/null', 'test_server.py']
-    environment = {**os.environ, 'PYTHONPATH': f'{CHECKOUT}{os.pathsep}{folder}'}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-    assert '1 passed' in done.stdout, done.stdout + done.stderr
+def named_files():
+    """Return (name, code) of each Python block. The name is None if the text after it does not say how to save it."""
+    found = []
+    for number, (language, code) in enumerate(BLOCKS, 1):
+        if language == 'python':
+            begin = README.index(code) + len(code)
+            end = README.index(BLOCKS[number][1]) if number < len(BLOCKS) else len(README)
+            name = re.match(r'```\n+Save this as `(\w+\.py)`', README[begin:end])
+            found.append((name and name[1], code))
+    return found
 
 
 def run_python(code):
-    with tempfile.TemporaryDirectory() as folder:
-        if 'pytest_plugins' in code:
-            run_test(code, Path(folder))
-        elif found := re.search(r'70\d\d', code):
-            run_echo(code, found[0], Path(folder) / 'server.py')
+    """Save the block and those before it, each as the text says and exactly as it stands, and run this one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(CHECKOUT / 'setup.cfg', folder)  # the options of pytest in the checkout
+        for file, earlier in named_files():
+            path = folder / (file or 'unnamed.py')
+            path.write_text(earlier)
+            if earlier == code:
+                break
+        environment = {**os.environ, 'PYTHONPATH': str(CHECKOUT)}
+        if path.name.startswith('test_'):
+            run_test(path, environment)
+        elif port := re.search(r'127\.0\.0\.1(?:\', |:)(70\d\d)', code):
+            run_server(path, environment, int(port[1]))
         else:
-            subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
+            command = [sys.executable, '-W', 'error', path.name]
+            subprocess.run(command, cwd=folder, env=environment, check=True, timeout=30)
 
 
-def run_echo(code, its_port, path):
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    path.write_text(code.replace(its_port, str(port)))
-    environment = {**os.environ, 'PYTHONPATH': str(CHECKOUT)}
-    process = subprocess.Popen([sys.executable, '-W', 'error', str(path)], env=environment)
+def run_test(path, environment):
+    command = [sys.executable, *f'-m pytest {path.name}'.split()]
+    assert '.venv/bin/python ' + ' '.join(command[1:]) in README
+    done = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True, timeout=60)
+    assert '1 passed' in done.stdout, done.stdout + done.stderr
+
+
+def run_server(path, environment, port):
+    """Run a server, and talk to it with the README's command for those who have no `nc`."""
+    assert f'`python3 {path.name}`' in README
+    client = re.search(r'`python3 -c "(import socket; .*?)"`', README.replace('\n', ' '))[1].replace('7007', str(port))
+    with socket.socket() as sock:
+        if not sock.connect_ex(('127.0.0.1', port)):
+            pytest.skip(f'NOT TESTED: another program listens on port {port}')
+    process = subprocess.Popen([sys.executable, '-W', 'error', path.name], cwd=path.parent, env=environment)
     try:
         deadline = time.monotonic() + 10
         while True:
-            try:
-                sock = socket.create_connection(('127.0.0.1', port), timeout=10)
+            done = subprocess.run([sys.executable, '-c', client], capture_output=True, text=True, timeout=30)
+            if done.returncode == 0:
                 break
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline and process.poll() is None
-        with sock:
-            sock.sendall(b'hello')
-            assert sock.recv(100) == b'hello'
+            assert 'ConnectionRefusedError' in done.stderr and time.monotonic() < deadline and process.poll() is None
+        assert done.stdout == "b'hi'\n"
     finally:
         process.terminate()
         process.wait(10)
@@ -99,6 +119,15 @@ RUNNERS = {'sh': run_shell, 'python': run_python}
 @pytest.mark.parametrize('language, code', BLOCKS, ids=[code.split('\n')[0] for _, code in BLOCKS])
 def test_a_code_block_of_the_readme_runs(language, code):
     RUNNERS[language](code)
+
+
+def test_a_file_that_a_block_imports_has_been_saved_before():
+    saved = []
+    for name, code in named_files():
+        for module in re.findall(r'^(?:from|import) (\w+)', code, re.MULTILINE):
+            assert module in ('reactor', 'sys') or f'{module}.py' in saved, module
+        saved.append(name)
+    assert saved == ['echo.py', 'workers.py', None, 'test_echo.py']
 
 
 def test_the_echo_server_of_the_readme_has_at_most_twelve_lines():
