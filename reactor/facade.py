@@ -1,7 +1,6 @@
 """The object that a program holds: a loop that can listen, connect, look up names and start children.
 
-Other modules check the arguments and do the work: `net/endpoints.py` (sockets), `net/resolver.py` (look-ups), `system/`
-(children, watched paths) and `net/drain.py`. The facade knows every transport, so that the loop does not have to.
+Other modules do the work: `net/endpoints.py`, `net/resolver.py`, `net/drain.py` and `system/` (children, paths).
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ class Agenda(Platform):
         self.progress += 1
         self.trace.append((self.time, what, fd, detail))
 
-    def struck(self, site: str, strike: int, fd: int) -> None:
-        """Add the strike of a fault to the trace."""
-        self.note('fault', fd, f'{site}@{strike}')
+    def struck(self, site: str, strike: int, fd: int, key: int) -> None:
+        """Add the strike of a fault to the trace; without a descriptor, `key` says which file it concerns."""
+        self.note('fault', fd, (f'{site}@{strike}', key if fd < 0 else 0))
 
     def show_trace(self, last: int | None = None) -> str:
         """Return the trace as text, one line for each event; `last` limits it to that many lines."""

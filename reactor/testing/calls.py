@@ -60,6 +60,23 @@ class Call:
         self.deadline = deadline
 
 
+class InThread:
+    """A function that a program runs in a thread; its beginning and end are in the trace."""
+
+    def __init__(self, calls: Calls, fn: Callable[..., Any]) -> None:
+        self.calls = calls
+        self.fn = fn
+        self.__module__: str = getattr(fn, '__module__', '') or ''
+        self.__qualname__: str = getattr(fn, '__qualname__', type(fn).__qualname__)
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls.note_thread('begins', self.fn)
+        try:
+            return self.fn(*args)
+        finally:
+            self.calls.note_thread('ends', self.fn)
+
+
 class WatchedTimer(Timer):
     """A timer that reports to its `Call` when it is reset or cancelled."""
 
@@ -130,14 +147,18 @@ class Calls:
 
     def wrap(self, phase: int, kind: str, fn: Any) -> Any:
         """Return `fn` wrapped in a `Call`, or `fn` itself if it belongs to the reactor."""
-        module = getattr(fn, '__module__', None) or ''
-        ours = module.startswith(PACKAGE) and not module.startswith(TESTING)
-        if ours or not callable(fn) or not self.ledger.simulated:
+        if self._is_ours(fn) or not callable(fn) or not self.ledger.simulated:
             return fn
         call = Call(self, phase, kind, fn)
         if kind in self.soon:
             self.soon[kind].append(call)
         return call
+
+    def note_thread(self, what: str, fn: Any) -> None:
+        """Add a line to the trace if the program does something with a function in a thread."""
+        kernel = self.ledger.kernel
+        if self.ledger.simulated and kernel.running_thread != 1 and not self._is_ours(fn):
+            kernel.note(f'thread {kernel.running_thread - 1000} {what}', -1, getattr(fn, '__qualname__', repr(fn)))
 
     def check_call(self, call: Call) -> None:
         """Check a scheduled call that is being called."""
@@ -204,6 +225,11 @@ class Calls:
         call.deadline = None
         if call in self.timers:
             self.expect(call, self.timers[call])  # a repeating timer already has its next deadline
+
+    @staticmethod
+    def _is_ours(fn: Any) -> bool:
+        module = getattr(fn, '__module__', None) or ''
+        return module.startswith(PACKAGE) and not module.startswith(TESTING)
 
     # -- between two turns
 

@@ -116,7 +116,7 @@ class Faults:
             raise ValueError(f'there is no profile {profile!r}; choose one of {", ".join(PROFILES)}')
         known = PROFILES[profile]
         self.on: dict[str, Site] = {}
-        self.on_strike: Callable[[str, int, int], object] = _nothing  # called with site, number of the strike, fd
+        self.on_strike: Callable[[str, int, int, int], object] = _nothing  # called with site, strike, fd and key
         self.key_of: Callable[[int], int] = _no_key  # returns the key of the file of a descriptor
         self.drawn: float = 0.0  # a number from 0 to 1 that decides the details of the latest strike
         chosen = None if sites is None else frozenset(sites)
@@ -161,7 +161,7 @@ class Faults:
         if site.only is not None and site.strikes not in site.only:
             return False
         self.drawn = drawn
-        self.on_strike(name, site.strikes, fd)
+        self.on_strike(name, site.strikes, fd, key)
         return True
 
     def pick(self, choices: Sequence[Any]) -> Any:
@@ -205,7 +205,7 @@ def _no_key(fd: int) -> int:
     return 0
 
 
-def _nothing(name: str, strike: int, fd: int) -> None:
+def _nothing(name: str, strike: int, fd: int, key: int) -> None:
     pass
 
 

@@ -13,8 +13,8 @@
                        timers, connect timeouts and the time limits of connections.
     network.trickle    The first bytes of a send arrive one by one, one a second.
 
-Unix sockets and the wakeup are not affected. With the option `keepalive`, connections whose peer has vanished end with
-ETIMEDOUT when the faults stop. So programs can be tested that have no time limits.
+Unix sockets and the wakeup are not affected. With `Simulation(keepalive=True)`, connections whose peer has
+vanished end with ETIMEDOUT when the faults stop. So programs can be tested that have no time limits.
 """
 
 from __future__ import annotations

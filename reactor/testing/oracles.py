@@ -31,9 +31,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..facade import Reactor
-from ..hints import Ts
+from ..hints import Result, Ts
 from ..loop.idle import Idler
-from ..loop.threads import LOOK_UP_THREADS, THREADS
+from ..loop.threads import LOOK_UP_THREADS, THREADS, ThreadCall
 from ..loop.timers import Timer
 from ..net.datagram import DatagramSocket
 from ..net.datagram_sending import DATAGRAMS_PER_TURN
@@ -41,7 +41,7 @@ from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import Stream
 from .agenda import START
-from .calls import Calls, is_ours
+from .calls import Calls, InThread, is_ours
 from .due import Dues
 from .ends import Ends
 from .files import End, Listening, Stored
@@ -108,10 +108,22 @@ class WatchedReactor(Reactor):
         super().call_soon(self.oracles.calls.wrap(CALLS, 'call_soon', fn), *args)
 
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
+        self.oracles.calls.note_thread('calls call_soon_threadsafe', fn)
         call = self.oracles.calls.wrap(CALLS, 'call_soon_threadsafe', fn)
         super().call_soon_threadsafe(call, *args)
         if call is not fn:
             self.ledger.thread_called()
+
+    def run_in_thread(
+        self,
+        fn: Callable[[*Ts], Result],
+        *args: *Ts,
+        on_done: Callable[[Result | None, BaseException | None], object] | None = None,
+    ) -> ThreadCall:
+        call = super().run_in_thread(fn, *args, on_done=on_done)
+        if call.fn is not None:
+            call.fn = InThread(self.oracles.calls, call.fn)
+        return call
 
     def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         calls = self.oracles.calls

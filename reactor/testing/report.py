@@ -33,6 +33,7 @@ LIVENESS = 'after the faults have stopped, everything that was begun or expected
 END = 'the end of the trace:'
 SHOWN_LINES = 25  # lines of the trace
 SHOWN_STRIKES = 20
+SHOWN_CONNECTIONS, SHOWN_EVENTS = 4, 12  # connections that the violation or a strike names, and their last events
 Line = tuple[int, int, str, str]  # the turn, the time in ns, a connection or another file, and what happened
 
 
@@ -56,10 +57,10 @@ def show_report(kernel: SimKernel, ledger: Ledger, text: str, program: str, calm
             *_sentences(text),
             f'the program: {program}',
             f'the system: {", ".join(_system(kernel))}',
-            f'faults that could happen in the first {calm:.3g} s: {_kinds(on)}',
-            f'faults that happened: {len(strikes) or "none"}',
+            *_faults(calm, on, len(strikes)),
             *before,
             *map(_show, strikes[-SHOWN_STRIKES:]),
+            *_concerned(text, strikes, lines),
             END,
             *map(_show, lines[-SHOWN_LINES:]),
             '',
@@ -79,6 +80,8 @@ def named_lines(kernel: SimKernel, ledger: Ledger) -> Iterator[Line]:
     for end in ledger.tried | ledger.by_end:
         if end.peer is not None and end.peer.number not in names and names[end.number].startswith('client'):
             names[end.peer.number] = f'server{names[end.number][6:]}'  # it was never accepted
+    # A strike without a descriptor has the key of its connection, a number too large to be that of a file.
+    names.update({end.key: names[end.number] for end in ledger.tried | ledger.by_end if end.number in names})
     processes = [('', kernel), *((f'[{other.name}] ', other.kernel) for other in kernel.others)]
     open_files: list[dict[int, str]] = []  # for each process, the names of the files that are open now
     for _, each in processes:
@@ -105,7 +108,8 @@ def _translate(
     what: str, detail: Any, who: str, names: dict[int, str], open_files: dict[int, str], ledger: Ledger
 ) -> Iterable[tuple[str, str]]:
     if what == 'fault':
-        return [(who, f'fault {detail}: {ALL[detail.partition("@")[0]][1]}')]
+        strike, key = detail
+        return [(who or names.get(key, ''), f'fault {strike}: {ALL[strike.partition("@")[0]][1]}')]
     if what == 'ready':
         return [('', 'ready: ' + ', '.join(f'{open_files.get(fd, f"fd={fd}")} {_mask(mask)}' for fd, mask in detail))]
     if what == 'connected':
@@ -116,6 +120,8 @@ def _translate(
     if what == 'call':
         number, name, *values = detail
         return [(ledger.name(ledger.records[number]), f'the program calls {" ".join([name, *map(_value, values)])}')]
+    if what == 'refused':
+        return [(ledger.name(ledger.records[detail]), 'the write returned False')]
     if what == 'arrived':
         return [(names.get(detail[0], ''), f'arrived: {_value(detail[1:])}')]
     if what == 'stalled':
@@ -167,5 +173,23 @@ def _system(kernel: SimKernel) -> Iterator[str]:
         yield f'time advances in steps of {kernel.grain / 1e9:.3g} s'
 
 
-def _kinds(on: dict[str, Any]) -> str:
-    return ', '.join(f'{name} ({100 * site.often:.2g} %)' for name, site in on.items()) or 'none'
+def _faults(calm: float, on: dict[str, Any], happened: int) -> Iterator[str]:
+    if not on:
+        yield 'no fault is needed: the latencies and buffer sizes of the seed are enough'
+        return
+    kinds = ', '.join(f'{name} ({100 * site.often:.2g} %)' for name, site in on.items())
+    yield f'faults that could happen in the first {calm:.1f} s: {kinds}'
+    yield f'faults that happened: {happened or "none"}'
+
+
+def _concerned(text: str, strikes: list[Line], lines: list[Line]) -> Iterator[str]:
+    """Yield the last events of the connections that the violation or a strike names, except those at the very end."""
+    words = ' '.join([text, *(who for _, _, who, _ in strikes)])
+    found = dict.fromkeys(
+        f'{end} {number}' for number in re.findall(r'\b(?:client|server) (\d+)', words) for end in ('client', 'server')
+    )
+    for name in list(found)[:SHOWN_CONNECTIONS]:
+        mine = [line for line in lines if re.search(rf'\b{name}$', line[2])]
+        if mine and mine[-1] not in lines[-SHOWN_LINES:]:
+            yield f'the last events of {name}:'
+            yield from map(_show, mine[-SHOWN_EVENTS:])

@@ -179,7 +179,8 @@ def as_test(seed: int, options: dict[str, Any], programs: list[Any]) -> list[str
         call, fixture = f'simulate(program, seeds=[{seed}]{said})', 'simulate'
         lines = [f'# the program: {", ".join(map(program_name, programs))}']
         if len(programs) == 1 and can_be_imported(programs[0]):
-            lines = [f'from {programs[0].__module__} import {programs[0].__name__} as program']
+            name = programs[0].__name__
+            lines = [f'from {programs[0].__module__} import {name}{" as program" * (name != "program")}']
     lines = ["pytest_plugins = ['reactor.testing.fixture']", '', *lines] if fixture else lines
     test = [*lines, '', f'def test_seed_{seed}({fixture}):', f'    {call}']
     return ['as a test:', '', *(f'    {line}'.rstrip() for line in test), '']

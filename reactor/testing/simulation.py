@@ -294,10 +294,14 @@ class Simulation:
         )
 
     def _why_alive(self) -> str:
-        lines = self.reactor.why_alive()
+        lines = [*self.reactor.why_alive(), *(f'expects: {each.text}' for each in self.world.expectations)]
         for process in self.kernel.others:
             lines += process.why_alive()
-        return '\n'.join(lines)
+        text = '\n'.join(lines)
+        for world in self._worlds():
+            for stream in world.r.ledger.streams:
+                text = text.replace(repr(stream), f'{world.r.ledger.name(stream.record)}: {stream!r}')
+        return text.replace('<Watched', '<')
 
     def _worlds(self) -> list[World]:
         return [self.world, *(process.world for process in self.kernel.others if process.running)]

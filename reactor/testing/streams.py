@@ -123,6 +123,8 @@ class StreamChecks:
             raise
         finally:
             record.writing = False
+        if not taken:
+            self.ledger.kernel.note('refused', -1, record.number)
         if record.ended_by is not None or record.over:
             self.ledger.wrong(stream, f'a write after {record.ended_by or "on_close"} did not raise')
         if not taken and (failed or stream.closed):

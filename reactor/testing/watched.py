@@ -70,6 +70,7 @@ class WatchedStream(Stream):
         elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
         self.record.paused = not reading  # recorded even if the connection has failed
+        self._note('resume_reading' if reading else 'pause_reading')
         super().set_reading(reading)
 
     def _note(self, method: str) -> None:
@@ -85,6 +86,7 @@ class WatchedStream(Stream):
 
     def set_timeouts(self, **limits: Any) -> None:
         self.loop.ledger.touch(self)
+        self._note('set_timeouts')
         self.loop.ledger.uses(*limits.values())
         if not self.closed:
             self.record.limits_from = self.loop.ledger.time()

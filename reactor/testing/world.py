@@ -90,7 +90,10 @@ class World:
         self.r.oracles.conditions.append((fn, words))
 
     def fail(self, text: str) -> None:
-        """Fail the run with this text: the program has seen something that must not happen."""
+        """Fail the run with this text after this turn: the program has seen something that must not happen.
+
+        The method returns, and the callback goes on.
+        """
         self.r.ledger.violations.append(f'{text} (world.fail at {place_of_caller(1)})')
 
     def note(self, text: str) -> None:
