@@ -24,6 +24,9 @@ EXAMPLES = Path(__file__).parents[2] / 'examples'
 PROGRAMS = sorted([*EXAMPLES.glob('*.py'), *EXAMPLES.glob('porting/*.py')])
 LONGER = {
     'http_server.py': 205,
+    'https_pool.py': 155,
+    'redis_client.py': 159,
+    'rpc.py': 125,
     'resp_server.py': 345,
     'service.py': 105,
     'asyncore_relay_original.py': 72,
@@ -34,7 +37,7 @@ LONGER = {
 }  # the maximum number of lines in each of the longer examples
 SERVERS = [
     'chargen.py', 'chat.py', 'daytime.py', 'discard.py', 'echo.py', 'embed.py', 'live_page.py', 'observed.py',
-    'proxy.py', 'resp_server.py', 'seed.py', 'service.py', 'starttls.py', 'tls_echo.py', 'tls_service.py',
+    'proxy.py', 'resp_server.py', 'rpc.py', 'seed.py', 'service.py', 'starttls.py', 'tls_echo.py', 'tls_service.py',
     'udp_echo.py', 'workers.py',
 ]  # fmt: skip
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and cannot send SIGINT to a child')
