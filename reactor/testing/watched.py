@@ -63,6 +63,15 @@ class WatchedStream(Stream):
         self._note('write_eof')
         super().write_eof()
 
+    def pause_reading(self) -> None:
+        if _getframe(1).f_globals.get('__name__') != Stream.__module__:  # otherwise `reactor.framing` holds messages
+            self._note('pause_reading')
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._note('resume_reading')
+        super().resume_reading()
+
     def set_reading(self, reading: bool) -> None:
         self.loop.ledger.touch(self)
         if reading:
@@ -70,7 +79,6 @@ class WatchedStream(Stream):
         elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
         self.record.paused = not reading  # recorded even if the connection has failed
-        self._note('resume_reading' if reading else 'pause_reading')
         super().set_reading(reading)
 
     def _note(self, method: str) -> None:
