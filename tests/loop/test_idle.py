@@ -214,7 +214,7 @@ def test_a_closed_idler_releases_everything(r):
 
 
 def test_the_repr_of_an_idler_shows_what_it_calls(r):
-    idler = r.idle(test_the_repr_of_an_idler_shows_what_it_calls)
+    idler = r.idle(test_the_repr_of_an_idler_shows_what_it_calls, r)
     assert repr(idler) == f'<Idler calls {__name__}.test_the_repr_of_an_idler_shows_what_it_calls>'
     assert r.handles() == [idler]
     idler.close()

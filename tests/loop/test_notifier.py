@@ -189,7 +189,7 @@ def test_a_closed_notifier_releases_everything(r):
 
 
 def test_the_repr_of_a_notifier_shows_its_state(r):
-    notifier = r.notifier(turns)
+    notifier = r.notifier(turns, r, 1)
     assert repr(notifier) == '<Notifier calls tests.helpers.support.turns>'
     notifier.trigger()
     assert repr(notifier) == '<Notifier triggered, calls tests.helpers.support.turns>'

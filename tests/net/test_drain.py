@@ -123,7 +123,7 @@ def test_a_server_without_connections_stops_and_run_returns_false(r):
 def test_a_drain_ends_although_signal_handlers_and_timers_are_left(r):
     r.listen_tcp(HERE, 0)
     handler = r.add_signal_handler(signal.SIGTERM, r.drain, 10)
-    timer = r.call_every(60, turns, r)
+    timer = r.call_every(60, turns, r, 1)
     r.call_soon(os.kill, os.getpid(), signal.SIGTERM)
     assert r.run() is False
     assert r.handles() == [handler]
