@@ -221,8 +221,10 @@ def _noticed(name: str) -> property:
 
     def fset(stream: WatchedStream, value: Any) -> None:
         stream.loop.ledger.touch(stream)
-        if name == 'sock' and value is not None:
-            stream.record.limits_from = stream.loop.ledger.time()  # a client's time limits start when it is connected
+        # A client's time limits start when the connection is made. Its socket is connected earlier in the turn, and a
+        # callback in between may be slow. The origin changes when the connection is no longer CONNECTING.
+        if value is not None:
+            stream.record.limits_from = stream.loop.ledger.time()
         slot.__set__(stream, value)
 
     return property(slot.__get__, fset)
