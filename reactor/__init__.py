@@ -122,10 +122,11 @@ __all__ = [
     'run',
 ]
 
+if not TYPE_CHECKING:  # for a type checker, the module would have every name
 
-def __getattr__(name: str) -> Any:
-    """Import a part of the package when a program first uses it: few programs need `serve`, `observe` or `testing`."""
-    if name not in ('observe', 'serve', 'testing'):
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    __import__(f'{__name__}.{name}')
-    return globals()[name]
+    def __getattr__(name: str) -> Any:
+        """Import a part of the package when a program first uses it: few need `serve`, `observe` or `testing`."""
+        if name not in ('observe', 'serve', 'testing'):
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        __import__(f'{__name__}.{name}')
+        return globals()[name]
