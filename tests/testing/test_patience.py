@@ -134,4 +134,4 @@ def test_both_limits_are_options_of_the_command(monkeypatch, capsys, how):
     assert runs.main([*how, '--patience', '9.5', '--turns', '77']) == 1
     assert seen == [{'patience': 9.5, 'turns': 77}]
     if '--seeds' in how:
-        assert '--seed 5 --patience 9.5 --turns 77' in capsys.readouterr().out
+        assert '--patience 9.5 --turns 77 --seed 5' in capsys.readouterr().out

@@ -91,7 +91,9 @@ def test_the_faults_that_could_happen_and_those_that_did_are_listed():
     said = report(chunk_is_message, seed)
     assert re.search(r'^faults that could happen in the first \S+ s: .*(recv|send)\.short \(\d+\S* %\)', said, re.M)
     count = int(re.search(r'^faults that happened: (\d+)$', said, re.M)[1])
-    listed = said.partition('faults that happened: ')[2].partition('the end of the trace:')[0].splitlines()[1:]
+    listed = re.split('the last events|the end of the trace', said.partition('faults that happened: ')[2])[
+        0
+    ].splitlines()[1:]
     assert len(listed) == count > 0
     line = r'  turn \d+ +\d+\.\d+  (?:(?:client|server) \d: |socket fd=\d+: |listener fd=\d+: )?fault \w+\.\w+@\d+: \w+'
     assert all(re.match(line, each) for each in listed)
@@ -185,3 +187,71 @@ def test_a_report_is_the_same_in_every_process():
     }
     assert len(said) == 1
     assert 'the end of the trace' in said.pop()
+
+
+def failure(program, seed, **options):
+    with pytest.raises(SimulationFailed) as failed:
+        Simulation(seed, **options).run_program(program)
+    return str(failed.value)
+
+
+def test_what_waits_has_the_name_of_its_connection_and_the_expectations_are_listed():
+    def program(world):
+        world.expect('a miracle')
+        server = world.r.listen_tcp(*world.address())
+        world.r.connect_tcp(*server.address)
+
+    said = failure(program, 1, faults=False)
+    assert re.search(r'^client 1: <Stream fd=\d+ OPEN', said, re.M) and 'expects: a miracle' in said
+    assert 'Watched' not in said
+
+
+def test_without_faults_the_report_says_that_none_is_needed():
+    assert 'no fault is needed' in failure(lambda world: world.fail('wrong'), 1, faults=False)
+
+
+def test_the_last_events_of_a_connection_that_the_violation_names_are_shown():
+    def program(world):
+        server = world.r.listen_tcp(*world.address(), lambda conn, data: None)
+        first = world.r.connect_tcp(*server.address)
+        first.write(b'the first words')
+        for _ in range(40):
+            world.r.connect_tcp(*server.address)
+
+    said = failure(program, 1, faults=False)
+    events = said.partition('the last events of client 1:')[2].partition('the last events of')[0]
+    assert "the program calls write 15 bytes b'the first words'" in events
+
+
+def test_a_strike_without_a_descriptor_names_its_connection():
+    def program(world):
+        server = world.r.listen_tcp(*world.address(), lambda conn, data: None)
+        world.r.connect_tcp(*server.address, on_connect=lambda conn: conn.write(b'x'))
+        world.r.call_later(100, lambda: world.fail('wrong'))
+
+    said = ''.join(failure(program, seed, faults=('network.stall',), calm=50) for seed in range(60))
+    assert re.search(r'(client|server) 1: fault network\.stall@1', said)
+
+
+def test_the_trace_has_pauses_and_refused_writes_and_what_threads_do():
+    def work(world):
+        world.r.call_soon_threadsafe(done, world)
+
+    def done(world):
+        world.fail('wrong')
+
+    def program(world):
+        server = world.r.listen_tcp(*world.address(), on_connect=lambda conn: conn.pause_reading(), high_water=10)
+        conn = world.r.connect_tcp(*server.address, high_water=10)
+        world.r.call_later(1, lambda: conn.write(bytes(10_000_000)))
+        world.r.call_later(2, world.r.run_in_thread, work, world)
+
+    said = failure(program, 1, faults=False)
+    for text in (
+        'server 1: the program calls pause_reading()',
+        'client 1: the write returned False',
+        'begins test_the_trace_has_pauses',
+        'calls call_soon_threadsafe test_the_trace_has_pauses',
+        'ends test_the_trace_has_pauses',
+    ):
+        assert text in said, text

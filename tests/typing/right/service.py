@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, assert_type
 
+import reactor
 from reactor import Listener, Reactor, observe, serve
 from reactor.serve import WorkerListeners, Workers, systemd
 from reactor.serve.certificates import Certificates
@@ -35,3 +36,9 @@ def on_start(r: Reactor, workers: Workers) -> None:
 
 raise SystemExit(serve.run(main, workers=2, listen=['0.0.0.0:8000'], on_start=on_start, debug=True))
 raise SystemExit(serve.run(main_with_slot, log='json'))
+
+
+def through_the_package(r: Reactor) -> None:
+    assert_type(reactor.observe.serve_page(r), Listener)
+    reactor.serve.run(main_with_slot)
+    reactor.testing.Simulation(1, until_stop=True)
