@@ -50,6 +50,8 @@ OnDatagramError = Callable[[DatagramSocket, Exception], object]
 OnResolved = Callable[[list[str] | None, Exception | None], object]
 OnName = Callable[[str | None, Exception | None], object]
 OnExit = Callable[[Process, int | None, int | None], object]
+OnUp = Callable[[Stream], object]
+OnDown = Callable[[Stream | None, BaseException | None, float | None], object]
 CatchErrors = bool | Callable[[Exception, Handle | None], object]
 
 

@@ -175,7 +175,7 @@ class Kernel(Processes):
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise ValueError(f'fd must be a pipe, a terminal or a FIFO, and descriptor {fd} is a socket; use adopt()')
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
-        return FileSocket(fd, owner, keep), mode != os.O_WRONLY, mode != os.O_RDONLY
+        return FileSocket(fd, owner, keep, mode), mode != os.O_WRONLY, mode != os.O_RDONLY
 
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         """Return the addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""

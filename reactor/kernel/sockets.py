@@ -140,17 +140,19 @@ class FileSocket(PipeSocket):
         fd: The descriptor.
         owner: The object that closes it, or None: `close` closes the number.
         keep: Whether `close` leaves it open.
+        mode: How it was opened: O_RDONLY, O_WRONLY or O_RDWR.
     """
 
     __slots__ = ('_file', '_keep', '_owner', '_was_blocking')
 
-    # The users of each open file, by device and inode, which two descriptors of a terminal have in common.
-    users: ClassVar[dict[tuple[int, int], list[FileSocket]]] = {}
+    # The users of each open file. It is known by device, inode and mode, which two descriptors of a terminal have in
+    # common, and the two ends of a pipe do not.
+    users: ClassVar[dict[tuple[int, int, int], list[FileSocket]]] = {}
 
-    def __init__(self, fd: int, owner: Any, keep: bool) -> None:
+    def __init__(self, fd: int, owner: Any, keep: bool, mode: int) -> None:
         super().__init__(fd)
         status = os.fstat(fd)
-        self._file = status.st_dev, status.st_ino
+        self._file = status.st_dev, status.st_ino, mode
         self._owner = owner
         self._keep = keep
         self._was_blocking = False

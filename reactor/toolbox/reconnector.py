@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..callbacks import OnDown, OnUp
 from ..errors import EXHAUSTION, HandleClosed, ReactorError, TLSError
 from ..loop.checks import callback, number, shown, time_limit
 from ..loop.log import log
@@ -16,9 +17,6 @@ from ..net.stream import Stream
 
 # Exceptions of `connect` after which another attempt may succeed. Any other one is a mistake in the program.
 TEMPORARY = (OSError, ReactorError, *EXHAUSTION)
-
-OnUp = Callable[[Stream], object]
-OnDown = Callable[[Stream | None, BaseException | None, float | None], object]
 
 
 class Reconnector:
@@ -149,12 +147,13 @@ class Reconnector:
         self.conn, on_down, delay = None, self.on_down, None
         if final and not self.closed:
             self.closed = True
-            log('warning', 'gave up reconnecting after %d attempts: %s', self.attempts, exc)
+            log('warning', 'gave up reconnecting after attempt %d: %s', self.attempts, exc)
         if self.closed:
             self._release()
         else:
             if on_down is None and not self._delay:
-                log('warning', 'a client is not connected, and keeps trying: %s', exc or 'the connection was closed')
+                why = 'the connection was closed' if exc is None else exc
+                log('warning', 'a client is not connected, and keeps trying: %s', why)
             delay = self._wait()
         if on_down is not None:
             on_down(conn, exc, delay)
@@ -195,7 +194,7 @@ def reconnect(
 
     The client gives up, and logs a warning, when the certificate of the server is refused, or when a later call of
     `connect` raises anything but an `OSError` or a `ReactorError`. While it waits for an attempt, it keeps `run`
-    running. A drain does not stop it, because requests under way may need its server.
+    running. `Reactor.close` ends it. A drain does not, because requests under way may need its server.
 
     Args:
         connect: Called without arguments for each attempt. It starts a connection and returns it:

@@ -341,6 +341,17 @@ def test_of_two_streams_on_one_terminal_the_last_one_makes_it_blocking_again(r, 
     os.close(copy)
 
 
+def test_each_end_of_a_pipe_becomes_blocking_again_at_its_own_end(r, files):
+    reader, writer = files.pipe()
+    streams = [r.open_fd(fd, closefd=False) for fd in (reader, writer)]
+    streams[1].close()
+    turns(r, 1)
+    assert os.get_blocking(writer) and not os.get_blocking(reader)
+    streams[0].close()
+    turns(r, 1)
+    assert os.get_blocking(reader)
+
+
 def test_closefd_false_leaves_the_descriptor_open(r, files):
     reader, writer = files.pipe()
     for _ in range(2):

@@ -415,7 +415,7 @@ def test_a_mistake_in_connect_ends_the_client(sim, history, caplog, exc):
     with caplog.at_level(logging.WARNING, 'reactor'):
         assert sim.run()
     assert history[1:] == [(type(exc), None)] and client.closed and client.conn is None
-    assert [record.getMessage() for record in caplog.records] == ['gave up reconnecting after 2 attempts: x']
+    assert [record.getMessage() for record in caplog.records] == ['gave up reconnecting after attempt 2: x']
 
 
 @pytest.mark.parametrize('exc', [OSError('x'), ReactorError('x'), MemoryError()])
@@ -456,7 +456,7 @@ def test_a_certificate_that_cannot_be_verified_ends_the_client(r, certificates, 
     )
     run_until(r, lambda: history)
     assert history == [(TLSError, None)] and client.closed
-    assert 'gave up reconnecting after 1 attempts' in caplog.text
+    assert 'gave up reconnecting after attempt 1: ' in caplog.text
     server.close()
     run_until(r, lambda: not (r.handles() or r.completions))
 
