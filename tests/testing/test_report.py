@@ -216,7 +216,7 @@ def test_the_last_events_of_a_connection_that_the_violation_names_are_shown():
         first = world.r.connect_tcp(*server.address)
         first.write(b'the first words')
         for _ in range(40):
-            world.r.connect_tcp(*server.address)
+            world.r.connect_tcp(*server.address, on_connect=lambda conn: conn.close())
 
     said = failure(program, 1, faults=False)
     events = said.partition('the last events of client 1:')[2].partition('the last events of')[0]
