@@ -119,8 +119,8 @@ class Addresses(Agenda):
         """Free the address of a socket whose last descriptor was closed: for TCP, it may stay in TIME_WAIT."""
         end = binding.file
         self._end_waiting()
-        used = isinstance(end, End) and end.connected and end is not binding.unused_by
-        if used and not end.dead and (end.ended_first or not end.ended_in):
+        ends = isinstance(end, End) and end.connected and not end.dead and (end.ended_first or not end.ended_in)
+        if ends and end is not binding.unused_by:
             binding.until, binding.options = self.time + TIME_WAIT, dict(end.options)
             self._waiting.append(binding)
         else:
