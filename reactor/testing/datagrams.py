@@ -38,6 +38,8 @@ class SimDatagrams(SimHandle):
             mailbox.connect_unix(peer)
             mailbox.remote = address
             return 0
+        if mailbox.binding is None:  # the socket gets a port even if the connect fails
+            kernel.bind(mailbox, self.family, self.type, (self._anywhere(), 0))
         try:
             host = kernel.check_route(mailbox, address)[0]
         except OSError as exc:

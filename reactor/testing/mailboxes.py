@@ -75,6 +75,7 @@ class Mailbox(File):
         self.peer = peer
         peer.senders[self] = None
         self.look()
+        peer.look()  # its datagrams no longer wait for room in the queue of this socket
 
     def leave(self) -> None:
         """Be connected to no Unix socket. Unread datagrams are lost, and a peer that sends to it gets an error."""
@@ -83,7 +84,7 @@ class Mailbox(File):
             peer.senders.pop(self, None)
             if self.inbox and peer.references and peer.peer is self:
                 peer.error = errno.ECONNRESET
-                peer.look()
+            peer.look()
             self.inbox.clear()
             self.held = 0
             self.queue_changed()

@@ -162,7 +162,7 @@ class Side:
     def flood(self, step: Step, sock: Any, peer: int) -> Any:
         """Fill the buffers of a connection, and empty them. Return what each part ended with, and the readiness.
 
-        How many bytes fit is not compared. So a socket whose bytes could not be read is closed.
+        How many bytes fit is not compared. So if they could not all be read, both sockets are closed.
         """
         self.flooding = True
         sent = self.repeat(lambda: sock.send(bytes(100_000)))
@@ -172,7 +172,8 @@ class Side:
         self.flooding = False
         complete = got[0] == 'EAGAIN' and sent[1] == got[1]
         if not complete:
-            self.close(step, sock)
+            for slot in {step[1], peer} & self.sockets.keys():
+                self.sockets.pop(slot).close()
         return sent[0], ready, got[0], complete
 
     def repeat(self, fn: Callable[[], int]) -> tuple[Any, int]:

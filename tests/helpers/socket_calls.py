@@ -18,8 +18,14 @@ Step = tuple[Any, ...]
 SLOTS = 6  # sockets in a sequence
 V4, V6, UNIX = socket.AF_INET, socket.AF_INET6, socket.AF_UNIX
 STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-FOREIGN = {V4: '203.0.113.7', V6: '2001:db8::7'}  # addresses that no computer has; sockets are only bound to them
-LOCAL = {V4: ('127.0.0.1', '127.0.0.1', '0.0.0.0', '127.0.0.2'), V6: ('::1', '::1', '::', '::ffff:127.0.0.1')}
+FOREIGN: dict[int, str] = {
+    V4: '203.0.113.7',
+    V6: '2001:db8::7',
+}  # addresses that no computer has; sockets are only bound to them
+LOCAL: dict[int, tuple[str, ...]] = {
+    V4: ('127.0.0.1', '127.0.0.1', '0.0.0.0', '127.0.0.2'),
+    V6: ('::1', '::1', '::', '::ffff:127.0.0.1'),
+}
 ABORT = socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE
 ERROR = socket.SOL_SOCKET, socket.SO_ERROR
 SETTABLE: tuple[tuple[int, int, tuple[Any, ...]], ...] = (

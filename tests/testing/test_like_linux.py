@@ -15,7 +15,7 @@ import pytest
 from reactor.testing.sockets import SimSocket
 from tests.helpers import like_linux
 from tests.helpers.like_linux import ALLOWED, Difference, Linux, Simulated, difference, difference_once, shrink
-from tests.helpers.socket_calls import FAMILIES, draw
+from tests.helpers.socket_calls import ABORT, FAMILIES, draw
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='compares with Linux')
 
@@ -132,6 +132,40 @@ CASES = {
          ('accept', 0, 4), ('close', 0), ('close', 4), ('close', 2), ('socket', 0), ('bind', 0, ('127.0.0.1', 'a')),
          ('setsockopt', 0, *REUSE), ('bind', 0, ('127.0.0.1', 'a'))],
         ['EADDRINUSE', None, None],
+    ),
+    'a copy of a descriptor listens, too': (
+        'tcp v4',
+        [('socket', 0), ('dup', 0, 2), ('bind', 0, ('127.0.0.1', 'a')), ('listen', 0, 5), ('socket', 4),
+         ('connect', 4, ('127.0.0.1', 'a')), ('accept', 2, 0), ('getsockname', 2)],
+        [('127.0.0.1', 'chosen 3'), ('127.0.0.1', 'a')],
+    ),
+    'the queue of a Unix socket has room for 11 datagrams, and for those of its own peer': (
+        'unix datagrams',
+        [('socket', 0), ('bind', 0, 'a'), ('socket', 2), ('bind', 2, 'b'), ('connect', 2, 'a'),
+         *[('send', 2, b'x')] * 12, ('connect', 0, 'b'), ('send', 2, b'x')],
+        [1, 'EAGAIN', 'connected', 1],
+    ),
+    'a Unix socket that loses its peer loses its datagrams': (
+        'unix datagrams',
+        [('socket', 0), ('bind', 0, 'a'), ('socket', 2), ('bind', 2, 'b'), ('connect', 2, 'a'),
+         ('sendto', 0, b'x', 'b'), ('close', 0), ('send', 2, b'x'), ('recv', 2, 9, 0)],
+        ['ECONNREFUSED', 'EAGAIN'],
+    ),
+    'a connection that has ended keeps its port while its socket is open': (
+        'tcp v4',
+        [*PAIR, ('shutdown', 4, socket.SHUT_WR), ('close', 2), ('close', 0), ('bind', 4, ('127.0.0.1', 'a'))],
+        ['EADDRINUSE'],
+    ),
+    'a connection that has ended sends no reset': (
+        'tcp v4',
+        [*PAIR, ('shutdown', 4, 2), ('shutdown', 2, socket.SHUT_WR), ('setsockopt', 4, *ABORT), ('close', 4), ERROR],
+        [0],
+    ),
+    'a failed connect gives a datagram socket its port': (
+        'udp v6',
+        [('socket', 0), ('setsockopt', 0, *ONLY), ('connect', 0, ('::ffff:127.0.0.1', '0')),
+         ('bind', 0, ('::1', 'a'))],
+        ['ENETUNREACH', 'EINVAL'],
     ),
     'reading 0 bytes makes no call': ('tcp v4', [('socket', 0), ('recv', 0, 0, 0)], [b'']),
     'the bytes of a memoryview are sent, not its items': ('tcp v4', [*PAIR, ('send', 2, 'words')], [8]),
