@@ -225,6 +225,7 @@ class Simulation:
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()
+                    over = True
                     break
                 over = None
             todo = None
