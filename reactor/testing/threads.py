@@ -11,7 +11,8 @@ In the profile 'hostile' it can be suspended in other places, too, and the loop 
 
 A thread is never suspended between two other statements. So a lost update (the thread reads a number, the loop changes
 it, the thread writes the old number plus one) is only found if one of these calls is between the reading and the
-writing.
+writing. Locks are not simulated: if a thread is suspended while it holds a lock, and the loop or another thread waits
+for this lock, the run waits for ever.
 """
 
 from __future__ import annotations
