@@ -177,7 +177,7 @@ class Calls:
         Callbacks must not be nested, and phases must come in order. `phase` is None if any phase is allowed.
         """
         ledger, wrong = self.ledger, self.ledger.violations.append
-        if ledger.simulated and ledger.kernel.suspended is not None:
+        if ledger.simulated:
             ledger.kernel.suspended.preempt()
         if ledger.inside is not None:
             wrong(f'law 2: {what} is called inside {ledger.inside}')

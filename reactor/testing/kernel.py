@@ -103,7 +103,7 @@ class SimKernel(Descriptors):
         super().__init__(fail, lasting, keepalive, grain, seed, selector, faults, only, descriptors, profile)
         self.hosts = {**HOSTS, **(hosts or {})}
         self.replaced_in_vain: bool = False  # a selector was replaced although it worked
-        self.suspended: Threads | None = Threads(self) if self.hostile else None
+        self.suspended: Threads = Threads(self)
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
 
     # -- called by the simulation
@@ -258,16 +258,11 @@ class SimKernel(Descriptors):
         raise gaierror(EAI_NONAME, 'simulated: name or service not known')
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        # The thread's function runs from beginning to end while the loop is sleeping, unless the profile is hostile.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
         pool = name.rpartition('-')[0]
         self.threads[pool] += 1
-        delay = self.random.randrange(1, 400) * MS // 10
-        if self.suspended is not None:
-            self.suspended.start(target, delay, pool)
-        else:
-            self.at(self.time + delay, self._run_thread, target, pool)
+        self.suspended.start(target, self.random.randrange(1, 400) * MS // 10, pool)
 
     def thread(self) -> int:
         return self.running_thread
@@ -326,14 +321,6 @@ class SimKernel(Descriptors):
 
     # -- private methods
 
-    def _run_thread(self, target: Callable[[], None], pool: str) -> None:
-        self.running_thread = 1000 + self.next_number()
-        try:
-            target()
-        finally:
-            self.running_thread = 1
-            self.threads[pool] -= 1
-
     def _stored(self, fd: int) -> Stored:
         file = self.file(fd)
         if not isinstance(file, Stored):
@@ -344,7 +331,7 @@ class SimKernel(Descriptors):
         error = self.failing(name, -1)
         if error:
             raise gaierror(error, 'simulated: the look-up failed')
-        if self.suspended is not None and self.faults.falls('lookup.slow'):
+        if self.hostile and self.faults.falls('lookup.slow'):
             self.suspended.pause(self.faults.between(1000, 30_000))
 
     def _look_up(self, host: str, flags: int) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class Ledger:
 
     def thread_called(self) -> None:
         """Let the loop run before a thread goes on that has called `call_soon_threadsafe`, in the profile 'hostile'."""
-        if self.simulated and self.kernel.suspended is not None:
+        if self.simulated:
             self.kernel.suspended.called()
 
     def touch(self, stream: WatchedStream) -> None:

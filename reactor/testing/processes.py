@@ -86,8 +86,7 @@ class ProcessKernel(SimKernel):
     def die(self) -> None:
         """End the process as SIGKILL does: its descriptors are closed, and it makes no more calls."""
         self.dead, self.mortal = True, False
-        if self.suspended is not None:
-            self.suspended.end()
+        self.suspended.end()
         self.connects.clear()
         for fd in list(self.files):
             self.close_fd(fd)
@@ -111,10 +110,6 @@ class ProcessKernel(SimKernel):
 
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
         self.host.post(sender, data, address)
-
-    def _run_thread(self, target: Callable[[], None], pool: str) -> None:
-        if not self.dead:
-            super()._run_thread(target, pool)
 
 
 class Partition:

@@ -28,7 +28,18 @@ from .simulation import Simulation, SimulationFailed
 Block = tuple[int, int, dict[str, Any]]  # the first seed, how many there are, and the options of their runs
 Outcome = tuple[int, int, list[tuple[int, str]], list[Any]]  # a block's first seed, size, failures, and what it reached
 BLOCK = 20  # seeds that a process gets at once
-REPEATED = {'selector': 'manner', 'patience': 'patience', 'turns': 'turns'}  # options that shrinking does not change
+# Options of `Simulation` with a number, which shrinking does not change: the type, the letter for it and the help.
+LIMITS: dict[str, tuple[type, str, str]] = {
+    'calm': (float, 'S', 'the simulated seconds after which faults stop (default: drawn from the seed)'),
+    'patience': (float, 'S', 'the simulated seconds in which a run must end, once faults have stopped'),
+    'turns': (int, 'N', 'the most turns of a run'),
+    'max_undrained': (int, 'N', 'the most bytes that are written to a connection after a write has returned False'),
+    'max_memory': (int, 'N', 'the most bytes that the program holds for one connection'),
+}
+FLAGS = {
+    'until_stop': 'the program ends when it calls `stop` of its reactor',
+    'keepalive': 'hostile: connections whose peer has vanished end when the faults stop',
+}
 REPORT_EVERY = 10.0  # seconds between two progress lines, if stderr is not a terminal
 
 
@@ -66,16 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip seeds whose results it already has'
     )
-    parser.add_argument(
-        '--patience',
-        type=float,
-        metavar='S',
-        help='the simulated seconds in which a run must end, once faults have stopped',
-    )
-    parser.add_argument('--turns', type=int, metavar='N', help='the most turns of a run')
-    parser.add_argument(
-        '--until-stop', action='store_const', const=True, help='the program ends when it calls `stop` of its reactor'
-    )
+    for name, (kind, letter, text) in LIMITS.items():
+        parser.add_argument(flag(name), type=kind, metavar=letter, help=text)
+    for name, text in FLAGS.items():
+        parser.add_argument(flag(name), action='store_const', const=True, help=text)
     parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
     if options.program is not None:
@@ -101,7 +106,7 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run that the command line gives."""
     said = {
         'only': options.faults,
-        **{name: getattr(options, name) for name in ('program', 'traffic', 'profile', 'until_stop', *REPEATED)},
+        **{name: getattr(options, name) for name in ('program', 'traffic', 'profile', 'selector', *FLAGS, *LIMITS)},
     }
     return {name: value for name, value in said.items() if value is not None}
 
@@ -140,8 +145,13 @@ def run_one(seed: int, given: dict[str, Any], reached: Reached) -> Simulation:
 def command(given: dict[str, Any]) -> str:
     """Return the command line of these options, without those that shrinking changes."""
     words = ['python -m reactor.testing', *([given['program']] if 'program' in given else [])]
-    words += ['--until-stop'] * ('until_stop' in given)
-    return ' '.join([*words, *(f'--{flag} {given[name]}' for name, flag in REPEATED.items() if name in given)])
+    words += [flag(name) for name in FLAGS if name in given]
+    return ' '.join([*words, *(f'{flag(name)} {given[name]}' for name in ('selector', *LIMITS) if name in given)])
+
+
+def flag(name: str) -> str:
+    """Return the option of the command line for an option of `Simulation`."""
+    return '--manner' if name == 'selector' else '--' + name.replace('_', '-')
 
 
 def first_line(failed: SimulationFailed) -> str:

@@ -18,6 +18,7 @@ from .report import END
 from .simulation import SimulationFailed
 
 MOST_RUNS = 200
+MOST_PASSES = 4  # over the faults and the traffic
 MOST_SECONDS = 2.0  # of real time, after which no further run begins
 MOST_STRIKES = 6  # a fault that needs more strikes than this is listed without their numbers
 TRAFFIC = (0.0, 0.25, 0.5)  # tried in this order
@@ -49,15 +50,15 @@ class Shrinking:
         if not self.fails():
             self.repeatable = self.runs == 0
             return
-        if not self.fails(only=()):
-            self._drop_sites()
-            self._drop_strikes()
-        for traffic in TRAFFIC:
-            before = self.failed, self.options
-            if self.fails(traffic=traffic):
-                if length_of(self.failed) >= length_of(before[0]):
-                    self.failed, self.options = before
-                break
+        for number in range(MOST_PASSES):
+            before = self.options
+            if self.options.get('only') != () and not self.fails(only=()):
+                if number == 0:
+                    self._drop_sites()
+                self._drop_strikes()
+            self._drop_traffic()
+            if self.options == before:
+                break  # otherwise less traffic may need fewer faults
 
     def fails(self, **changes: Any) -> bool:
         """Run the seed with these changes; return whether it fails in the same way, and if so, keep the changes."""
@@ -92,6 +93,14 @@ class Shrinking:
                 strikes = [strike for strike in strikes if strike not in mine] + [site]
         if not self.fails(only=tuple(strikes)):
             self.fails(only=sites)
+
+    def _drop_traffic(self) -> None:
+        for traffic in TRAFFIC:
+            before = self.failed, self.options
+            if self.fails(traffic=traffic):
+                if length_of(self.failed) >= length_of(before[0]):
+                    self.failed, self.options = before
+                break
 
     def _minimize(self, faults: list[str]) -> list[str]:
         """Leave out faults while the run fails: first halves of the list, then smaller parts; return the rest."""

@@ -152,8 +152,7 @@ class Simulation:
             self._failed('\n'.join([*self._lost_peers(), waits, self._why_alive()]))
         finally:
             for kernel in (self.kernel, *(process.kernel for process in self.kernel.others)):
-                if kernel.suspended is not None:
-                    kernel.suspended.end()
+                kernel.suspended.end()
             if collecting:
                 gc.enable()
         return self
@@ -260,8 +259,8 @@ class Simulation:
                 raise Violation(f'liveness: nothing is left that could happen, but these events have not: {missing}')
 
     def _refuse_in_threads(self, kernel: SimKernel) -> None:
-        if kernel.suspended is not None and not self._allow_real:
-            kernel.suspended.around = lambda: Refusal(self._refuse)
+        if not self._allow_real:
+            kernel.suspended.around = lambda: Refusal(self._refuse, kernel.suspended.sleep)
 
     def _only_signals_are_left(self) -> bool:
         """Return whether nothing but signal handlers keeps the loop running: the program then has nothing to do."""

@@ -135,3 +135,53 @@ def test_both_limits_are_options_of_the_command(monkeypatch, capsys, how):
     assert seen == [{'patience': 9.5, 'turns': 77}]
     if '--seeds' in how:
         assert '--patience 9.5 --turns 77 --seed 5' in capsys.readouterr().out
+
+
+def undrained(world):
+    """A server that goes on writing after `write` has returned False."""
+
+    def on_connect(conn):
+        for _ in range(20):
+            conn.write(bytes(50_000))
+        conn.close()
+
+    server = world.r.listen_tcp(*world.address(), on_connect=on_connect, idle_timeout=60)
+    world.r.connect_tcp(*server.address, idle_timeout=60, on_close=lambda conn, exc: server.close())
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'), [('--max-undrained', '1000'), ('--max-memory', '1000'), ('--calm', '0.5')], ids=str
+)
+def test_the_command_line_has_the_options_and_its_repeat_line_too(option, value, monkeypatch, capsys):
+    name = option.lstrip('-').replace('-', '_')
+    seen, real = [], runs.run_seed
+
+    def run_seed(seed, **options):
+        seen.append(options.get(name))
+        return real(seed, **options)
+
+    monkeypatch.setattr(runs, 'run_seed', run_seed)
+    program = f'{__name__}:undrained'
+    failed = runs.main([program, '--seeds', '1', '--profile', 'default', option, value])
+    assert set(seen) == {float(value)}
+    said = capsys.readouterr().out
+    if option == '--calm':
+        assert not failed
+        return
+    repeat = said.partition('repeat: python -m reactor.testing ')[2].partition('\n')[0]
+    assert f' {option} {value} ' in repeat
+    assert runs.main(repeat.split()) == 1
+    assert first_line(capsys.readouterr().out.partition('\nfailed: ')[2]) == first_line(said)
+    assert runs.main([program, '--seed', '0', '--faults', 'none']) == 0
+
+
+def first_line(text):
+    return text.partition('\n')[0]
+
+
+def test_keepalive_can_be_set_on_the_command_line(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(runs, 'run_seed', lambda seed, **options: seen.append(options) or simulation().run(str))
+    runs.main([f'{__name__}:undrained', '--seed', '1', '--profile', 'hostile', '--keepalive'])
+    assert seen[0]['keepalive'] is True
+    assert '--keepalive' in runs.command(seen[0])

@@ -115,6 +115,36 @@ def test_a_run_that_fails_in_another_way_does_not_count():
     assert only(failed)
 
 
+def test_a_fault_that_less_traffic_makes_unnecessary_is_left_out_too():
+    def program(world):
+        size = world.random.randrange(1, 200)  # fits into every buffer
+
+        def on_data(conn, data):
+            if size < 5 or len(data) < size:
+                world.fail('too short')
+            conn.close()
+
+        server = world.r.listen_tcp(*world.address(), on_data, on_close=lambda conn, exc: server.close())
+        client = world.r.connect_tcp(*server.address, on_data=lambda conn, data: None)
+        for _ in range(size):
+            client.write(b'x')
+        client.write_eof()
+
+    failures = [failed for failed in (shrunk(program, seed, faults=('recv.short',)) for seed in range(20)) if failed]
+    assert len(failures) > 3
+    for failed in failures:
+        assert only(failed) == ()
+        assert failed.simulation.given['traffic'] == 0
+
+
+@pytest.mark.parametrize('program', list(PLANTED))
+def test_shrinking_again_finds_nothing_smaller(program):
+    first = first_failure(program)
+    given = {name: first.simulation.given[name] for name in ('only', 'traffic')}
+    again = shrunk(program, first.simulation.seed, **given)
+    assert {name: again.simulation.given[name] for name in given} == given
+
+
 def test_a_fault_that_needs_many_strikes_is_listed_without_numbers():
     def program(world):
         chunks = []
