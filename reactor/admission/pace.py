@@ -12,6 +12,8 @@ mod_reqtimeout.
 
 from __future__ import annotations
 
+from errno import EBADF
+
 from ..errors import LifetimeOver, TooSlow
 from ..loop.watcher import READ
 from ..net.addresses import show
@@ -72,7 +74,7 @@ class LimitedClient:
             counters.ended_slow += 1
             limit = f'the limit is min_rate={self._pace}'
             stream.reset(TooSlow(f'{show(stream.peername)} {slow}; {limit}; the connection was reset'))
-        else:
+        elif not stream.closed:
             self.begin(now)
 
     def _slowness(self, now: float, pace: Rate) -> str:
@@ -80,8 +82,10 @@ class LimitedClient:
         stream = self._stream
         try:
             heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)
-        except OSError:
-            return ''  # the connection has ended, which reading will report
+        except OSError as exc:
+            if exc.errno == EBADF:
+                stream.loop.watchers.evict(stream)  # epoll does not report that other code has closed the socket
+            return ''  # otherwise the connection has ended, which reading will report
         more, answered = heard > self._received, acked > self._acked
         self._received, self._acked = heard, acked
         if answered or not stream.events & READ:

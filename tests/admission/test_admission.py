@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import socket
 import sys
 import weakref
@@ -798,3 +799,16 @@ def test_limits_hold_over_tls_too(r, sockets, certificates, secured):  # noqa: F
     assert [client.closed for client in clients].count(True) <= 1
     close_all(r, listener, *conns, *clients)
     assert reactor.Limits is Limits
+
+
+@counted
+def test_a_client_whose_socket_other_code_has_closed_is_noticed_when_its_speed_is_checked(r, sockets):
+    """Regression: epoll does not report such a socket, and the error of the check was ignored."""
+    log = Log()
+    listener, conns = listen(r, log, limits=Limits(min_rate=(1, 1)))
+    connect(sockets, listener)
+    run_until(r, lambda: conns)
+    os.close(conns[0].fileno())
+    run_until(r, lambda: 'close' in log.names())
+    assert log[-1][1].errno == errno.EBADF
+    listener.close()
