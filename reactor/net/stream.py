@@ -372,8 +372,8 @@ class Stream(Sender):
         self.ending = None
         writer = self.writer
         assert writer is not None
-        for _, on_written, args in writer.reached():  # callbacks of empty writes, which no longer have to wait
-            self.loop.completions.append((self, on_written, args))
+        # Callbacks of empty writes, which no longer have to wait.
+        written = [(self, on_written, args) for _, on_written, args in writer.reached()]
         if writer.untouched and self.state is OPEN:
             self.writer = None
         events = (READ if reading else 0) | (0 if self.writer is None else WRITE)
@@ -383,6 +383,7 @@ class Stream(Sender):
             self.reset(exc.with_traceback(None))
         if self.sock is None:
             return  # the stream has failed, and `on_close` will be called
+        self.loop.completions.extend(written)
         if self.options.timed:
             self.start_timeouts()
         if self.on_connect is not None:

@@ -1786,6 +1786,22 @@ def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_n
     assert not kernel.files
 
 
+@pytest.mark.parametrize('error', [errno.ENOMEM, errno.EBADF])
+def test_an_empty_early_write_of_a_connection_that_cannot_be_watched_is_not_reported(error):
+    """Regression: `on_written` was called although `on_connect` never was."""
+    log = Log()
+    kernel = FailingKernel('register', error, count=3)  # the third registration is the stream's
+    with Reactor(kernel=kernel) as r:
+        server = kernel.socket(AF_INET, socket.SOCK_STREAM)
+        server.bind(('10.0.0.1', 80))
+        server.listen(5)
+        conn = r.connect_tcp('10.0.0.1', 80, **log.callbacks('on_connect', 'on_close'))
+        conn.write(b'', log.on_written)
+        r.run()
+    server.close()
+    assert [(name, exc.errno) for name, exc in log] == [('close', error)]
+
+
 def test_at_most_64_addresses_that_fail_at_once_are_tried_in_a_turn(w, world):
     log = Log()
     world.names['many.test'] = [f'10.0.0.{number}' for number in range(100)]

@@ -66,7 +66,7 @@ class Service:
             self.began is None
             or self.callbacks > 1
             or not 0 <= seconds < self.timeout + 1e-6
-            or (self.was_open and self.place.server.closed)
+            or (self.was_open and self.place.server.closed and not self.world.faulty)  # an error of accept closes it
         ):
             began, calls, server = self.began, self.callbacks, self.place.server
             self.world.fail(f'drain callback: call {calls}, {seconds} s left, drain began at {began}, {server!r}')
