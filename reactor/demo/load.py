@@ -140,8 +140,8 @@ class Load:
         self.ended = monotonic()
         if conn.data.connected:
             self.open -= 1
-        if conn.data.calls_left and not self.stopped:
-            kind = error_kind(exc)
+        if conn.data.calls_left:
+            kind = 'interrupted' if self.stopped else error_kind(exc)
             self.errors[kind] = self.errors.get(kind, 0) + 1
         if self.closed == self.connections or (self.stopped and self.closed == self.attempted):
             self.on_done()

@@ -262,7 +262,8 @@ class SteadyLoad:
 
     def line(self) -> str:
         """Return a line for the progress display."""
-        return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed'
+        stopping = '; waiting for answers, Ctrl-C ends at once' if self.stopped else ''
+        return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed{stopping}'
 
     def figures(self) -> dict[str, Any]:
         """Return the results for JSON; times in seconds."""

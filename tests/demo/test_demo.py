@@ -19,9 +19,11 @@ import pytest
 
 from reactor import Reactor
 from reactor.demo.experiment import Experiment, table
+from reactor.demo.load import Load
 from reactor.demo.memory import memory_kind, total_memory
 from reactor.demo.progress import Progress
 from reactor.demo.server import serve
+from tests.helpers.support import run_until
 
 CHECKOUT = Path(__file__).parents[2]
 DEMO = [sys.executable, '-m', 'reactor.demo']
@@ -228,6 +230,18 @@ def test_the_reply_times_of_load_show_a_server_that_falls_behind():
         done = demo('load', '--port', str(port), '--connections', '3', '--timeout', '0.5')
     assert done.returncode == 1
     assert 'Errors: total 3 reply-timeout 3' in done.stdout
+
+
+def test_a_load_that_is_interrupted_reports_its_open_connections_as_errors():
+    with Reactor() as r:
+        done: list[bool] = []
+        listener = r.listen_tcp('127.0.0.1', 0)
+        load = Load(r, *listener.address[:2], connections=9, rate=5, calls=1, timeout=30, sources=[],
+                    on_done=lambda: done.append(True))  # fmt: skip
+        run_until(r, lambda: load.requests >= 2)
+        load.stop()
+        run_until(r, lambda: done)
+        assert load.errors == {'interrupted': load.attempted} and load.stopped
 
 
 def descriptors(limit):
