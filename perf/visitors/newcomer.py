@@ -87,14 +87,19 @@ def until(debian: Debian, command: str, wanted: str, seconds: float = 30) -> Non
 def demo(debian: Debian) -> None:
     """Run the experiment, and open its page while it runs."""
     (command,) = block('reactor.demo').strip().splitlines()
-    process = debian.start(command)
+    process = debian.start(f'timeout 300 {command}')
     if '--dashboard' in command:
         until(debian, FETCH.format('http://127.0.0.1:9010/'), '<title>')
         print('    the page is served', flush=True)
-    output, _ = process.communicate(timeout=300)
-    if process.returncode or 'errors         0' not in output:
-        sys.exit(output)
-    print(*output.splitlines()[-10:], sep='\n')
+    lines = []
+    for line in process.stdout or ():
+        lines.append(line)
+        if 'until Ctrl-C' in line:
+            break
+    lines.append(end(process))
+    if 'errors         0\n' not in lines:
+        sys.exit(''.join(lines))
+    print(*lines[-11:], sep='')
 
 
 def echo(debian: Debian) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import json
+import os
+import re
 import selectors
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import Reactor, ReactorError, __version__
@@ -29,6 +32,10 @@ SELECTORS: dict[str, Any] = {
 }
 DASHBOARD, LOOPBACK = 9010, '127.0.0.1'
 SLOW = 0.1  # seconds after which a callback is listed as slow on the live page
+CONNECTIONS, STEADY_CONNECTIONS = 40000, 100  # defaults of `load` without and with --requests-per-second
+OPENING: dict[str, Any] = {'rate': 6000, 'calls': 1, 'sources': None}  # options without --requests-per-second
+STEADY: dict[str, Any] = {'seconds': 10, 'method': 'GET', 'path': '/'}  # options with --requests-per-second
+JSON_HELP = 'print one JSON object instead of the {}; times in seconds, sizes in bytes'
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
 
 DESCRIPTION = """\
@@ -78,6 +85,13 @@ def host(text: str) -> str:
     return text
 
 
+def path(text: str) -> str:
+    """Check that an argument can be the path of an HTTP request."""
+    if not re.fullmatch('/[!-~]*', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a path; it begins with / and has no spaces, only ASCII')
+    return text
+
+
 COUNT = number(int, 1, 'a whole number above 0')
 SOURCES = number(int, 1, 'a whole number from 1 to 64,000', 64_001)  # for the addresses 127.0.0.1 to 127.0.255.250
 SECONDS = number(float, 0, 'a number of seconds')
@@ -85,8 +99,8 @@ TIMEOUT = number(float, 1e-3, 'a number of seconds above 0')
 RATE = number(float, 1e-3, 'a number above 0')
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser for all commands and options."""
+def make_parsers() -> dict[str, CommandLineParser]:
+    """Return the parser of the whole command line under the name '', and the parser of each command under its name."""
     top = CommandLineParser(
         'python -m reactor.demo',
         description=DESCRIPTION,
@@ -97,14 +111,23 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument('--connections', type=COUNT, default=40000, help='connections to open at once (default 40000)')
     top.add_argument('--rate', type=RATE, default=6000, help='connections to open per second (default 6000)')
     top.add_argument('--delay', type=SECONDS, default=10, help='seconds until each request is answered (default 10)')
-    dashboard = {'type': port, 'nargs': '?', 'const': DASHBOARD, 'metavar': 'PORT',
-                 'help': f'serve a live page on this machine (default port {DASHBOARD}, 0: a free one)'}  # fmt: skip
-    top.add_argument('--dashboard', **dashboard)  # type: ignore[arg-type]
-    top.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
+    add_dashboard(top, '; it stays until Ctrl-C, also after the experiment')
+    top.add_argument('--json', action='store_true', help=JSON_HELP.format('table'))
     top.add_argument('--quiet', action='store_true', help='print no progress lines')
-    commands = top.add_subparsers(dest='command', title='commands', parser_class=CommandLineParser, metavar='')
-
+    commands = top.add_subparsers(dest='command', title='commands', parser_class=CommandLineParser, metavar='COMMAND')
     serving = commands.add_parser('serve', help='only the server')
+    loading = commands.add_parser('load', help='only the load')
+    add_serve_options(serving)
+    add_load_options(loading)
+    return {'': top, 'serve': serving, 'load': loading}
+
+
+def add_dashboard(to: CommandLineParser, stays: str = '') -> None:
+    text = f'serve a live page on this machine (default port {DASHBOARD}, 0: a free one){stays}'
+    to.add_argument('--dashboard', type=port, nargs='?', const=DASHBOARD, metavar='PORT', help=text)
+
+
+def add_serve_options(serving: CommandLineParser) -> None:
     serving.add_argument('--host', type=host, default='127.0.0.1', help='address to listen on (default 127.0.0.1)')
     serving.add_argument('--port', type=port, default=9009, help='port to listen on; 0 picks a free one (default 9009)')
     serving.add_argument('--delay', type=SECONDS, default=5, help='seconds until each request is answered (default 5)')
@@ -119,34 +142,85 @@ def parser() -> argparse.ArgumentParser:
         action='store_true',
         help='set SO_REUSEPORT, so that other processes can listen on the port, too',
     )
-    serving.add_argument('--seconds', type=SECONDS, help='exit after this many seconds')
+    serving.add_argument(
+        '--seconds', type=SECONDS, help='after this many seconds, stop listening, answer what was asked, and exit'
+    )
     serving.add_argument('--no-stats', action='store_true', help='print no statistics')
+    add_dashboard(serving)
 
-    serving.add_argument('--dashboard', **dashboard)  # type: ignore[arg-type]
 
-    loading = commands.add_parser('load', help='only the load')
+def add_load_options(loading: CommandLineParser) -> None:
     loading.add_argument('--host', type=host, default='127.0.0.1', help='host to connect to (default 127.0.0.1)')
     loading.add_argument('--port', type=port, default=9009, help='port to connect to (default 9009)')
-    loading.add_argument('--connections', type=COUNT, default=40000, help='connections in total (default 40000)')
-    loading.add_argument('--rate', type=RATE, default=6000, help='connections to open per second (default 6000)')
-    loading.add_argument('--calls', type=COUNT, default=1, help='requests on each connection (default 1)')
+    loading.add_argument(
+        '--connections',
+        type=COUNT,
+        help=f'connections in total (default {CONNECTIONS}; with --requests-per-second {STEADY_CONNECTIONS})',
+    )
+    loading.add_argument('--rate', type=RATE, help='connections to open per second (default 6000)')
+    loading.add_argument('--calls', type=COUNT, help='requests on each connection (default 1)')
     loading.add_argument(
         '--timeout', type=TIMEOUT, default=30, help='seconds to wait for a connection or an answer (default 30)'
     )
     loading.add_argument(
         '--sources', type=SOURCES, help='number of addresses 127.0.x.y to connect from (default: as many as needed)'
     )
-    loading.add_argument('--json', action='store_true', help='print one JSON object instead of the report')
+    loading.add_argument('--json', action='store_true', help=JSON_HELP.format('report'))
     steady = loading.add_argument_group(
-        'requests at a fixed rate', 'over keep-alive connections; every request is counted as answered or as an error'
+        'requests at a fixed rate',
+        'over keep-alive connections; every request is counted as answered or as an error, and waits while no '
+        'connection is open',
     )
     steady.add_argument(
         '--requests-per-second', type=RATE, metavar='RATE', help='requests per second, over all connections together'
     )
-    steady.add_argument('--seconds', type=RATE, default=10, help='how long to send requests (default 10)')
-    steady.add_argument('--method', choices=['GET', 'POST'], default='GET', help='HTTP method (default GET)')
-    steady.add_argument('--path', default='/', help='path to request (default /)')
-    return top
+    steady.add_argument('--seconds', type=RATE, help='how long to send requests (default 10)')
+    steady.add_argument('--method', choices=['GET', 'POST'], help='HTTP method (default GET)')
+    steady.add_argument('--path', type=path, help='path to request (default /)')
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. If it is wrong, print one line and exit with status 2."""
+    parsers = make_parsers()
+    command = argv[0] if argv else ''
+    if command not in parsers:
+        command = ''
+    check_names(argv, parsers, command)
+    args = parsers[''].parse_args(argv)
+    if args.command and not command:
+        parsers[args.command].error(f'give the options after the command `{args.command}`')
+    if command == 'load':
+        complete(args, parsers['load'])
+    return args
+
+
+def check_names(argv: Sequence[str], parsers: Mapping[str, CommandLineParser], command: str) -> None:
+    """Report an unknown option by its name. `argparse` would complain about its value first."""
+    known = {name: re.findall(r'--[a-z-]+', one.format_usage()) for name, one in parsers.items()}
+    known[command].append('--help')
+    for word in argv:
+        name = word.partition('=')[0]
+        if not name.startswith('--') or any(option.startswith(name) for option in known[command]):
+            continue
+        owners = [f'`{owner}`' for owner in parsers if owner and name in known[owner]]
+        near = difflib.get_close_matches(name, known[command], 1, 0.7)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        hint = f'; it belongs after the command {" or ".join(owners)}' if owners and not command else hint
+        parsers[command].error(f'unknown option {name}{hint}')
+
+
+def complete(args: argparse.Namespace, loading: CommandLineParser) -> None:
+    """Set the defaults of `load`. Refuse options that the chosen kind of load would ignore."""
+    steady = args.requests_per_second is not None
+    for name, default in {**OPENING, **STEADY}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif steady != (name in STEADY):
+            loading.error(f'--{name} {"has no effect with" if steady else "needs"} --requests-per-second')
+    if args.sources and not args.host.startswith('127.'):
+        loading.error(f'--sources needs a host 127.x.y.z, not {args.host!r}')
+    if args.connections is None:
+        args.connections = STEADY_CONNECTIONS if steady else CONNECTIONS
 
 
 def run_server(args: argparse.Namespace) -> int:
@@ -156,13 +230,8 @@ def run_server(args: argparse.Namespace) -> int:
         print(f'reactor.demo: this platform has no {args.selector} selector; use --selector default', file=sys.stderr)
         return 2
     raise_descriptor_limit()
-    try:
-        with Reactor(selector=selector(), slow_callback=None if args.dashboard is None else SLOW) as r:
-            r.run(lambda r: start_server(r, args))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (OSError, ReactorError) as exc:
-        return failed(exc, '--port 0 or --dashboard 0')
+    with Reactor(selector=selector(), slow_callback=None if args.dashboard is None else SLOW) as r:
+        r.run(lambda r: start_server(r, args))
     print('TCP server exited.', flush=True)
     return 0
 
@@ -190,14 +259,17 @@ def run_load(args: argparse.Namespace) -> int:
     most = raise_descriptor_limit()
     with Reactor() as r:
         load: Load | SteadyLoad
-        load = steady_load(r, args) if args.requests_per_second else opening_load(r, args, most)
+        load = steady_load(r, args, most) if args.requests_per_second else opening_load(r, args, most)
         progress = Progress(quiet=args.json, in_pipe=False)
         progress.start(r, lambda: f'{bar(load.share)} {load.line()}')
         r.add_signal_handler(signal.SIGINT, load.stop).unref()
         r.run()
         progress.end()
-    print(json.dumps(load.figures()) if args.json else load.report())
-    if load.share < 1:
+    print(json.dumps(load.figures()) if args.json else load.report(), flush=True)
+    if load.failed and not load.connected:
+        print(f'reactor.demo: no connection to {args.host} port {args.port} could be opened; start a server there '
+              f'(`python -m reactor.demo serve`), or give --host and --port', file=sys.stderr)  # fmt: skip
+    if load.stopped:
         return INTERRUPTED
     return 1 if load.failed else 0
 
@@ -212,26 +284,37 @@ def opening_load(r: Reactor, args: argparse.Namespace, most: int) -> Load:
                 most_open=most, on_done=r.stop)  # fmt: skip
 
 
-def steady_load(r: Reactor, args: argparse.Namespace) -> SteadyLoad:
-    """Return a load that sends requests at a fixed rate."""
-    return SteadyLoad(r, args.host, args.port, connections=args.connections, rate=args.requests_per_second,
+def steady_load(r: Reactor, args: argparse.Namespace, most: int) -> SteadyLoad:
+    """Return a load that sends requests at a fixed rate over at most `most` connections."""
+    if args.connections > most:
+        print(f'lowered from {args.connections:,} to {most:,} connections, because a process can open only {most:,} '
+              f'here (see `ulimit -Hn`)', file=sys.stderr)  # fmt: skip
+    return SteadyLoad(r, args.host, args.port, connections=min(args.connections, most), rate=args.requests_per_second,
                       seconds=args.seconds, timeout=args.timeout, method=args.method, path=args.path,
                       on_done=r.stop)  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    args = parser().parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen command, or the experiment, and return the exit status."""
     if args.command == 'serve':
         return run_server(args)
     if args.command == 'load':
         return run_load(args)
+    return run_experiment(args.connections, args.rate, args.delay, args.json, args.quiet, args.dashboard)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    args = parse(sys.argv[1:] if argv is None else argv)
     try:
-        return run_experiment(args.connections, args.rate, args.delay, args.json, args.quiet, args.dashboard)
+        return run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as exc:
-        return failed(exc, '--dashboard 0')
+    except BrokenPipeError:  # nobody reads the output any more, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
+        return 1
+    except (OSError, ReactorError) as exc:
+        return failed(exc, '--port 0 or --dashboard 0' if args.command == 'serve' else '--dashboard 0')
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ The process exits when its control connection is closed, so no process is left b
 
 from __future__ import annotations
 
-import signal
 import socket
 from os import getpid
 from time import process_time
@@ -55,6 +54,7 @@ class Child:
         self.load: Load | None = None
         self.control: ControlConnection = ControlConnection(r, sock, self.on_message, r.stop)
         r.call_every(REPORT_EVERY, self.report).unref()
+        self.control.send(ready=True)
 
     def on_message(self, message: dict[str, Any]) -> None:
         getattr(self, 'do_' + message.pop('do'))(**message)
@@ -98,7 +98,5 @@ def main() -> None:
     """Run this process as a child of the experiment, controlled over the socket that is its standard input."""
     raise_descriptor_limit()
     with Reactor() as r:
-        # Ignore SIGINT: Ctrl-C reaches the whole process group, and the experiment ends its children itself.
-        r.add_signal_handler(signal.SIGINT, int).unref()
         Child(r, socket.socket(fileno=0))
         r.run()

@@ -22,17 +22,22 @@ from ..observe.live import LivePage
 from .control import ControlConnection
 from .limits import most_connections, processes_for, raise_descriptor_limit, source_addresses
 from .load import quantile
+from .memory import memory_kind, total_memory
 from .progress import Progress
 
 HOST = '127.0.0.1'
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Started without `site` (-S), because its imports cost three megabytes in each process.
+# Started without `site` (-S), because its imports cost three megabytes in each process. SIGINT is ignored first of all:
+# Ctrl-C reaches the whole process group, and the experiment ends its children itself.
 CHILD = (
     sys.executable, '-S', '-E', '-c',
+    'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); '
     f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main()',
 )  # fmt: skip
 ANSWER_GRACE = 60.0  # seconds that an answer may take in addition to the delay, because all cores are busy
 SETTLE_GRACE = 10.0  # seconds for the servers to accept all connections of the loads
+STAYS = 'This page stays until Ctrl-C in the terminal'  # shown on the live page
+INTERRUPTED = 'The experiment has ended: interrupted'
 
 
 class ChildProcess:
@@ -45,7 +50,7 @@ class ChildProcess:
         with theirs:
             self.pid: int = experiment.r.spawn(CHILD, stdin=theirs).pid
         self.control: ControlConnection = ControlConnection(experiment.r, ours, self.on_message, self.on_gone)
-        self.base_memory = 0
+        self.base_memory = 0  # RSS in bytes before the first connection, for the live page
         self.base_cpu: float = 0.0
 
     def on_message(self, message: dict[str, Any]) -> None:
@@ -76,6 +81,8 @@ class Experiment:
         self.settled: float = 0.0
         self.released: float | None = None
         self.peak_open: int = 0
+        self.memory_kind: str = memory_kind()
+        self.base_memory: int = 0
         self.peak_memory: int = 0
         self.done: bool = False
         self.failure: str | None = None
@@ -95,13 +102,16 @@ class Experiment:
                             watched=self.watched)  # fmt: skip
 
     def start_loads(self) -> None:
-        count = processes_for(self.connections, self.per_process, False)
+        self.loads = [ChildProcess(self) for _ in range(processes_for(self.connections, self.per_process, False))]
+
+    def begin(self) -> None:
+        """Let the loads open connections. All processes run by now, so pages are shared by as many as at the peak."""
+        self.base_memory = total_memory((server.pid for server in self.servers), self.memory_kind)
+        count = len(self.loads)
         timeout = 2 * self.connections / self.rate + self.delay + ANSWER_GRACE
-        shares = [self.connections // count + (n < self.connections % count) for n in range(count)]
         self.began = monotonic()
-        for n, share in enumerate(shares):
-            load = ChildProcess(self)
-            self.loads.append(load)
+        for n, load in enumerate(self.loads):
+            share = self.connections // count + (n < self.connections % count)
             load.control.send(do='load', host=HOST, port=self.port, connections=share, rate=self.rate * share
                               / self.connections, timeout=timeout, sources=source_addresses(share, n + 1))  # fmt: skip
 
@@ -111,6 +121,9 @@ class Experiment:
         """Called with each message from a process: begin the next step if the current step is complete."""
         if 'failed' in message:
             self.fail(message['failed'])
+        elif 'ready' in message:
+            if process in self.loads and all('ready' in load.status for load in self.loads):
+                self.begin()
         elif 'listening' in message:
             self.port = message['listening']
             process.base_memory = memory(process.pid) or 0
@@ -133,7 +146,7 @@ class Experiment:
         connected = self.total(self.loads, 'connected')
         if self.peak_open >= connected or monotonic() > self.settled + SETTLE_GRACE:
             # No answer has been sent yet, so all the connections that the servers report are open at the same time.
-            self.peak_memory = sum(memory(server.pid) or 0 for server in self.servers)
+            self.peak_memory = total_memory((server.pid for server in self.servers), self.memory_kind)
             self.released = monotonic()
             for server in self.servers:
                 server.control.send(do='release')
@@ -160,8 +173,8 @@ class Experiment:
         """Describe how the experiment has ended, in one sentence."""
         if self.result:
             answered, errors = self.result['answered'], self.result['errors']
-            return f'The experiment has ended: {answered:,} answered, {errors:,} errors'
-        return f'The experiment has ended: {self.failure or "interrupted"}'
+            return f'The experiment has ended: {answered:,} answered, {errors:,} errors. {STAYS}'
+        return f'The experiment has ended: {self.failure}. {STAYS}' if self.failure else INTERRUPTED
 
     def line(self) -> str:
         """Return a line for the progress display."""
@@ -173,6 +186,11 @@ class Experiment:
         return f'{seconds:5.1f} s   open {opened:,} of {self.connections:,}   answered {finished:,}   errors {errors:,}'
 
     # -- ending
+
+    def end_processes(self) -> None:
+        """Let all processes exit."""
+        for process in self.servers + self.loads:
+            process.control.stream.close()
 
     def fail(self, reason: str) -> None:
         self.failure = self.failure or reason
@@ -189,7 +207,6 @@ class Experiment:
         for load in self.loads:
             for kind, count in load.status['errors'].items():
                 errors[kind] = errors.get(kind, 0) + count
-        base = sum(server.base_memory for server in self.servers)
         cpu = sum(server.status['cpu'] - server.base_cpu for server in self.servers)
         assert self.released is not None
         self.result = {
@@ -200,7 +217,7 @@ class Experiment:
             'errors_by_kind': errors,
             'peak_open': self.peak_open,
             'seconds': round(monotonic() - self.began, 3),
-            'rate': round(self.connections / opening, 1) if opening else None,
+            'rate': round(answered / opening, 1) if opening else None,
             'waited_for_all': round(max(0.0, self.released - self.began - self.delay), 3),
             'reply_time': {
                 name: round(quantile(times, share), 6) if times else None
@@ -208,10 +225,11 @@ class Experiment:
             },
             'server': {
                 'processes': len(self.servers),
-                'rss_bytes': self.peak_memory,
-                'base_rss_bytes': base,
-                'bytes_per_connection': round((self.peak_memory - base) / self.connections, 1),
-                'cpu_us_per_connection': round(cpu / self.connections * 1e6, 1),
+                'memory': self.memory_kind,
+                'memory_bytes': self.peak_memory,
+                'base_memory_bytes': self.base_memory,
+                'bytes_per_connection': each(self.peak_memory - self.base_memory, self.peak_open),
+                'cpu_us_per_connection': each(cpu * 1e6, self.peak_open),
             },
             'selector': DefaultSelector.__name__,
             'python': platform.python_version(),
@@ -237,44 +255,75 @@ def run_experiment(
         experiment = Experiment(r, connections=connections, asked=asked, rate=rate, delay=delay,
                                 per_process=per_process, progress=Progress(quiet),
                                 watched=dashboard is not None)  # fmt: skip
-        page = None
-        if dashboard is not None:
-            page = LivePage(r, HOST, dashboard, experiment.counters, about='The experiment of reactor.demo.')
-            print(f'live page at {page.url}', file=sys.stderr, flush=True)
+        page = None if dashboard is None else live_page(experiment, dashboard)
         try:
             r.call_soon(experiment.start)
             r.run()
         finally:
             experiment.progress.end()
-            experiment.done = True  # closing the reactor kills the processes
+            experiment.done = True  # from now on, processes may end
             if page is not None:
                 page.end(experiment.outcome())
+        status = report(experiment, as_json)
+        if page is not None:
+            experiment.end_processes()
+            keep(r, page)
+    return status
+
+
+def live_page(experiment: Experiment, port: int) -> LivePage:
+    """Serve the live page. Samples are taken even while no browser shows them, because it can be opened at the end."""
+    page = LivePage(experiment.r, HOST, port, experiment.counters, about='The experiment of reactor.demo.')
+    page.record()
+    print(f'live page at {page.url}', file=sys.stderr, flush=True)
+    return page
+
+
+def keep(r: Reactor, page: LivePage) -> None:
+    """Serve the page of the ended experiment until Ctrl-C."""
+    page.listener.ref()
+    try:
+        print(f'the live page stays at {page.url} until Ctrl-C', file=sys.stderr, flush=True)
+        r.run()
+    except KeyboardInterrupt:
+        pass
+
+
+def report(experiment: Experiment, as_json: bool) -> int:
+    """Print how the experiment has ended and return the exit status."""
     if experiment.failure:
         print(f'reactor.demo: {experiment.failure}', file=sys.stderr)
         return 1
-    result = experiment.result
-    print(json.dumps(result) if as_json else table(result, delay, asked))
+    result, asked = experiment.result, experiment.asked
+    print(json.dumps(result) if as_json else table(result, experiment.delay, asked), flush=True)
     return 0 if result['peak_open'] == asked == result['answered'] and not result['errors'] else 1
+
+
+def each(total: float, connections: int) -> float | None:
+    """Return the share of one connection, or None if there were no connections."""
+    return round(total / connections, 1) if connections else None
 
 
 def table(result: dict[str, Any], delay: float, asked: int) -> str:
     """Format the results as a table."""
     server, reply = result['server'], result['reply_time']
     kinds = ''.join(f', {count} {kind}' for kind, count in sorted(result['errors_by_kind'].items()))
-    waited = result['waited_for_all']
+    waited, processes = result['waited_for_all'], server['processes']
     rows = [
         ('open at once', f'{result["peak_open"]:,} of {asked:,} connections'),
         ('answered', f'{result["answered"]:,}'),
         ('errors', f'{result["errors"]:,}{kinds}'),
-        ('opened at', f'{result["rate"]:,.0f} a second'),
+        ('opened at', f'{result["rate"]:,.0f} a second, without those that failed' if result['errors'] else
+                      f'{result["rate"]:,.0f} a second') if result['rate'] else None,
         ('took', f'{result["seconds"]:.1f} s' + (f'; the answers waited {waited:.1f} s until all were open'
                                                  if waited else '')),
         ('reply time', f'p50 {reply["p50"]:.3f} s, p99 {reply["p99"]:.3f} s, max {reply["max"]:.3f} s, '
                        f'including the delay of {delay:g} s' if reply['p50'] is not None else 'none'),
-        ('server memory', f'{server["rss_bytes"] / 1e6:.1f} MB in {server["processes"]} processes, '
-                          f'{server["base_rss_bytes"] / 1e6:.1f} MB of it before the first connection'),
-        ('', f'{server["bytes_per_connection"]:.0f} bytes per connection'),
-        ('server CPU', f'{server["cpu_us_per_connection"]:.1f} µs per connection'),
+        ('server memory', f'{server["memory_bytes"] / 1e6:.1f} MB ({server["memory"]}) in {processes} '
+                          f'process{"es" if processes > 1 else ""}, '
+                          f'{server["base_memory_bytes"] / 1e6:.1f} MB of it before the first connection'),
+        ('', f'{server["bytes_per_connection"]:.0f} bytes per connection') if result['peak_open'] else None,
+        ('server CPU', f'{server["cpu_us_per_connection"]:.1f} µs per connection') if result['peak_open'] else None,
         ('selector', f'{result["selector"]}, Python {result["python"]}'),
     ]  # fmt: skip
-    return '\n'.join(f'{name:<14} {value}' for name, value in rows)
+    return '\n'.join(f'{row[0]:<14} {row[1]}' for row in rows if row)

@@ -1,10 +1,11 @@
 """Limits of this machine: descriptors, ports, and addresses to connect from.
 
-If the platform does not report a limit, the functions return a safe guess; they never fail.
+If the platform does not report a limit, the functions return a safe guess.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 from math import ceil, sqrt
 
@@ -20,7 +21,11 @@ PORTS_PER_SOURCE = 20000  # Linux has 28,232 by default, but some may be in use
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft descriptor limit to the hard limit. Return how many connections a process can then hold."""
+    """Raise the soft descriptor limit to the hard limit. Return how many connections a process can then hold.
+
+    Raises:
+        OSError: The limit leaves no descriptor for a connection.
+    """
     if resource is None:
         return WITHOUT_LIMIT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -32,6 +37,12 @@ def raise_descriptor_limit() -> int:
                 continue
             break
     limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= limit <= SPARE_DESCRIPTORS:
+        raise OSError(
+            errno.EMFILE,
+            f'a process can open only {limit} descriptors here, and the demo needs more than {SPARE_DESCRIPTORS}; '
+            'raise the limit in a new shell, or with `ulimit -Hn 4096` as root',
+        )
     return (limit if 0 < limit < 1 << 20 else 1 << 20) - SPARE_DESCRIPTORS
 
 
@@ -46,7 +57,7 @@ def processes_for(connections: int, per_process: int, share_port: bool) -> int:
 def most_connections(per_process: int, can_share_port: bool) -> int:
     """Return the number of connections that the experiment can open on this machine."""
     servers = MOST_PROCESSES if can_share_port else 1
-    most = servers * per_process - ceil(6 * sqrt(servers * per_process)) * (servers > 1)
+    most = max(per_process, servers * per_process - ceil(6 * sqrt(servers * per_process)))
     return most if has_many_sources() else min(most, PORTS_PER_SOURCE // 2)
 
 

@@ -79,7 +79,7 @@ class Load:
         self.started: float = monotonic()
         self.opened: float = self.started
         self.ended: float = self.started
-        self._stopped = False
+        self.stopped: bool = False
         self._ticks = r.call_every(TICK, self.tick)
 
     def tick(self) -> None:
@@ -140,15 +140,15 @@ class Load:
         self.ended = monotonic()
         if conn.data.connected:
             self.open -= 1
-        if conn.data.calls_left and not self._stopped:
-            kind = error_kind(exc)
+        if conn.data.calls_left:
+            kind = 'interrupted' if self.stopped else error_kind(exc)
             self.errors[kind] = self.errors.get(kind, 0) + 1
-        if self.closed == self.connections or (self._stopped and self.closed == self.attempted):
+        if self.closed == self.connections or (self.stopped and self.closed == self.attempted):
             self.on_done()
 
     def stop(self) -> None:
         """Stop opening connections and abort the open ones."""
-        self._stopped = True
+        self.stopped = True
         self._ticks.cancel()
         for handle in self.r.handles():
             if isinstance(handle, Stream) and isinstance(handle.data, ScheduledClient):

@@ -93,11 +93,14 @@ def serve(
         counts = r.stats()
         rate = (server.finished - last_finished) / (now - last_time or 1)
         last_finished, last_time = server.finished, now
-        print(
-            f'incoming: {counts.incoming}\noutgoing: {counts.outgoing}\n'
-            f'finished: {server.finished}\nrate: {rate:.3f} req/s\n',
-            flush=True,
-        )
+        try:
+            print(
+                f'incoming: {counts.incoming}\noutgoing: {counts.outgoing}\n'
+                f'finished: {server.finished}\nrate: {rate:.3f} req/s\n',
+                flush=True,
+            )
+        except BrokenPipeError:  # nobody reads the output any more, as with `| head`
+            quit()
         if not quitting:
             r.call_later(1, show_stats)
 

@@ -19,6 +19,9 @@ from .load import OPENS_PER_TICK, error_kind, kinds, quantiles, reply_size, spre
 
 TICK = 0.001  # seconds between two checks of the schedule; selectors cannot wait for a shorter time
 RETRY = 0.1  # seconds after a failed connection attempt before the next one
+DUE_PER_TICK = 1000  # the most requests that become due at once, so that Ctrl-C is heeded at any rate
+LONELY = 1.0  # seconds without an open connection, after the end of the schedule, until unsent requests fail
+STOPPING = 3.0  # seconds to wait for outstanding answers after the first `stop`
 LISTED = 1000  # number of errors that are reported with their time
 STATUS = slice(9, 12)  # the position of the status in b'HTTP/1.1 200 OK'
 
@@ -29,6 +32,9 @@ class SteadyLoad:
     The first request is due once every connection is open or has failed. If no connection is free, a request has to
     wait, and this wait counts as part of its reply time. A connection that is closed between two requests is opened
     again, and is not counted as an error. A connection that is closed before an answer is complete is an error.
+
+    While the server is away, connecting is tried again and requests wait. Once the last request is due, they wait for
+    at most `LONELY` seconds without any open connection.
 
     Args:
         host: Host to connect to.
@@ -68,6 +74,8 @@ class SteadyLoad:
         self.request: bytes = f'{method} {path} HTTP/1.1\r\nHost: {name}:{port}\r\n{length}\r\n'.encode()
         self.requests: int = 0
         self.replies: int = 0
+        self.connected: int = 0  # connections that were established
+        self.most_open: int = 0
         self.reopened: int = 0
         self.errors: dict[str, int] = {}
         self.listed: list[tuple[float, str]] = []  # (seconds since the first request was due, kind)
@@ -76,8 +84,10 @@ class SteadyLoad:
         self.began_at: float = 0.0  # start time by the wall clock, to compare with logs
         self.began: float = 0.0
         self.ended: float = 0.0
-        self._opened = self._settled = 0
+        self.stopped: bool = False
+        self._opened = self._settled = self._open = 0
         self._done = False
+        self._lost_at = self._stopped_at = 0.0  # when the last open connection was closed; when `stop` was called
         self._waiting: deque[float] = deque()  # when each unsent request was due
         self._asked: dict[Stream, float] = {}  # when the request of each busy connection was due
         self._free: deque[Stream] = deque()
@@ -92,13 +102,26 @@ class SteadyLoad:
             self._opened += 1
             self.open()
         if self.began:
-            while self.requests < self.total and self.began + self.requests / self.rate <= now:
-                self._waiting.append(self.began + self.requests / self.rate)
-                self.requests += 1
+            self.schedule(now)
             self.send()
             self.give_up(now - self.timeout)
-            if self.requests == self.total and not self._waiting and not self._asked:
+            if self.requests == self.total and (not (self._waiting or self._asked) or self.is_hopeless(now)):
                 self.finish()
+
+    def schedule(self, now: float) -> None:
+        """Queue the requests that are due."""
+        for number in range(self.requests, min(self.total, self.requests + DUE_PER_TICK)):
+            due = self.began + number / self.rate
+            if due > now:
+                break
+            self._waiting.append(due)
+            self.requests += 1
+
+    def is_hopeless(self, now: float) -> bool:
+        """Return whether to stop waiting for the remaining answers. Called once no more requests become due."""
+        if self.stopped:
+            return not self._open or now >= self._stopped_at + STOPPING
+        return not self._open and now >= max(self._lost_at, self.began + self.total / self.rate) + LONELY
 
     def send(self) -> None:
         """Send waiting requests while connections are free."""
@@ -129,17 +152,27 @@ class SteadyLoad:
             self.listed.append((self.ended - self.began, kind))
 
     def stop(self) -> None:
-        """Send no new requests, and wait for the outstanding answers. A second call ends the wait."""
-        if not self.began or self.total < self.wanted:
+        """End the schedule, and wait up to `STOPPING` seconds for answers. A second call ends the wait."""
+        again, self.stopped = self.stopped, True
+        if again or not self.began:
             self.finish()
         else:
+            self._stopped_at = time.monotonic()
             self.total = self.requests
 
     def finish(self) -> None:
+        """End the load. Requests that are still unsent or unanswered have failed."""
         if self._done:
             return
         self._done = True
         self._ticks.cancel()
+        for _ in self._waiting:
+            self.fail('unsent')
+        for _ in self._asked:
+            self.fail('interrupted')
+        self._waiting.clear()
+        self._asked.clear()
+        self.ended = max(self.ended, self.began)
         for handle in self.r.handles():
             if isinstance(handle, Stream) and handle.on_close == self.on_close:
                 handle.abort()
@@ -166,6 +199,9 @@ class SteadyLoad:
 
     def on_connect(self, conn: Stream) -> None:
         conn.data = b''
+        self.connected += 1
+        self._open += 1
+        self.most_open = max(self.most_open, self._open)
         if not self.began:
             self.settle()
         self._free.append(conn)
@@ -207,6 +243,8 @@ class SteadyLoad:
                 self.settle()
             self.r.call_later(RETRY, self.open)
         else:
+            self._open -= 1
+            self._lost_at = time.monotonic()
             self.reopened += 1
             self.open()
 
@@ -224,12 +262,13 @@ class SteadyLoad:
 
     def line(self) -> str:
         """Return a line for the progress display."""
-        return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed'
+        stopping = '; waiting for answers, Ctrl-C ends at once' if self.stopped else ''
+        return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed{stopping}'
 
     def figures(self) -> dict[str, Any]:
         """Return the results for JSON; times in seconds."""
         return {
-            'connections': self.connections,
+            'connections': self.most_open,
             'requests': self.requests,
             'replies': self.replies,
             'failed': self.failed,
@@ -245,16 +284,20 @@ class SteadyLoad:
     def report(self) -> str:
         """Return the results as text, in the format of httperf."""
         seconds = max(self.ended - self.began, 1e-9)
-        errors, refused = sum(self.errors.values()), sum(self.connect_errors.values())
+        refused = sum(self.connect_errors.values())
+        all_errors = {
+            kind: self.errors.get(kind, 0) + self.connect_errors.get(kind, 0)
+            for kind in self.errors.keys() | self.connect_errors.keys()
+        }
         lines = [
-            f'Total: connections {self.connections} requests {self.requests} replies {self.replies} '
+            f'Total: connections {self.most_open} requests {self.requests} replies {self.replies} '
             f'test-duration {seconds:.3f} s',
             '',
-            f'Request rate: {self.requests / seconds:.1f} req/s (wanted {self.rate:g})',
+            f'Reply rate [replies/s]: {self.replies / seconds:.1f} (wanted {self.rate:g})',
             f'Reply time [ms]: {spread(self.reply_times)}',
             f'Connections: reopened {self.reopened} failed {refused}{kinds(self.connect_errors)}',
             '',
-            f'Errors: total {errors}{kinds(self.errors)}',
+            f'Errors: total {self.failed}{kinds(all_errors)}',
         ]
         return '\n'.join(lines)
 

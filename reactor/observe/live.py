@@ -64,7 +64,7 @@ def serve_page(
 
 
 class LivePage:
-    """The live page of one listener. Callers use `listener`, `url` and `end`."""
+    """The live page of one listener. Callers use `listener`, `url`, `record` and `end`."""
 
     def __init__(
         self, r: Reactor, host: str | None, port: int, source: Source | None = None, *, about: str = ''
@@ -76,6 +76,8 @@ class LivePage:
         self._history: deque[list[Any]] = deque(maxlen=HISTORY)
         self._timer: Timer | None = None
         self._over: str | None = None
+        self._recording = False
+        self._last = b''  # the last sample, as an event
         self._sampler = Sampler(self._counters)
         self.listener: Listener = listen_http(r, host, port, self._answer)
 
@@ -90,9 +92,27 @@ class LivePage:
         """Disconnect all browsers. The page then shows `text` and the last sample. Further calls do nothing."""
         if self._over is None:
             self._over = text
-            if self._viewers:
+            if self._timer is not None:
                 self._tick()
+            self._recording = False
+            self._stop_sampling()
             self._dismiss(text)
+
+    def record(self) -> None:
+        """Take samples also while no browser is connected, until `end`. A browser that connects later shows them."""
+        self._recording = True
+        self._start_sampling()
+
+    def _start_sampling(self) -> None:
+        if self._timer is None:
+            self._sampler.look()
+            self._timer = self._r.call_every(EVERY, self._tick)
+            self._timer.unref()
+
+    def _stop_sampling(self) -> None:
+        if not (self._viewers or self._recording) and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _dismiss(self, text: str) -> None:
         for viewer in list(self._viewers):
@@ -131,10 +151,8 @@ class LivePage:
         viewer.__class__ = Viewer
         viewer.on_close = self._on_close
         self._viewers.add(viewer)
-        if self._timer is None:
-            self._sampler.look()
-            self._timer = self._r.call_every(EVERY, self._tick)
-            self._timer.unref()
+        if self._over is None:
+            self._start_sampling()
         hello = {
             'fields': FIELDS,
             'rows': self._after(request.headers.get('last-event-id', '')),
@@ -144,6 +162,7 @@ class LivePage:
         }
         viewer.write(b'retry: %d\n\n' % RECONNECT + event(hello, name='hello'))
         if self._over is not None:
+            viewer.write(self._last)
             self._dismiss(self._over)
 
     def _after(self, last: str) -> list[list[Any]]:
@@ -164,16 +183,14 @@ class LivePage:
         while self._history and self._history[0][0] < row[0] - HISTORY * EVERY * 1000:
             self._history.popleft()
         self._history.append(row)
-        message = event(sample, number=row[0])
+        self._last = message = event(sample, number=row[0])
         for viewer in list(self._viewers):
             if not (viewer.closed or viewer.write(message)):
                 viewer.abort()  # at the high-water mark, about a minute of samples waits to be sent
 
     def _on_close(self, viewer: Stream, exc: BaseException | None) -> None:
         self._viewers.discard(viewer)
-        if not self._viewers and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_sampling()
 
 
 class Viewer(Stream):

@@ -1,4 +1,4 @@
-"""Well-known HTTP clients use the demo's server (Debian: curl wrk apache2-utils httperf)."""
+"""Well-known HTTP clients use the demo's server (Debian: curl socat wrk apache2-utils httperf)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.demo.test_demo import pytestmark as pytestmark
 from tests.demo.test_demo import serving
 
 
-def client(name, *options):
+def client(name, *options, **popen):
     """Run a client program; skip the test if the program is not installed."""
     if shutil.which(name) is None:
-        pytest.skip(f'{name} is not installed: apt-get install curl wrk apache2-utils httperf')
-    return subprocess.run([name, *options], capture_output=True, text=True, timeout=60)
+        pytest.skip(f'{name} is not installed: apt-get install curl socat wrk apache2-utils httperf')
+    return subprocess.run([name, *options], capture_output=True, text=True, timeout=60, **popen)
 
 
 @pytest.fixture
@@ -32,6 +32,13 @@ def server():
 
 def test_curl_reads_the_whole_answer(server):
     done = client('curl', '-sS', '-i', f'http://{server}/')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.startswith('HTTP/1.1 200 OK\n') and done.stdout.endswith('omglolwtf')
+
+
+def test_socat_and_nc_close_their_side_after_the_request_and_get_the_answer(server):
+    """`printf 'x\\r\\n' | nc -N` behaves like this, too."""
+    done = client('socat', '-t5', '-', f'TCP:{server}', input='x\r\n')
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.startswith('HTTP/1.1 200 OK\n') and done.stdout.endswith('omglolwtf')
 

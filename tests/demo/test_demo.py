@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -11,12 +12,18 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from reactor import Reactor
+from reactor.demo.experiment import Experiment, table
+from reactor.demo.load import Load
+from reactor.demo.memory import memory_kind, total_memory
+from reactor.demo.progress import Progress
 from reactor.demo.server import serve
+from tests.helpers.support import run_until
 
 CHECKOUT = Path(__file__).parents[2]
 DEMO = [sys.executable, '-m', 'reactor.demo']
@@ -149,6 +156,13 @@ MISTYPED = [
     ('load', '--timeout', 'nan'),
     ('load', '--timeout', '0'),
     ('load', '--sources', '64001'),
+    ('load', '--host', 'localhost', '--sources', '2'),
+    ('load', '--requests-per-second', '0'),
+    ('load', '--seconds', '3'),
+    ('load', '--requests-per-second', '5', '--calls', '2'),
+    ('load', '--requests-per-second', '5', '--path', '/a b'),
+    ('--json', 'load'),
+    ('--delay', '1', 'serve'),
     ('load', '--host', ''),
     ('serve', '--host', ''),
     ('dance',),
@@ -162,6 +176,27 @@ def test_a_mistyped_command_gives_one_line_and_status_2(options):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith('python -m reactor.demo')
     assert not done.stdout
+
+
+SUGGESTED = [
+    (('--conections', '5'), '--conections; did you mean --connections?'),
+    (('serve', '--prot', '5'), '--prot; did you mean --port?'),
+    (('--port', '5'), '--port; it belongs after the command `serve` or `load`'),
+    (('dance',), "'dance'"),
+]
+
+
+@pytest.mark.parametrize('options, words', SUGGESTED, ids=[' '.join(options) for options, _ in SUGGESTED])
+def test_an_unknown_word_is_named_with_a_suggestion(options, words):
+    assert words in demo(*options).stderr
+
+
+def test_statistics_that_nobody_reads_end_the_server_without_a_traceback():
+    with serving() as (process, _):
+        process.stdout.close()
+        process.stdout = None
+        assert process.wait(timeout=20) == 1
+        assert process.stderr.read() == ''
 
 
 def test_load_reports_in_the_terms_of_httperf():
@@ -183,6 +218,7 @@ def test_load_counts_errors_by_kind():
     done = demo('load', '--port', str(free), '--connections', '10', '--rate', '1000')
     assert done.returncode == 1
     assert 'Errors: total 10 ECONNREFUSED 10' in done.stdout
+    assert re.fullmatch(rf'reactor\.demo: no connection to 127\.0\.0\.1 port {free} could be opened; .*\n', done.stderr)
     with serving('--delay', '0', '--no-stats') as (_, port):
         done = demo('load', '--port', str(port), '--connections', '5', '--calls', '2')
     assert done.returncode == 1
@@ -196,6 +232,18 @@ def test_the_reply_times_of_load_show_a_server_that_falls_behind():
     assert 'Errors: total 3 reply-timeout 3' in done.stdout
 
 
+def test_a_load_that_is_interrupted_reports_its_open_connections_as_errors():
+    with Reactor() as r:
+        done: list[bool] = []
+        listener = r.listen_tcp('127.0.0.1', 0)
+        load = Load(r, *listener.address[:2], connections=9, rate=5, calls=1, timeout=30, sources=[],
+                    on_done=lambda: done.append(True))  # fmt: skip
+        run_until(r, lambda: load.requests >= 2)
+        load.stop()
+        run_until(r, lambda: done)
+        assert load.errors == {'interrupted': load.attempted} and load.stopped
+
+
 def descriptors(limit):
     import resource
 
@@ -207,8 +255,6 @@ KEYS = {'connections', 'lowered_from', 'answered', 'errors', 'peak_open', 'secon
 
 
 def test_the_experiment_needs_no_installation_and_no_environment():
-    import os
-
     done = demo('--connections', '300', '--rate', '1000', '--delay', '0.5', '--json',
                 env={'PATH': os.environ['PATH']})  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -218,9 +264,9 @@ def test_the_experiment_needs_no_installation_and_no_environment():
     assert result['errors'] == 0 and result['lowered_from'] is None
     assert 0.5 <= result['reply_time']['p50'] <= result['reply_time']['p99'] <= result['reply_time']['max']
     assert result['server'].keys() == {
-        'processes', 'rss_bytes', 'base_rss_bytes', 'bytes_per_connection', 'cpu_us_per_connection'
+        'processes', 'memory', 'memory_bytes', 'base_memory_bytes', 'bytes_per_connection', 'cpu_us_per_connection'
     }  # fmt: skip
-    assert result['server']['rss_bytes'] >= result['server']['base_rss_bytes'] > 0
+    assert result['server']['memory_bytes'] > result['server']['base_memory_bytes'] > 0
     assert 'answered 300' in done.stderr
 
 
@@ -228,6 +274,66 @@ def test_the_experiment_prints_one_table():
     done = demo('--connections', '50', '--rate', '1000', '--delay', '0.2', '--quiet')
     assert done.returncode == 0 and not done.stderr
     assert 'open at once   50 of 50 connections\nanswered       50\nerrors         0\n' in done.stdout
+
+
+@pytest.mark.parametrize('limit', [20, 32, 64])
+@pytest.mark.parametrize('command', [['serve', '--port', '0'], ['load', '--port', '9'], []], ids=' '.join)
+def test_too_few_descriptors_are_reported_in_one_sentence_that_says_what_to_do(command, limit):
+    done = demo(*command, preexec_fn=descriptors(limit))
+    assert (done.returncode, done.stdout) == (1, '')
+    assert len(done.stderr.splitlines()) == 1 and f'only {limit} descriptors' in done.stderr
+    assert 'ulimit -Hn' in done.stderr
+
+
+@pytest.mark.parametrize('limit', [65, 66, 68])
+def test_the_smallest_descriptor_limits_lower_the_number_of_connections(limit):
+    done = demo('--connections', '100', '--delay', '0.1', '--json', '--quiet', preexec_fn=descriptors(limit))
+    result = json.loads(done.stdout)
+    assert result['lowered_from'] == 100 and result['connections'] >= limit - 64
+    assert result['answered'] == result['connections'] and not result['errors']
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(), reason='this system does not report PSS')
+def test_memory_is_the_proportional_set_size_and_pages_shared_by_processes_count_once():
+    done = demo('--connections', '60', '--delay', '0.5', '--json', '--quiet', preexec_fn=descriptors(84))
+    server = json.loads(done.stdout)['server']
+    assert server['memory'] == 'PSS' and server['processes'] > 3
+    resident, proportional = psutil.Process().memory_info().rss, psutil.Process().memory_full_info().pss
+    assert total_memory([os.getpid()] * 2, 'PSS') == pytest.approx(2 * proportional, rel=0.05)
+    assert total_memory([os.getpid()], 'RSS') == pytest.approx(resident, rel=0.05)
+    printed = demo('--connections', '5', '--delay', '0', '--quiet').stdout
+    assert re.search(r'\nserver memory  [\d.]+ MB \(PSS\) in 1 process, ', printed)
+
+
+def test_without_pss_memory_is_reported_as_rss(monkeypatch):
+    monkeypatch.setattr('reactor.demo.memory.proportional_memory', {}.get)
+    assert memory_kind() == 'RSS'
+
+
+def test_rate_counts_only_connections_that_were_answered():
+    r = Reactor()
+    ended = Experiment(r, connections=10, asked=10, rate=10, delay=0, per_process=10, progress=Progress(True))
+    server, load = SimpleNamespace(status={'cpu': 1.0}, base_cpu=0.5), SimpleNamespace()
+    load.status = {'seconds': 2.0, 'reply_times': [0.1] * 4, 'errors': {'ECONNREFUSED': 6}}
+    ended.servers, ended.loads, ended.released, ended.peak_open = [server], [load], 0.0, 4
+    ended.finish()
+    r.close()
+    assert ended.result['rate'] == 2.0
+    assert ended.result['server']['cpu_us_per_connection'] == 125_000
+    assert 'opened at      2 a second, without those that failed' in table(ended.result, 0, 10)
+
+
+def test_an_experiment_without_a_single_connection_still_has_a_table():
+    r = Reactor()
+    ended = Experiment(r, connections=3, asked=3, rate=10, delay=0, per_process=10, progress=Progress(True))
+    server, load = SimpleNamespace(status={'cpu': 1.0}, base_cpu=0.5), SimpleNamespace()
+    load.status = {'seconds': 0.0, 'reply_times': [], 'errors': {'ECONNREFUSED': 3}}
+    ended.servers, ended.loads, ended.released = [server], [load], 0.0
+    ended.finish()
+    r.close()
+    assert 'open at once   0 of 3 connections\nanswered       0\nerrors         3, 3 ECONNREFUSED\n' in table(
+        ended.result, 0, 3
+    )
 
 
 def test_the_experiment_starts_enough_processes_for_the_descriptor_limit():
@@ -267,11 +373,12 @@ def children_of(process, count):
 
 
 @contextmanager
-def experiment():
-    process = subprocess.Popen([*DEMO, '--connections', '20', '--rate', '100', '--delay', '60'],
-                               cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+def experiment(*options, children=2):
+    process = subprocess.Popen([*DEMO, '--connections', '20', '--rate', '100', '--delay', '60', *options],
+                               cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True)  # fmt: skip
     try:
-        yield process, children_of(process, 2)
+        yield process, children_of(process, children)
     finally:
         if process.poll() is None:
             process.kill()
@@ -284,6 +391,15 @@ def test_no_process_is_left_behind(signum, status):
         process.send_signal(signum)
         assert process.wait(timeout=20) == status
         assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize('children', [1, 2])
+def test_ctrl_c_on_the_terminal_while_the_processes_start_leaves_none_and_prints_no_traceback(children):
+    with experiment('--quiet', children=children) as (process, started):
+        os.killpg(process.pid, signal.SIGINT)  # the terminal sends it to the whole group
+        assert process.wait(timeout=20) == 130
+        assert psutil.wait_procs(started, timeout=20)[1] == []
+        assert process.stderr.read() == ''
 
 
 def test_the_experiment_reports_that_one_of_its_processes_died():

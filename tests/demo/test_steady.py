@@ -8,11 +8,12 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 
 import reactor
 from reactor.demo.steady import SteadyLoad
-from tests.demo.test_demo import CHECKOUT, DEMO
+from tests.demo.test_demo import CHECKOUT, DEMO, demo, descriptors
 from tests.demo.test_demo import pytestmark as pytestmark
 from tests.helpers.support import run_until
 
@@ -199,7 +200,75 @@ def test_a_load_that_is_stopped_twice_ends_at_once(r):
 def test_a_load_that_is_stopped_before_its_start_is_done(r):
     load, _, done = begin(r, lambda number, conn: OK)
     load.stop()
-    assert done == [1] and load.requests == 0 and json.dumps(load.figures()) and load.report()
+    assert (
+        done == [1]
+        and load.requests == 0
+        and load.figures()['seconds'] == 0
+        and json.dumps(load.figures())
+        and load.report()
+    )
+
+
+@pytest.fixture
+def nobody(r):
+    """A port on which nobody listens."""
+    server = Server(r, lambda number, conn: OK)
+    server.listener.close()
+    return server.port
+
+
+def load_without_a_server(r, port, *, seconds=0.2, timeout=30):
+    done = []
+    load = SteadyLoad(r, '127.0.0.1', port, connections=2, rate=20, seconds=seconds, timeout=timeout,
+                      on_done=lambda: done.append(1))  # fmt: skip
+    return load, done
+
+
+def test_without_a_server_the_load_ends_soon_after_its_schedule_and_reports_each_failure(r, nobody):
+    load, done = load_without_a_server(r, nobody)
+    began = time.monotonic()
+    run_until(r, lambda: done)
+    assert time.monotonic() - began < 10  # and not 30, the timeout of a request
+    assert load.requests == 4 and load.errors == {'unsent': 4} and not load.connected
+    assert load.connect_errors.keys() == {'ECONNREFUSED'}
+    report = load.report()
+    assert 'Total: connections 0 requests 4 replies 0 ' in report and '[replies/s]: 0.0 (wanted 20)' in report
+    refused = load.connect_errors['ECONNREFUSED']
+    assert report.endswith(f'Errors: total {refused + 4} ECONNREFUSED {refused} unsent 4')
+
+
+def test_without_a_server_the_first_stop_ends_the_load(r, nobody):
+    load, done = load_without_a_server(r, nobody, seconds=60)
+    run_until(r, lambda: load.requests >= 3)
+    began = time.monotonic()
+    load.stop()
+    run_until(r, lambda: done)
+    assert time.monotonic() - began < 5 and load.stopped
+    assert load.errors == {'unsent': load.requests}
+
+
+def test_a_stopped_load_waits_only_a_few_seconds_for_answers(r, monkeypatch):
+    monkeypatch.setattr('reactor.demo.steady.STOPPING', 0.1)
+    load, server, done = begin(r, lambda number, conn: None)
+    run_until(r, lambda: load.requests >= 5)
+    load.stop()
+    run_until(r, lambda: done)
+    assert load.errors == {'interrupted': 2, 'unsent': load.requests - 2} and len(server.asked) == 2
+    assert load.figures()['seconds'] > 0
+
+
+def test_the_rate_in_the_report_counts_answers(r):
+    load, _ = load_of(r, lambda number, conn: conn.abort() if number > 5 else OK)
+    seconds = load.ended - load.began
+    assert f'Reply rate [replies/s]: {5 / seconds:.1f} (wanted 200)' in load.report()
+
+
+def test_a_rate_that_no_machine_can_keep_does_not_block_the_loop(r):
+    load, _, done = begin(r, lambda number, conn: OK, rate=1e8)
+    run_until(r, lambda: load.requests > 10_000)
+    load.stop()
+    load.stop()
+    assert done == [1] and load.requests < 1e7
 
 
 def command(r, server, *options):
@@ -234,6 +303,45 @@ def test_the_command_fails_when_a_request_fails(r):
     server = Server(r, lambda number, conn: conn.abort() if number == 7 else OK)
     status, printed = command(r, server, '--connections', '2', '--requests-per-second', '100', '--seconds', '0.2')
     assert status == 1 and 'requests 20 replies 19 ' in printed and '\nErrors: total 1 ' in printed
+
+
+def test_the_command_ends_in_time_and_says_that_nobody_listens(nobody):
+    done = demo('load', '--port', str(nobody), '--requests-per-second', '20', '--seconds', '0.2', timeout=20)
+    assert done.returncode == 1 and 'ECONNREFUSED' in done.stdout
+    assert f'no connection to 127.0.0.1 port {nobody} could be opened' in done.stderr
+
+
+def wait_for_refusals(process):
+    """Wait until the process has been running its load for a moment: it then has a selector and a wakeup socket."""
+    deadline = time.monotonic() + 20
+    while len(psutil.Process(process.pid).net_connections('all')) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+
+def test_the_first_ctrl_c_ends_the_command_when_nobody_listens(nobody):
+    options = ['--port', str(nobody), '--connections', '1', '--requests-per-second', '100', '--seconds', '60']
+    with subprocess.Popen([*DEMO, 'load', *options], cwd=CHECKOUT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:  # fmt: skip
+        wait_for_refusals(process)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=10)
+        assert process.returncode == 130 and printed.startswith('Total: connections 0 ')
+
+
+def test_more_connections_than_descriptors_are_lowered(r):
+    server = Server(r, lambda number, conn: OK)
+    options = ['--connections', '500', '--requests-per-second', '50', '--seconds', '0.2']
+    process = subprocess.Popen([*DEMO, 'load', '--port', str(server.port), *options], cwd=CHECKOUT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=descriptors(74))  # fmt: skip
+    try:
+        run_until(r, lambda: process.poll() is not None)
+        printed, errors = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0 and 'Total: connections 10 requests 10 replies 10 ' in printed
+    assert errors.startswith('lowered from 500 to 10 connections')
 
 
 def test_ctrl_c_ends_the_load_with_a_report(r):

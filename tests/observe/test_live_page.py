@@ -325,6 +325,17 @@ def test_viewers_are_notified_when_the_reactor_is_closed(sockets):
     assert viewer.ended() == ['The program has ended']
 
 
+def test_a_page_that_records_takes_samples_without_a_viewer_until_its_end(fake, page, sockets):
+    page.record()
+    page.end('over')
+    viewer = Viewer(fake, sockets, page)
+    run_until(fake, viewer.ended)
+    (hello,) = [data for name, _, data in viewer.events if name == 'hello']
+    assert [sample['row'] for sample in viewer.samples()] == hello['rows'] and len(hello['rows']) == 1
+    assert viewer.ended() == ['over']
+    assert page._timer is None
+
+
 def test_pages_that_have_ended_leave_nothing_in_the_reactor(fake, sockets):
     for _ in range(3):
         page = LivePage(fake, '127.0.0.1', 0)
@@ -407,16 +418,64 @@ def experiment(*options):
         process.stderr.close()
 
 
+def interrupt_the_page(process, url, lines):
+    """Wait until the experiment says that its page stays; then press Ctrl-C and return the exit status."""
+    deadline = time.monotonic() + 20
+    while f'the live page stays at {url} until Ctrl-C\n' not in lines:
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    return process.wait(timeout=20)
+
+
+def children_of(process, count):
+    deadline = time.monotonic() + 20
+    while len(children := psutil.Process(process.pid).children()) != count:
+        assert time.monotonic() < deadline, children
+        time.sleep(0.02)
+    return children
+
+
 def test_the_page_of_an_experiment_ends_with_its_result():
-    with experiment('--connections', '50', '--rate', '200', '--delay', '1') as (process, url, _):
+    with experiment('--connections', '50', '--rate', '200', '--delay', '1') as (process, url, lines):
         with urllib.request.urlopen(url + 'events', timeout=30) as events:
             *_, last, end = events.read().decode().strip().split('\n\n')
-        assert end == 'event: end\ndata: "The experiment has ended: 50 answered, 0 errors"'
+        assert end == (
+            'event: end\ndata: "The experiment has ended: 50 answered, 0 errors. '
+            'This page stays until Ctrl-C in the terminal"'
+        )
         sample = json.loads(last.partition('data: ')[2])
         assert (sample['totals']['accepts'], sample['totals']['requests'], sample['totals']['incoming']) == (50, 50, 0)
         assert [name for name, *_ in sample['workers']] == ['server 1']
-        assert process.wait(timeout=20) == 0
-        assert json.loads(process.stdout.read())['answered'] == 50
+        assert json.loads(process.stdout.readline())['answered'] == 50
+        assert interrupt_the_page(process, url, lines) == 0
+
+
+def test_the_page_of_an_experiment_stays_until_ctrl_c_and_shows_the_whole_experiment():
+    with experiment('--connections', '50', '--rate', '200', '--delay', '2') as (process, url, lines):
+        assert json.loads(process.stdout.readline())['answered'] == 50
+        children_of(process, 0)  # the servers and loads end with the experiment
+        for _ in range(2):
+            with urllib.request.urlopen(url, timeout=30) as page:
+                assert page.status == 200
+            with urllib.request.urlopen(url + 'events', timeout=30) as events:
+                text = events.read().decode().strip()
+            hello, last, end = [block for block in text.split('\n\n') if 'data: ' in block]
+            fields = json.loads(hello.partition('data: ')[2])
+            opened = [row[fields['fields'].index('incoming')] for row in fields['rows']]
+            assert max(opened) == 50 and opened[-1] == 0
+            assert json.loads(last.partition('data: ')[2])['totals']['requests'] == 50
+            assert end.endswith('This page stays until Ctrl-C in the terminal"')
+        assert process.poll() is None
+        assert interrupt_the_page(process, url, lines) == 0
+
+
+def test_a_failed_experiment_also_keeps_its_page():
+    with experiment('--connections', '50', '--rate', '200', '--delay', '60') as (process, url, lines):
+        children_of(process, 2)[0].kill()
+        with urllib.request.urlopen(url + 'events', timeout=30) as events:
+            assert b'process ended early' in events.read()
+        assert interrupt_the_page(process, url, lines) == 1
 
 
 def test_serve_also_has_the_page_and_notifies_viewers_at_its_end():

@@ -1,0 +1,35 @@
+"""The memory of processes: PSS where the kernel reports it, otherwise RSS.
+
+RSS counts a page in each process that uses it, so the sum over several processes is too high. PSS (proportional set
+size, proc(5)) divides a shared page among the processes that share it, so the sum is what they use together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from ..observe import memory
+
+
+def memory_kind() -> str:
+    """Return what `total_memory` measures here: 'PSS' or 'RSS'."""
+    return 'RSS' if proportional_memory(os.getpid()) is None else 'PSS'
+
+
+def total_memory(pids: Iterable[int], kind: str) -> int:
+    """Return the memory of the processes together, in bytes; `kind` is 'PSS' or 'RSS'. Ended processes count as 0."""
+    measure = proportional_memory if kind == 'PSS' else memory
+    return sum(measure(pid) or 0 for pid in pids)
+
+
+def proportional_memory(pid: int) -> int | None:
+    """Return the PSS of a process in bytes, or None if it is unknown. Linux reports it since version 4.14."""
+    try:
+        with open(f'/proc/{pid}/smaps_rollup', 'rb') as file:
+            for line in file:
+                if line.startswith(b'Pss:'):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
