@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import socket
 import sys
 from selectors import DefaultSelector
@@ -27,11 +28,9 @@ from .progress import Progress
 
 HOST = '127.0.0.1'
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Started without `site` (-S), because its imports cost three megabytes in each process. SIGINT is ignored first of all:
-# Ctrl-C reaches the whole process group, and the experiment ends its children itself.
+# Started without `site` (-S), because its imports cost three megabytes in each process.
 CHILD = (
     sys.executable, '-S', '-E', '-c',
-    'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); '
     f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main()',
 )  # fmt: skip
 ANSWER_GRACE = 60.0  # seconds that an answer may take in addition to the delay, because all cores are busy
@@ -48,7 +47,13 @@ class ChildProcess:
         self.status: dict[str, Any] = {}
         ours, theirs = socket.socketpair()
         with theirs:
-            self.pid: int = experiment.r.spawn(CHILD, stdin=theirs).pid
+            # Ctrl-C reaches the whole process group, but the experiment ends its children itself. They inherit this
+            # mask, so that SIGINT does not interrupt them, even while Python starts.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.pid: int = experiment.r.spawn(CHILD, stdin=theirs).pid
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.control: ControlConnection = ControlConnection(experiment.r, ours, self.on_message, self.on_gone)
         self.base_memory = 0  # RSS in bytes before the first connection, for the live page
         self.base_cpu: float = 0.0
