@@ -81,6 +81,8 @@ class Ends:
             self.ledger.wrong(stream, f'law 9: {exc!r} was passed to on_close with its traceback')
         if exc is not record.aborted_with and record.closed_by == 'abort' and not record.failed_before:
             self.ledger.wrong(stream, f'it was aborted with {record.aborted_with!r}, but ended with {exc!r}')
+        if exc is record.aborted_with and record.closed_by == 'abort':
+            return  # any exception that the program has passed
         if isinstance(exc, errors.WriteBufferFull) != (record.cut and record.closed_by != 'abort'):
             if self.ledger.simulated and not (
                 self.ledger.kernel.fails or self.ledger.secured(stream) or exc in record.raised
@@ -144,6 +146,8 @@ class Ends:
     def _check_limits(self, stream: WatchedStream, exc: BaseException | None) -> None:
         record, end, now = stream.record, stream.record.end, self.ledger.time()
         options = record.options_at_end or stream.options
+        if exc is record.aborted_with and record.closed_by == 'abort':
+            return
         if isinstance(exc, errors.ConnectTimeout):
             if 'connect' in record.events:
                 self.ledger.wrong(stream, f'it ended with {exc!r} after on_connect')

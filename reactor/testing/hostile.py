@@ -66,7 +66,7 @@ class Hostile(Network):
 
     def draw_latency(self, file: Any) -> int:
         latency = super().draw_latency(file)
-        if self._durations and self.faults.falls('network.limit', -1, file.key):
+        if self._durations and isinstance(file, End) and self.faults.falls('network.limit', -1, file.key):
             which = self.faults.drawn * len(self._durations)
             seconds = list(self._durations)[int(which)] * (NEAR[0] + (NEAR[1] - NEAR[0]) * (which % 1))
             self.note('stalled', -1, (file.number, int(1000 * seconds)))

@@ -168,7 +168,13 @@ class Requests(Generic[Answer]):
         return self._finish(id, answer, None)
 
     def fail(self, id: Hashable, error: BaseException) -> bool:
-        """Pass an error to the request with this id instead of an answer. Returns False as `answer` does."""
+        """Pass an error to the request with this id instead of an answer. Returns False as `answer` does.
+
+        Raises:
+            TypeError: `error` is not an exception.
+        """
+        if not isinstance(error, BaseException):
+            raise TypeError(f'error must be an exception, not {shown(error)}')
         return self._finish(id, None, error)
 
     def fail_all(self, error: BaseException | None = None) -> int:
@@ -179,6 +185,8 @@ class Requests(Generic[Answer]):
         """
         if error is None:
             error = ConnectionClosed('the connection was closed before the answer arrived')
+        elif not isinstance(error, BaseException):
+            raise TypeError(f'error must be an exception or None, not {shown(error)}')
         requests = list(self._pending)
         for id in requests:
             self._finish(id, None, error)

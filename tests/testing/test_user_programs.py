@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from reactor import framing
+from reactor import ConnectTimeout, IdleTimeout, WriteBufferFull, framing
 from reactor.testing import Simulation, SimulationFailed
 
 SEEDS = range(12)
@@ -154,3 +154,89 @@ def test_the_option_is_in_the_test_of_a_report():
     with pytest.raises(SimulationFailed) as caught:
         Simulation(1, until_stop=True).run_program(program)
     assert caught.value.simulation.given['until_stop'] is True
+
+
+@pytest.mark.parametrize(
+    'error', [ConnectionResetError(104, 'x'), IdleTimeout('x'), ConnectTimeout('x'), WriteBufferFull('x')]
+)
+def test_a_connection_can_be_aborted_with_any_exception(error):
+    def program(world):
+        server = world.r.listen_tcp(*world.address(), on_close=lambda conn, exc: None)
+        world.r.connect_tcp(
+            *server.address, on_connect=lambda conn: conn.abort(error), on_close=lambda conn, exc: server.close()
+        )
+
+    for seed in SEEDS:
+        Simulation(seed, faults=False).run_program(program)
+
+
+class Tally:
+    """A server as users write it: framing, a chained callback, a listener left open, and a drain at SIGTERM."""
+
+    def __init__(self, r, address, broken):
+        self.r, self.broken, self.counts, self.open = r, broken, {}, set()
+        r.listen_tcp(*address, framing.lines(self.on_line), on_connect=self.on_connect, idle_timeout=120)
+        r.add_signal_handler(signal.SIGTERM, lambda: r.draining or r.drain(30))
+
+    def on_connect(self, conn):
+        self.open.add(conn)
+        before = conn.on_close
+
+        def on_close(conn, exc):
+            if before is not None:
+                before(conn, exc)
+            if exc is None or not self.broken:  # the planted bug: a connection that ends with an error stays in `open`
+                self.open.discard(conn)
+
+        conn.on_close = on_close
+
+    def on_line(self, conn, line):
+        self.counts[line] = self.counts.get(line, 0) + 1
+        conn.write(b'%d\n' % self.counts[line])
+
+
+def tally(world, broken):
+    address = world.address()
+    server = Tally(world.r, address, broken)
+    for name in (b'one', b'two', b'three'):
+        ask(world, address, name)
+    world.r.call_later(600, world.raise_signal, signal.SIGTERM)
+
+    def look():
+        if server.open:
+            world.fail(f'{len(server.open)} connections are open in the table, although all clients have ended')
+
+    world.r.call_later(599, look)
+
+
+def ask(world, address, name):
+    got, end = [], world.expect(f'three answers to {name}, or an end with an error')
+
+    def on_close(conn, exc):
+        if exc is None and len(got) < 3 and not world.faulty:
+            world.fail(f'{name} got {got}')
+        end.met()
+
+    def on_line(conn, line):
+        got.append(int(line))
+        if len(got) == 3:
+            conn.close()
+
+    conn = world.r.connect_tcp(*address, framing.lines(on_line), on_close=on_close, timeout=60, read_timeout=60)
+    conn.writelines([name + b'\n'] * 3)
+
+
+def test_a_server_as_users_write_it_has_no_false_report_on_100_seeds():
+    for seed in range(100):
+        Simulation(seed, until_stop=True).run_program(lambda world: tally(world, False))
+
+
+def test_a_bug_in_a_server_as_users_write_it_is_found_on_100_seeds():
+    found = []
+    for seed in range(100):
+        try:
+            Simulation(seed, until_stop=True).run_program(lambda world: tally(world, True))
+        except SimulationFailed as failed:
+            assert 'are open in the table' in str(failed)
+            found.append(seed)
+    assert found

@@ -392,3 +392,15 @@ def test_the_same_table_serves_a_simulated_reactor_without_faults(done):
         requests.add(into(done))
         assert r.run()
     assert type(done[0][1]) is RequestTimeout
+
+
+@pytest.mark.parametrize('error', [None, 'oops', ValueError])
+def test_an_error_that_is_no_exception_is_refused_and_the_request_still_waits(fake, done, error):
+    requests: Requests[str] = Requests(fake)
+    requests.add(into(done))
+    with pytest.raises(TypeError, match='error must be an exception'):
+        requests.fail(1, error)
+    if error is not None:
+        with pytest.raises(TypeError, match='error must be an exception'):
+            requests.fail_all(error)
+    assert 1 in requests
