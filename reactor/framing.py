@@ -324,7 +324,7 @@ class Framed(Frames):
 
 
 def lines(on_line: Callable[[Stream, bytes], object], *, limit: int = LIMIT) -> Framing:
-    """Return an `on_data` that calls `on_line(conn, line)` for each line, without its LF or CR LF.
+    """Return an `on_data` that calls `on_line(conn, line)` for each line that ends with LF or CR LF, without these.
 
     Args:
         on_line: Called for each line; see `Framing`.

@@ -12,12 +12,13 @@ from ..kernel import Kernel
 class Guard:
     """Refuses calls to a loop that is closed, runs in another thread, or belongs to another process."""
 
-    __slots__ = ('_kernel', '_pid', 'closed', 'thread')
+    __slots__ = ('_kernel', '_pid', 'closed', 'closing', 'thread')
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._pid = kernel.pid()
-        self.closed: bool = False  # set by the loop's `close`
+        self.closing: bool = False  # the loop's `close` has begun
+        self.closed: bool = False  # and has ended
         self.thread: int | None = None  # the thread that runs the loop; None while it does not run
 
     def check(self) -> None:

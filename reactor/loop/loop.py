@@ -210,6 +210,7 @@ class Loop(LoopAPI):
         if not self.guard.forked():
             self._signals.check_thread()
             self._enter()
+            self.guard.closing = True
             steps = [
                 (self.failures.end_starved,),
                 (run_exit_callbacks, self._exit_callbacks, self.failures),

@@ -101,6 +101,9 @@ class Connection(Handle):
         `on_close(conn, None)` is called later, in the completions phase. If closing takes longer than `linger` seconds,
         the connection is reset and `on_close` gets a `WriteTimeout`.
 
+        A connection that is still being made is abandoned: bytes that you have written are dropped, and `buffered` says
+        in `on_close` how many. To send them first, call `write_eof` instead, or `close` in their `on_written`.
+
         Closing a socket with unread bytes would reset the connection, and bytes on their way to the peer would be lost.
         So if there may be unread bytes, because reading is paused or because a write had to wait, our side is ended
         first, and the peer's bytes are dropped until the peer ends its side too.

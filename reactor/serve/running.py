@@ -132,7 +132,7 @@ def run(
         on_start: Called once as `on_start(r, workers)` in the parent, after the first workers have been started; see
             `Workers`.
         **options: Options of the `Reactor` in each worker. Like these, limits count for each worker separately: with
-            four workers, `Limits(max_connections=5)` allows 20 connections.
+            four workers, `Limits(connections=5)` allows 20 connections.
 
     Returns:
         An exit status: normally 0; 1 if a worker had to be killed during the shutdown because it had not exited two

@@ -145,6 +145,7 @@ class Reconnector:
 
     def _down(self, conn: Stream | None, exc: BaseException | None, final: bool) -> None:
         self.conn, on_down, delay = None, self.on_down, None
+        self.closed |= self._loop.guard.closing  # `close` of the reactor has ended the connection
         if final and not self.closed:
             self.closed = True
             log('warning', 'gave up reconnecting after attempt %d: %s', self.attempts, exc)
@@ -204,8 +205,8 @@ def reconnect(
             one in `on_connect`.
         on_down: `on_down(conn, exc, delay)`: the connection has ended, or could not be established, and its `on_close`
             was called with `exc`. The next attempt follows after `delay` seconds; None: there is none, because of
-            `stop`, or because the client has given up. If `connect` has raised `exc`, `conn` is None. Without this
-            callback, the first failure of several in a row is logged.
+            `stop`, because the reactor is being closed, or because the client has given up. If `connect` has raised
+            `exc`, `conn` is None. Without this callback, the first failure of several in a row is logged.
         first: The longest first delay in seconds.
         most: The longest delay in seconds.
         jitter: Which part of each delay is random, from 0 to 1: a delay is between `1 - jitter` and 1 times the longest

@@ -602,3 +602,18 @@ def asks_until_answered(world: World) -> None:
 def test_a_client_gets_its_answers_on_a_simulated_system_with_faults(seeds):
     for seed in seeds:
         Simulation(seed).run_program(asks_until_answered)
+
+
+def test_the_client_ends_with_the_reactor_and_logs_nothing(caplog):
+    downs = []
+    with Reactor() as r:
+        server = r.listen_tcp('127.0.0.1', 0)
+        loud = reactor.reconnect(
+            lambda: r.connect_tcp(*server.address), on_down=lambda conn, exc, delay: downs.append(delay)
+        )
+        quiet = reactor.reconnect(lambda: r.connect_tcp(*server.address))
+        r.call_later(0.1, r.stop)
+        r.run()
+        assert loud.ups == quiet.ups == 1
+    assert downs == [None] and loud.closed and quiet.closed
+    assert not caplog.records
