@@ -119,6 +119,7 @@ class Listening(File):
         self.backlog: int = backlog
         self.deferred = deferred
         self.nodelay = False
+        self.half_closed = False  # it was shut down for writing before `listen`, and so is each connection
         self.takes_new = True  # False: SYNs of new clients are dropped
         self.queue: deque[End] = deque()
 

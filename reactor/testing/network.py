@@ -221,6 +221,8 @@ class Network(Addresses):
             server.family = binding.family
         server.lingers = server.options.get(LINGER) != self.reset_on_close
         client.connected = server.connected = True
+        if listening.half_closed and self.on_linux:
+            server.end()
         client.look()
         server.look()
         self.note('connected', -1, (client.number, server.number))

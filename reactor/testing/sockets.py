@@ -86,6 +86,7 @@ class SimSocket(SimDatagrams):
         kernel.replace(self._fd, listening)
         listening.key = kernel.keys.make('listener', listening.local)
         kernel.note('listening', self._fd, listening.number)
+        listening.half_closed = self.family != AF_UNIX and bool(file.shut & WRITE)
         if self.family == AF_UNIX:
             listening.shut = file.shut
             listening.look()
@@ -111,6 +112,8 @@ class SimSocket(SimDatagrams):
         end = End(kernel, self.family, self.family == AF_UNIX, kernel.keys.make('client', address))
         file.become(end)
         end.remote, end.shut = address, file.shut
+        if end.shut:
+            end.look()  # it was shut down before it connects
         if not end.instant:
             try:
                 kernel.set_remote(end, self.type, address)

@@ -41,6 +41,12 @@ CASES = {
          ('recv', 4, 100, 0), ('recv', 4, 100, 0), ('send', 4, b'x'), ('recv', 4, 100, 0)],
         [b'data', b'', 'EPIPE', b''],
     ),
+    'a listener that was shut down for writing before `listen` ends each of its connections': (
+        'tcp v4',
+        [('socket', 1), ('bind', 1, ('127.0.0.1', 'a')), ('shutdown', 1, socket.SHUT_WR), ('listen', 1, 5),
+         ('socket', 2), ('connect', 2, ('127.0.0.1', 'a')), ('recv', 2, 100, 0)],
+        [b''],
+    ),
     'an IPv6 listener with V6ONLY refuses clients over IPv4': (
         'tcp v4 and v6',
         [('socket', 1), ('setsockopt', 1, *ONLY), ('bind', 1, ('::', 'a')), ('listen', 1, 5), ('socket', 2),
