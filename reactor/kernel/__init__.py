@@ -6,5 +6,6 @@ Below `reactor.facade` no other package imports `socket`, `select`, `selectors`,
 """
 
 from .calls import Kernel
+from .polling import EventSource
 
-__all__ = ['Kernel']
+__all__ = ['EventSource', 'Kernel']

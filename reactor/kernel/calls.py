@@ -24,6 +24,7 @@ from socket import socket as Socket
 from typing import Any, Literal
 
 from . import platforms
+from .polling import EventSelector, EventSource, KeySource, can_report_numbers
 from .processes import Processes
 from .sockets import FileSocket, LeanSocket, PipeSocket
 
@@ -60,7 +61,11 @@ class Kernel(Processes):
 
     def selector(self) -> selectors.BaseSelector:
         """Make the best selector of this platform."""
-        return selectors.DefaultSelector()
+        return EventSelector() if can_report_numbers() else selectors.DefaultSelector()
+
+    def event_source(self, selector: selectors.BaseSelector) -> EventSource:
+        """Return what the loop polls, to get the events of `selector`."""
+        return selector if isinstance(selector, EventSelector) else KeySource(selector)
 
     def new_selector_like(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
         """Make a selector of the same class as `selector`."""

@@ -42,8 +42,6 @@ from .wakeup import Wakeup
 from .watcher import READ, WRITE, Handle, Watchers
 
 if TYPE_CHECKING:
-    from selectors import SelectorKey
-
     from ..callbacks import CatchErrors
     from ..callbacks import Loop as Reactor
 
@@ -99,7 +97,7 @@ class Loop(LoopAPI):
         self._starved = self.failures.starved
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
-        self._select: Select = self.watchers.selector.select
+        self._select: Select = self.watchers.source.poll
         try:
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
@@ -271,6 +269,7 @@ class Loop(LoopAPI):
         counters.idle_time += began - self._turn_began
         if ready:
             counters.events += len(ready)
+            self.watchers.source.changed.clear()  # from here on, it says what the callbacks of this batch have changed
             self._dispatch(ready)
             began, ended = clock(), began
             counters.dispatch_time += began - ended
@@ -291,7 +290,7 @@ class Loop(LoopAPI):
         if self._slow is not None:
             self._slow.judge_turn(began - self.now)
 
-    def _poll(self, limit: float | None) -> list[tuple[SelectorKey, int]]:
+    def _poll(self, limit: float | None) -> list[tuple[Any, int]]:
         timeout = 0 if self._soon else self._wait()
         if limit is not None and (timeout is None or limit < timeout):
             timeout = min(limit, LONGEST_WAIT)
@@ -305,17 +304,25 @@ class Loop(LoopAPI):
             self.spins.nothing_ready(timeout, self.now - self._turn_began)
         return ready
 
-    def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
-        signals = self._signals
-        for key, mask in ready:
+    def _dispatch(self, ready: list[tuple[Any, int]]) -> None:
+        signals, source = self._signals, self.watchers.source
+        handles, changed, readable = source.handles, source.changed, source.readable
+        for item, event in ready:
             if signals.interrupted:
                 signals.raise_interrupt()  # the next poll reports the remaining events again
-            watcher = key.data
             try:
+                watcher = handles[item]
+            except KeyError:
+                if item not in changed:
+                    self.spins.reported_for_another()
+                continue
+            try:
+                if event == readable and watcher.events & READ and (not changed or item not in changed):
+                    watcher.handle_read()
+                    continue  # most events end here
+                mask = self.spins.events_of(item, event, watcher)
                 if mask & watcher.events & READ:
                     watcher.handle_read()
-                if mask == READ:
-                    continue  # most events end here
                 if mask & WRITE and watcher.events & WRITE:  # checked again: the read may have closed the watcher
                     watcher.handle_write()
                 elif not mask:
@@ -405,7 +412,9 @@ class Loop(LoopAPI):
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
-        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, {Loop._run_main})
+        self._slow = slow = SlowWatch(
+            limit, self._clock, self.counters, self.watchers, phases, queues, {Loop._run_main}
+        )
         # The phases are replaced only on this object: other loops keep their own.
         vars(self).update(slow.phases())
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from .counters import Counters
 from .log import log, name_of
-from .watcher import Handle
+from .watcher import Handle, Watchers
 
 Phase: TypeAlias = Callable[[int], None]
 Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
@@ -32,6 +32,7 @@ class SlowWatch:
         limit: float,
         clock: Callable[[], float],
         counters: Counters,
+        watchers: Watchers,
         phases: Phases,
         queues: tuple[deque[Any], deque[Any], deque[Any]],
         callers: set[Callable[..., None]],
@@ -39,6 +40,7 @@ class SlowWatch:
         self._limit = limit
         self._clock = clock
         self._counters = counters
+        self._watchers = watchers
         self._dispatch, self._run_timers, self._run_soon, self._run_completions = phases
         self._due, self._soon, self._completions = queues
         self.callers: set[Callable[..., None]] = callers  # the methods that call their first argument, such as `main`
@@ -57,8 +59,12 @@ class SlowWatch:
     def dispatch(self, ready: list[Any]) -> None:
         """Run the dispatch phase, one event at a time."""
         for event in ready:
-            watcher = event[0].data
-            fn = callback_of(watcher, watcher.handle_read)
+            try:
+                watcher = self._watchers.source.handles[event[0]]
+            except KeyError:
+                fn = None  # a callback of this batch has closed the watcher
+            else:
+                fn = callback_of(watcher, watcher.handle_read)
             began = self._clock()
             self._dispatch([event])
             self._judge('dispatch', began, fn)

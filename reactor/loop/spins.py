@@ -22,9 +22,9 @@ from ..kernel.platforms import LOST_ERRORS
 from .counters import Counters
 from .log import EPISODE, log
 from .timers import Timer, TimerHeap
-from .watcher import Handle, Watchers
+from .watcher import READ, WRITE, Handle, Watchers
 
-Select = Callable[[float | None], list[Any]]  # the method `select` of a selector
+Select = Callable[[float | None], list[tuple[Any, int]]]  # the method `poll` of an `EventSource`
 
 STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
 STALLED_AGAIN = 10  # the same limit for a handle that was parked before, and has made progress since then
@@ -34,6 +34,7 @@ MOMENT, LONGEST_MOMENT = 0.01, 0.25
 MOST_STALLS = 1000  # how many stalls are remembered at once; beyond that, finished stalls are forgotten
 BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced
 BLIND_PAUSE = 0.02  # seconds to sleep after such a poll if the selector cannot be replaced
+STALE = 4  # an event that no longer holds; not READ, WRITE or 0
 
 
 class Stall:
@@ -150,17 +151,39 @@ class Spins:
         self._blind_polls = BLIND_POLLS
         self._set_select(self._select_anew)
 
+    def events_of(self, item: Any, event: int, handle: Handle) -> int:
+        """Return what the selector has reported for `handle`: READ, WRITE, both, or STALE if it is not ready any more.
+
+        Returns 0 if the event is that of another file, see `reported_for_another`.
+        """
+        source, wanted = self._watchers.source, handle.events & (READ | WRITE)
+        if source.changed and item in source.changed:
+            # The event may belong to a handle that had this number when the loop polled, so the kernel is asked again.
+            return self._kernel.readiness(item, wanted) or STALE
+        return source.events_for(event, wanted)
+
+    def _any_for_handle(self, ready: list[tuple[Any, int]]) -> bool:
+        source = self._watchers.source
+        for item, event in ready:
+            try:
+                handle = source.handles[item]
+            except KeyError:
+                continue  # a file that no handle has
+            if self.events_of(item, event, handle):
+                return True
+        return False
+
     def _select_anew(self, timeout: float | None) -> list[Any]:
         old, blind = self._watchers.selector, self._blind_polls >= BLIND_POLLS
         new = self._watchers.rebuild()
         if new is not old:
-            self._set_select(new.select)
+            self._set_select(self._watchers.source.poll)
             if blind:
                 self._blind_polls = 0
                 self._selector_replaced()
             timeout = 0  # handles that were evicted in `rebuild` may have completions waiting
-        ready = new.select(timeout)
-        if blind and new is old and timeout != 0 and not any(mask for _, mask in ready):
+        ready = self._watchers.source.poll(timeout)
+        if blind and new is old and timeout != 0 and not self._any_for_handle(ready):
             self._kernel.sleep(BLIND_PAUSE)  # the selector cannot be replaced now; the next poll tries it again
         return ready
 

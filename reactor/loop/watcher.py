@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import EXHAUSTION, ReactorError, SelectorFull
 from ..hints import BaseSelector
-from ..kernel import Kernel
+from ..kernel import EventSource, Kernel
 from .log import describe
 
 if TYPE_CHECKING:
@@ -121,11 +121,12 @@ class Watchers:
     """The open handles of one loop, `loop.watchers` (internal)."""
 
     __slots__ = (
-        '_half_parked', '_has_room', '_kernel', '_map', '_parked', '_unreferenced', 'referenced', 'selector',
+        '_half_parked', '_has_room', '_kernel', '_map', '_parked', '_unreferenced', 'referenced', 'selector', 'source',
     )  # fmt: skip
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector: BaseSelector = selector
+        self.source: EventSource = kernel.event_source(selector)  # the loop polls this
         self.referenced: int = 0  # how many open handles keep the loop running
         self._kernel = kernel
         self._map = selector.get_map()
@@ -272,8 +273,8 @@ class Watchers:
             return old  # no descriptor is left, or the user's own class needs arguments: keep the old selector
         failed: list[tuple[Handle, Exception]] = []
         try:
-            has_room = self._kernel.room_of(new)
-            for key in list(old.get_map().values()):
+            has_room, source = self._kernel.room_of(new), self._kernel.event_source(new)
+            for key in [key for key in old.get_map().values() if key.events]:
                 try:
                     new.register(key.fd, key.events, key.data)
                 except (OSError, ValueError) as exc:
@@ -281,7 +282,7 @@ class Watchers:
         except EXHAUSTION:
             new.close()
             return old  # keep the old selector, in which nothing was changed
-        self.selector, self._map, self._has_room = new, new.get_map(), has_room
+        self.selector, self.source, self._map, self._has_room = new, source, new.get_map(), has_room
         old.close()
         self._fail_all(failed)
         return new
@@ -387,10 +388,8 @@ class Watchers:
             self._take_out(fd)
 
     def _take_out(self, fd: int) -> None:
-        try:
+        with suppress(KeyError):  # memory ran out when the handle was registered: it was only in the map, not polled
             self.selector.unregister(fd)
-        except KeyError:
-            pass  # memory ran out when the handle was registered: it was only in the map, and not polled
 
 
 def refuse(handle: Handle, exc: Exception) -> None:

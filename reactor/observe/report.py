@@ -13,7 +13,7 @@ import socket
 import sys
 from importlib import metadata
 
-from .. import Reactor, __version__
+from .. import __version__
 from ..kernel import platforms
 from .tables import pairs, printable
 
@@ -86,8 +86,7 @@ def _limits() -> list[tuple[str, str]]:
 
 
 def _features() -> list[tuple[str, str]]:
-    with Reactor() as r:
-        chosen = type(r.watchers.selector).__name__
+    chosen = selectors.DefaultSelector.__name__
     there = {
         'IPv6': socket.has_ipv6,
         'Unix sockets': platforms.AF_UNIX >= 0,

@@ -29,12 +29,14 @@ from socket import (
 from typing import Any
 
 from ..kernel.calls import ONLY_ERROR
+from ..kernel.polling import KeySource
 from .descriptors import Descriptors
 from .faults import fail
 from .files import READ, End, Listening, Stored, Unborn
 from .mailboxes import Mailbox
 from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
+from .reports import SimEventSelector
 from .sockets import EXHAUSTED, SimSocket
 from .threads import Threads
 
@@ -120,11 +122,17 @@ class SimKernel(Descriptors):
 
     def selector(self) -> Any:
         self.call('selector', -1)
-        return SimSelector(self, self.kind)
+        # Half of the simulated Linux systems have the selector that the real kernel makes, the others that of the
+        # module `selectors`.
+        kind = SimEventSelector if self.kind == 'epoll' and self.seed % 2 == 0 else SimSelector
+        return kind(self, self.kind)
 
     def new_selector_like(self, selector: Any) -> Any:
         self.replaced_in_vain |= not (selector.blind or (self.disturbed and self.watches_files(selector)))
         return self.selector()
+
+    def event_source(self, selector: Any) -> Any:
+        return selector if selector.reports_numbers else KeySource(selector)
 
     def watches_files(self, selector: Any) -> bool:
         return bool(selector.kind == 'epoll')

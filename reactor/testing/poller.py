@@ -40,6 +40,8 @@ SLEEPS_FOR_EVER = 'no event is left to wait for, so the loop would sleep for eve
 class SimSelector:
     """A selector for a `SimKernel`, with the methods of the selectors in the module `selectors`."""
 
+    reports_numbers: bool = False  # as keys do; see `EventSelector` in `reactor.kernel.polling`
+
     def __init__(self, kernel: Descriptors, kind: str) -> None:
         if kind not in KINDS:
             raise ValueError(f'unknown kind of simulated selector: {kind!r}; choose one of {", ".join(KINDS)}')
@@ -176,14 +178,17 @@ class SimSelector:
                 self._look_at(self._keys[fd], ready)
             if len(ready) == count:
                 del self._hot[fd]
+        self._look_at_ghosts(ready)
+        return ready
+
+    def _look_at_ghosts(self, ready: Ready) -> None:
         for fd, events, file in self._ghosts:
             # If the old number is registered again, epoll's report seems to be about the new file. `selectors` reports
             # it even if the new file is registered for other events only, which leaves none.
-            found = _from_epoll(file, events)
+            found = from_epoll(file, events)
             if found and fd in self._keys:
                 self.blind = self._kernel.misled = True
                 ready.append((self._keys[fd], found & self._keys[fd].events))
-        return ready
 
     def _look_at(self, key: SelectorKey, ready: Ready) -> None:
         file = self._seen.get(key.fd)
@@ -232,7 +237,7 @@ class SimSelector:
         self._orphans = {fd for fd in self._orphans if fd not in self._keys}
         if any(map(self._is_orphan_ready, self._orphans)):
             return True
-        return any(_from_epoll(file, events) for _, events, file in self._ghosts)
+        return any(from_epoll(file, events) for _, events, file in self._ghosts)
 
     # -- kqueue
 
@@ -330,7 +335,7 @@ def _round_up(seconds: float, kind: str) -> int:
     return ceil(seconds * 1e9 / unit) * unit
 
 
-def _from_epoll(file: File, events: int) -> int:
+def from_epoll(file: File, events: int) -> int:
     # epoll reports a hang-up whatever events are wanted, and `selectors` takes it for both.
     if not file.references:
         return 0

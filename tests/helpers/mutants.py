@@ -61,8 +61,8 @@ MUTANTS = (
     Mutant(
         'a stale read event is reported',
         'loop/loop.py',
-        'if mask & watcher.events & READ:',
-        'if mask & READ:',
+        'if event == readable and watcher.events & READ and (',
+        'if event == readable and (',
         '4: an event belongs to an object that still wants it',
         36,
     ),
@@ -1076,10 +1076,11 @@ MUTANTS = (
     Mutant(
         'a read event is handled twice',
         'loop/loop.py',
-        '                    watcher.handle_read()\n',
+        '                    watcher.handle_read()\n                    continue',
         '                    watcher.handle_read()\n'
-        '                    if mask & watcher.events & READ:\n'
-        '                        watcher.handle_read()\n',
+        '                    if watcher.events & READ:\n'
+        '                        watcher.handle_read()\n'
+        '                    continue',
         '5: one recv for each read event',
         4,
     ),

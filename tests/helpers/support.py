@@ -15,11 +15,12 @@ from typing import Any, get_args, get_type_hints
 
 from reactor import READ, Reactor, Stream
 from reactor.kernel import Kernel
+from reactor.kernel.polling import EventSelector, can_report_numbers
 from reactor.loop.watcher import Handle
 from reactor.testing import SimKernel
 
 SELECTORS = {
-    'default': selectors.DefaultSelector,
+    'default': EventSelector if can_report_numbers() else selectors.DefaultSelector,
     'poll': getattr(selectors, 'PollSelector', None),
     'select': selectors.SelectSelector,
 }

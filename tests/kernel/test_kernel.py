@@ -18,7 +18,7 @@ import pytest
 from reactor.kernel import Kernel
 from reactor.kernel.platforms import AF_UNIX, FD_SETSIZE
 from reactor.kernel.sockets import send_first
-from tests.helpers.support import in_thread
+from tests.helpers.support import SELECTORS, in_thread
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def test_the_clock_is_monotonic(real):
 
 def test_the_selector_is_the_best_of_the_platform(real):
     with real.selector() as selector:
-        assert type(selector) is selectors.DefaultSelector
+        assert isinstance(selector, selectors.DefaultSelector)
+        assert type(selector) is SELECTORS['default']
 
 
 def test_sockets_do_not_block_and_are_not_inherited(real):
