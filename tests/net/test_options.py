@@ -228,6 +228,7 @@ def test_all_methods_that_share_options_check_their_names():
         *(
             'listen_tcp',
             'listen_unix',
+            'open_fd',
             'connect_tcp',
             'connect_unix',
             'adopt',
