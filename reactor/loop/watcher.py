@@ -136,7 +136,7 @@ class Watchers:
         self._unreferenced: set[Handle] = set()
 
     def __iter__(self) -> Iterator[Handle]:
-        yield from [key.data for key in self._map.values()]
+        yield from self.source.open_handles()
         yield from list(self._parked)
 
     def __len__(self) -> int:
