@@ -375,8 +375,8 @@ class Connection(Handle):
                 self.timeouts = None
             if ending is not None and ending.linger is not None:
                 ending.linger.cancel()
-            loop.watchers.remove(self)
             sock = self.sock
+            loop.watchers.remove(self, None if sock is None else sock.fileno())
             if sock is not None:
                 if self.peer is None and self.on_close is not None:
                     self.peer = self.peername  # for `on_close`: a closed socket has no peer

@@ -225,9 +225,8 @@ MUTANTS = (
     Mutant(
         'a closed handle stays registered',
         'loop/watcher.py',
-        '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n'
-        '                self._unregister_lost',
-        '                pass\n            except (KeyError, ValueError):\n                self._unregister_lost',
+        '                self.selector.unregister(handle.fileno() if fd is None else fd)\n',
+        '                pass\n',
         '4: a descriptor number is not an identity',
     ),
     Mutant(
