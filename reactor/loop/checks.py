@@ -117,8 +117,9 @@ def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
 
 def is_async(fn: Any) -> bool:
     """Return whether `fn` is a function or method that is defined with `async def`."""
-    function = fn.__func__ if type(fn) is MethodType else fn
-    return type(function) is FunctionType and function.__code__.co_flags & ASYNC != 0
+    if type(fn) is MethodType:
+        fn = fn.__func__
+    return type(fn) is FunctionType and fn.__code__.co_flags & ASYNC != 0
 
 
 def refuse_async(name: str, fn: Any) -> None:

@@ -154,7 +154,7 @@ class Connection(Handle):
 
     # -- methods for the loop
 
-    def handle_closed(self, exc: BaseException | None) -> None:
+    def handle_closed(self, exc: BaseException | None = None) -> None:
         """Called as the last completion of a connection: call `on_close`, then drop the user's callbacks and data."""
         if self.sock is not None or self.origin is not None:
             Connection.finish(self, exc)  # memory or stack ran out before the first call of `finish` was done
@@ -360,7 +360,7 @@ class Connection(Handle):
         if not over:
             if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # not None here
                 exc = ending.exc  # type: ignore[union-attr]  # sending failed first, and that has ended the connection
-            loop.completions.append((self, Connection.handle_closed, (exc,)))
+            loop.completions.append((self, Connection.handle_closed, () if exc is None else (exc,)))
             if ending is None and not state.user_ended:
                 self.ending = UNREPORTED
             if self.writer is None:
