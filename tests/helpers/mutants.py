@@ -317,7 +317,7 @@ MUTANTS = (
     Mutant(
         'on_written is called inside write',
         'net/sending.py',
-        '                loop.completions.append((self, on_written, args))\n        except',
+        '                self.loop.completions.append((self, on_written, args))\n        except',
         '                on_written(self, *args)\n        except',
         '2: no callback runs inside a call to the reactor',
     ),
