@@ -39,6 +39,10 @@ class EventSource(Protocol):
         """Maps the first item of each reported pair to its handle. Raises KeyError if there is none."""
         ...
 
+    def open_handles(self) -> list[Any]:
+        """Return all registered handles."""
+        ...
+
     def events_for(self, event: int, wanted: int) -> int:
         """Return a reported event as READ, WRITE or both. Returns 0 if it was not reported for what is `wanted`."""
         ...
@@ -68,14 +72,15 @@ class EventSelector(selectors.DefaultSelector):
 
     def register(self, fd: int, events: int, handle: Any) -> None:  # type: ignore[override]  # no key is made
         """Watch a descriptor. Raises KeyError if the number is registered, and OSError."""
-        if fd in self.handles:
+        handles = self.handles
+        if fd in handles:
             raise KeyError(f'{fd} is already registered')
         self.changed.add(fd)
-        self.handles[fd] = handle
+        handles[fd] = handle
         try:
             self._selector.register(fd, self._events[events])
         except BaseException:
-            del self.handles[fd]
+            del handles[fd]
             raise
 
     def modify(self, fd: int, events: int, handle: Any) -> None:  # type: ignore[override]  # no key is made
@@ -104,6 +109,10 @@ class EventSelector(selectors.DefaultSelector):
                 key = self._registered[fd]  # type: ignore[index]  # not None: it is open
                 ready.append((key, self.events_for(event, key.events) & key.events))
         return ready
+
+    def open_handles(self) -> list[Any]:
+        """See `EventSource`. Making the key of each of 40,000 connections would take 50 ms."""
+        return list(self.handles.values())
 
     def events_for(self, event: int, wanted: int) -> int:
         """See `EventSource`. Errors and hang-ups count as both READ and WRITE."""
@@ -152,6 +161,7 @@ class KeySource:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.poll: Callable[[float | None], Reports] = selector.select
         self.changed: set[int] = set()  # always empty: a key belongs to a handle, whoever has the number now
+        self._map = selector.get_map()
 
     @property
     def handles(self) -> Any:
@@ -160,6 +170,10 @@ class KeySource:
 
     def __getitem__(self, key: SelectorKey) -> Any:
         return key.data
+
+    def open_handles(self) -> list[Any]:
+        """See `EventSource`."""
+        return [key.data for key in self._map.values()]
 
     def events_for(self, event: int, wanted: int) -> int:
         """See `EventSource`. The selector has already compared the events with the registration."""

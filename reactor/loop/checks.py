@@ -123,8 +123,9 @@ def _shape(arguments: str, more: int) -> str:
 
 def is_async(fn: Any) -> bool:
     """Return whether `fn` is a function or method that is defined with `async def`."""
-    function = fn.__func__ if type(fn) is MethodType else fn
-    return type(function) is FunctionType and function.__code__.co_flags & ASYNC != 0
+    if type(fn) is MethodType:
+        fn = fn.__func__
+    return type(fn) is FunctionType and fn.__code__.co_flags & ASYNC != 0
 
 
 def refuse_async(name: str, fn: Any) -> None:

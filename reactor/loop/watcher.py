@@ -136,22 +136,23 @@ class Watchers:
         self._unreferenced: set[Handle] = set()
 
     def __iter__(self) -> Iterator[Handle]:
-        yield from [key.data for key in self._map.values()]
+        yield from self.source.open_handles()
         yield from list(self._parked)
 
     def __len__(self) -> int:
         return len(self._map) + len(self._parked)  # iterating over 40,000 connections would take 15 ms
 
-    def add(self, handle: Handle, events: int) -> None:
-        """Register a newly opened handle that wants `events` of its descriptor.
+    def add(self, handle: Handle, events: int, fd: int | None = None) -> None:
+        """Register a newly opened handle that wants `events` of its descriptor, which is `fd` if that is given.
 
         Raises `SelectorFull` or the selector's OSError; then the handle is not registered.
         """
-        self._register(handle, handle.fileno(), events)
+        fd = handle.fileno() if fd is None else fd
+        self._register(handle, fd, events)
         try:
             self.referenced += 1
         except MemoryError:
-            self.selector.unregister(handle.fileno())
+            self.selector.unregister(fd)
             raise
         handle.events = events
 
@@ -219,8 +220,8 @@ class Watchers:
             starved.append(handle)
             starved.append(exc)
 
-    def remove(self, handle: Handle) -> None:
-        """Forget a handle, before its descriptor is closed. Does nothing if it was already forgotten."""
+    def remove(self, handle: Handle, fd: int | None = None) -> None:
+        """Forget a handle, before its descriptor `fd` is closed. Does nothing if it was already forgotten."""
         loop = handle.loop
         if loop.spins.stalls:
             loop.spins.forget(handle)
@@ -233,7 +234,7 @@ class Watchers:
             del self._parked[handle]
         else:
             try:
-                self.selector.unregister(handle.fileno())
+                self.selector.unregister(handle.fileno() if fd is None else fd)
             except (KeyError, ValueError):
                 self._unregister_lost(handle)
             if not handle.events:

@@ -157,7 +157,7 @@ class Connection(Handle):
 
     # -- methods for the loop
 
-    def handle_closed(self, exc: BaseException | None) -> None:
+    def handle_closed(self, exc: BaseException | None = None) -> None:
         """Called as the last completion of a connection: call `on_close`, then drop the user's callbacks and data."""
         if self.sock is not None or self.origin is not None:
             Connection.finish(self, exc)  # memory or stack ran out before the first call of `finish` was done
@@ -363,7 +363,7 @@ class Connection(Handle):
         if not over:
             if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # not None here
                 exc = ending.exc  # type: ignore[union-attr]  # sending failed first, and that has ended the connection
-            loop.completions.append((self, Connection.handle_closed, (exc,)))
+            loop.completions.append((self, Connection.handle_closed, () if exc is None else (exc,)))
             if ending is None and not state.user_ended:
                 self.ending = UNREPORTED
             if self.writer is None:
@@ -378,8 +378,8 @@ class Connection(Handle):
                 self.timeouts = None
             if ending is not None and ending.linger is not None:
                 ending.linger.cancel()
-            loop.watchers.remove(self)
             sock = self.sock
+            loop.watchers.remove(self, None if sock is None else sock.fileno())
             if sock is not None:
                 if self.peer is None and self.on_close is not None:
                     self.peer = self.peername  # for `on_close`: a closed socket has no peer

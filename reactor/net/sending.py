@@ -65,16 +65,15 @@ class Sender(Connection):
         except MemoryError as exc:  # the bytes may have been sent, if there was no memory for the result only
             return self.lose(exc)
         try:
-            loop = self.loop
-            counters = loop.counters
+            counters = self.loop.counters
             counters.writes += 1
             counters.bytes_out += sent
             if self.timeouts is not None:
-                self.timeouts.sent_at = loop.timers.clock()
+                self.timeouts.sent_at = self.loop.timers.clock()
             if sent != len(data):
                 return self._keep_rest(data, sent, on_written, args)
             if on_written is not None:
-                loop.completions.append((self, on_written, args))
+                self.loop.completions.append((self, on_written, args))
         except EXHAUSTION as exc:
             if not sent:
                 self.writer = None

@@ -20,6 +20,7 @@ from ..loop.timers import Timer
 CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
 HEADER = 5  # bytes: the type of a record, two for its version, two for its length
+APPLICATION_DATA = 23  # the type of records with data, and in TLS 1.3 of all encrypted records
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
 LARGEST_RECORD = 16384 + 2048  # bytes after the header, in TLS 1.2 (RFC 5246, 6.2.3)
 RECORD = 16384  # bytes of plaintext in the largest record
@@ -54,10 +55,15 @@ class Buffers:
         return left if self.inside else (b'', b'')
 
     def put_back(self, left: tuple[bytes, bytes]) -> None:
-        """Restore the bytes of the OpenSSL call that is still running."""
-        for buffer, data in zip((self.incoming, self.outgoing), left, strict=True):
-            if data:
-                buffer.write(data)
+        """Restore the bytes of the OpenSSL call that is still running.
+
+        Nothing is called if there are none: at the limit of the stack, encrypted bytes must not be lost here.
+        """
+        incoming, outgoing = left
+        if incoming:
+            self.incoming.write(incoming)
+        if outgoing:
+            self.outgoing.write(outgoing)
 
 
 class TLSSession:
@@ -109,7 +115,9 @@ class TLSSession:
             raise ValueError('this ssl.SSLContext checks host names; give server_hostname=')
         buffers = self.buffers
         self.ssl_object = context.wrap_bio(buffers.incoming, buffers.outgoing, server_side, server_hostname)
-        self._read, self._write = self.ssl_object.read, self.ssl_object.write
+        # The object inside an `SSLObject` has the same two methods, without a Python function around each.
+        methods = getattr(self.ssl_object, '_sslobj', self.ssl_object)
+        self._read, self._write = methods.read, methods.write
 
     @property
     def version(self) -> str | None:
@@ -196,6 +204,39 @@ class TLSSession:
             raise self._cut_short()
         return False
 
+    def decrypt_record(self, data: bytes) -> bytes | None:
+        """Decrypt newly received `data` if it is one whole record of application data, as it nearly always is.
+
+        OpenSSL calls no function of the user for such a record, so `buffers.inside` stays False. Returns b'' if the
+        peer has ended its side, and None if `data` must be passed to `received` and `decrypt`. Raises SSLError for a
+        record that has no data or is wrong: see `outcome`.
+        """
+        if self._incoming or self.held is not None:  # a record is incomplete, or a handshake is under way
+            return None
+        size, buffers = len(data), self.buffers
+        if size < HEADER or data[0] != APPLICATION_DATA or data[3] << 8 | data[4] != size - HEADER:
+            return None
+        incoming = buffers.incoming
+        if incoming.pending or buffers.outgoing.pending:
+            return None
+        incoming.write(data)
+        piece: bytes = self._read(size)
+        if piece:
+            self.empty = 0
+        else:
+            self.ended = True
+        return piece
+
+    def outcome(self, error: SSLError, length: int) -> SSLError | None:
+        """Record that a record of `length` bytes had no data. Return the error if there was one."""
+        if isinstance(error, self.ssl.SSLWantReadError):
+            self.empty += 1 + length // EMPTY_WEIGHT
+        elif isinstance(error, self.ssl.SSLZeroReturnError):  # raised instead of an empty read if our side has ended
+            self.ended = True
+        else:
+            return error.with_traceback(None)
+        return None
+
     def decrypt(self) -> tuple[list[bytes], SSLError | None]:
         """Decrypt a few records; return their plaintext, and the error of the next record or None.
 
@@ -222,12 +263,8 @@ class TLSSession:
                     break
                 pieces.append(piece)
                 self.empty = 0
-        except self.ssl.SSLWantReadError:
-            self.empty += 1 + length // EMPTY_WEIGHT
-        except self.ssl.SSLZeroReturnError:  # raised instead of an empty read if our side has already ended
-            self.ended = True
         except self.ssl.SSLError as error:
-            exc = error.with_traceback(None)
+            exc = self.outcome(error, length)
         finally:
             buffers.inside = False
         if begin == size:
@@ -253,8 +290,8 @@ class TLSSession:
 
     def encrypt_record(self, data: bytes) -> bytes:
         """Encrypt `data` if it fits into one record. Return b'' if it is too long or cannot be encrypted now."""
-        outgoing = self.buffers.outgoing
-        if outgoing.pending or not 0 < len(data) <= RECORD:
+        outgoing, size = self.buffers.outgoing, len(data)
+        if size > RECORD or not size or outgoing.pending:
             return b''
         try:
             self._write(data)

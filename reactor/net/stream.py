@@ -358,7 +358,7 @@ class Stream(Sender):
         if deferred:
             self.loop.watchers.defer(self, READ)
         else:
-            self.loop.watchers.add(self, READ)
+            self.loop.watchers.add(self, READ, sock.fileno())
         self.state = OPEN
         if self.options.timed:
             self.start_timeouts()

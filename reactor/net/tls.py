@@ -70,11 +70,23 @@ class TLSStream(HandshakeStream):
         counters.bytes_in += len(data)
         if self.timeouts is not None:
             self.timeouts.received_at = self.loop.timers.clock()
-        session.received(data)
-        if self.state is CONNECTING:
-            self.shake_hands_in_turn()
+        failure = None
+        try:
+            piece = session.decrypt_record(data)
+        except session.ssl.SSLError as exc:
+            piece, failure = b'', session.outcome(exc, len(data))
+        if piece and not session.buffers.outgoing.pending:
+            on_data = self.on_data
+            if on_data is not None:
+                on_data(self, piece)
+        elif piece is not None:
+            self._deliver([piece] if piece else [], failure)
         else:
-            self._decrypt()
+            session.received(data)
+            if self.state is CONNECTING:
+                self.shake_hands_in_turn()
+            else:
+                self._deliver(*session.decrypt())
 
     def handle_records(self) -> None:
         """Called as a completion: decrypt records beyond a turn's limit, or those after the end of the handshake."""
@@ -84,7 +96,7 @@ class TLSStream(HandshakeStream):
         elif self.tls.ended:
             self.handle_stream_end()
         elif self.events & READ and not self.state.discards:
-            self._decrypt()
+            self._deliver(*self.tls.decrypt())
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
@@ -257,9 +269,8 @@ class TLSStream(HandshakeStream):
             self.loop.watchers.set_events(self, self.events | READ)
             self.decrypt_later()
 
-    def _decrypt(self) -> None:
+    def _deliver(self, pieces: list[bytes], exc: SSLError | None) -> None:
         session = self.tls
-        pieces, exc = session.decrypt()
         answer = session.pending_output()
         if answer:
             writer = self.writer

@@ -47,6 +47,10 @@ class SimEventSelector(SimSelector):
     def __getitem__(self, fd: int) -> Any:
         return self._keys[fd].data
 
+    def open_handles(self) -> list[Any]:
+        """See `EventSource`."""
+        return [key.data for key in self._keys.values()]
+
     def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
         """Like `select`, but return pairs of a number and the bits that epoll reports."""
         self._polling = True

@@ -225,9 +225,8 @@ MUTANTS = (
     Mutant(
         'a closed handle stays registered',
         'loop/watcher.py',
-        '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n'
-        '                self._unregister_lost',
-        '                pass\n            except (KeyError, ValueError):\n                self._unregister_lost',
+        '                self.selector.unregister(handle.fileno() if fd is None else fd)\n',
+        '                pass\n',
         '4: a descriptor number is not an identity',
     ),
     Mutant(
@@ -318,7 +317,7 @@ MUTANTS = (
     Mutant(
         'on_written is called inside write',
         'net/sending.py',
-        '                loop.completions.append((self, on_written, args))\n        except',
+        '                self.loop.completions.append((self, on_written, args))\n        except',
         '                on_written(self, *args)\n        except',
         '2: no callback runs inside a call to the reactor',
     ),

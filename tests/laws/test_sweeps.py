@@ -196,11 +196,11 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
         Mutant(
             'the completion that calls on_close is queued as the last step of an ending',
             'net/ending.py',
-            """            loop.completions.append((self, Connection.handle_closed, (exc,)))
+            """            loop.completions.append((self, Connection.handle_closed, () if exc is None else (exc,)))
 """,
             """            self.state = CLOSED
             loop.watchers.remove(self)
-            loop.completions.append((self, Connection.handle_closed, (exc,)))
+            loop.completions.append((self, Connection.handle_closed, () if exc is None else (exc,)))
 """,
             '1: on_close is called for every connection',
         ),

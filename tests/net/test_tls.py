@@ -44,6 +44,7 @@ from tests.helpers.certificates import certificates  # noqa: F401
 from tests.helpers.exhaustion import is_traced, near_limit
 from tests.helpers.hostile_tls import ALLOW_CLIENT_RENEGOTIATION, ENGINE, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 from tests.helpers.support import Log, drain, end, fill, idle, run_short, run_until, turns
+from tests.project.test_shape import frames_since
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
@@ -904,6 +905,30 @@ def local(r, sockets, certificates):  # noqa: F811
         return ours, theirs
 
     return make
+
+
+def test_one_frame_lies_between_the_dispatch_and_on_data_of_a_whole_record(r, local):
+    seen = []
+    ours, theirs = local()
+    ours.on_data = lambda conn, data: seen.append(frames_since('_dispatch'))
+    theirs.write(b'x')
+    run_until(r, lambda: seen)
+    assert seen == [['TLSStream.handle_read']]
+    end(r, ours, theirs)
+
+
+@pytest.mark.parametrize('cut', [0, 1, 4, 5, 6, 20])
+def test_records_are_decrypted_however_they_arrive(r, local, sockets, cut):
+    log = Log()
+    ours, theirs = local(on_data=log.on_data)
+    parts = [theirs.tls.encrypt([b'%d' % number]) for number in range(4)]
+    data = b''.join(parts[0] + parts[1] + parts[2])
+    for piece in (data[:cut], data[cut:], b''.join(parts[3])):
+        if piece:
+            theirs.sock.send(piece)
+            turns(r, 2)
+    run_until(r, lambda: log.received == b'0123')
+    end(r, ours, theirs)
 
 
 def test_an_on_written_that_is_not_callable_is_refused(r, local):
