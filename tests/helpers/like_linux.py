@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -42,8 +43,8 @@ REAL_SELECTORS: dict[str, Any] = {
     'poll': getattr(selectors, 'PollSelector', None),
     'select': selectors.SelectSelector,
 }
-PORTS = range(20_000, 32_000)  # below the ports that Linux chooses itself
-BLOCK = 2_000  # ports of one process; while it runs, no other process uses them
+PORTS = range(12_000, 32_000)  # below the ports that Linux chooses itself
+BLOCK = 1_000  # ports of one process; while it runs, no other process uses them
 
 
 class Difference(NamedTuple):
@@ -449,6 +450,7 @@ def shrink(steps: list[Step], family: str, folder: str) -> list[Step]:
     return steps
 
 
+@cache
 def own_ports() -> Iterator[int]:
     """Return the ports of a block that no other process uses: an abstract Unix socket locks it, as long as we run."""
     for first in PORTS[::BLOCK]:
@@ -464,12 +466,11 @@ def own_ports() -> Iterator[int]:
 
 
 LOCKS: list[socket.socket] = []
-OWN_PORTS = own_ports()
 
 
 def free_port() -> int:
     """A port of this process which no socket uses, not even one in TIME_WAIT."""
-    for port in itertools.islice(OWN_PORTS, BLOCK):
+    for port in itertools.islice(own_ports(), BLOCK):
         try:
             for family, host in ((V4, '0.0.0.0'), (V6, '::')):
                 for kind in STREAM, DGRAM:
