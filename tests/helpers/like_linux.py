@@ -19,8 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from contextlib import suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 from reactor.kernel import Kernel

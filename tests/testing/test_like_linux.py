@@ -180,6 +180,12 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope='module', autouse=True)
+def ports():
+    """Take the ports of this process before the first test, which must leave no descriptor open."""
+    like_linux.own_ports()
+
+
 def needs_ipv6(family):
     if socket.AF_INET6 in FAMILIES[family].families and not like_linux.has_ipv6():
         pytest.skip('this computer has no IPv6')

@@ -19,7 +19,7 @@ import pytest
 from reactor import Listener, Reactor, Stream
 from reactor.kernel import Kernel
 from reactor.testing.files import End
-from tests.helpers.like_linux import free_port, outcome, quiet_kernel
+from tests.helpers.like_linux import free_port, outcome, own_ports, quiet_kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='compares with Linux')
 
@@ -31,6 +31,12 @@ TRIES = 3  # a difference counts only if it repeats this often, with longer and 
 
 Step = tuple[str, str, int]
 Found = dict[str, list[Any]]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ports():
+    """Take the ports of this process before the first test, which must leave no descriptor open."""
+    own_ports()
 
 
 class Pair:
