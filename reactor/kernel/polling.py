@@ -51,8 +51,9 @@ class EventSource(Protocol):
 class EventSelector(selectors.DefaultSelector):
     """The default selector of Linux, without a `SelectorKey` for each registration.
 
-    Only handles may be registered, as `data` and under their number. The loop calls `poll`; `select` and `get_map` are
-    for everything else.
+    Only handles may be registered, under their number. The loop calls `poll`; `select` and `get_map` are for everything
+    else. `poll` returns at most 1,023 events, the default of the kernel object; epoll reports the others first in the
+    next poll. A longer timeout than a whole number of milliseconds is rounded up there.
     """
 
     if TYPE_CHECKING:  # parts of the classes in `selectors`, see `can_report_numbers`

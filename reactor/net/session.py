@@ -213,14 +213,14 @@ class TLSSession:
         """
         if self._incoming or self.held is not None:  # a record is incomplete, or a handshake is under way
             return None
-        size, buffers = len(data), self.buffers
-        if size < HEADER or data[0] != APPLICATION_DATA or data[3] << 8 | data[4] != size - HEADER:
+        length, buffers = len(data) - HEADER, self.buffers
+        if length <= 0 or data[0] != APPLICATION_DATA or data[3] << 8 | data[4] != length:
             return None
         incoming = buffers.incoming
         if incoming.pending or buffers.outgoing.pending:
             return None
         incoming.write(data)
-        piece: bytes = self._read(size)
+        piece: bytes = self._read(length)
         if piece:
             self.empty = 0
         else:
