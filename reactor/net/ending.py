@@ -2,8 +2,7 @@
 
 `Connection` is the base of a stream: its slots, its state, and the ways it can end. All these ways lead to `finish`,
 which first appends the last completion. The other steps of `finish` cannot fail or can be repeated, so running out of
-memory never leaves a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called directly
-here, each as the last step of a method that the loop calls.
+memory never leaves a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called here.
 """
 
 from __future__ import annotations
@@ -99,10 +98,8 @@ class Connection(Handle):
         """Stop reading, send the buffered bytes, then close. A second call does nothing.
 
         `on_close(conn, None)` is called later, in the completions phase. If closing takes longer than `linger` seconds,
-        the connection is reset and `on_close` gets a `WriteTimeout`.
-
-        A connection that is still being made is abandoned: bytes that you have written are dropped, and `buffered` says
-        in `on_close` how many. To send them first, call `write_eof` instead, or `close` in their `on_written`.
+        the connection is reset and `on_close` gets a `WriteTimeout`. If the connection is not made yet, it is abandoned,
+        and its bytes are dropped; `write_eof` would send them.
 
         Closing a socket with unread bytes would reset the connection, and bytes on their way to the peer would be lost.
         So if there may be unread bytes, because reading is paused or because a write had to wait, our side is ended

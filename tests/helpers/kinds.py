@@ -14,6 +14,7 @@ import random
 import socket
 import ssl
 import struct
+import tempfile
 import time
 import tty
 import weakref
@@ -732,6 +733,42 @@ class Child(Kind):
         return {**sockets, **own}
 
 
+class Opened(Kind):
+    """One direction of a pipe, a FIFO or a terminal, opened with `open_fd`."""
+
+    call = 'open_fd'
+
+    def __init__(self, name: str, reads: bool) -> None:
+        self.medium, self.reads = name, reads
+        super().__init__(f'{name}-{"read" if reads else "written"}')
+        if reads:
+            self.cannot['write'] = 'only its other end is written'
+            self.cannot['reset'] = 'it has no reset: when the other end is gone, its input has ended'
+        else:
+            self.cannot['read'] = 'only its other end is read'
+            self.cannot['reset'] = 'it has no reset: when the other end is gone, it is an end, or EPIPE'
+        self.cannot['both'] = self.cannot['half-close'] = 'it is used in one direction'
+        self.cannot['connect'] = self.cannot['on_connect'] = 'it is open from the start'
+        self.cannot['names'] = 'it has no address'
+        self.cannot['socket'] = 'it cannot be distinguished from a later file with the same descriptor number'
+
+    def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Peer:
+        with tempfile.TemporaryDirectory() as folder:
+            reader, writer = watched_kinds(folder)[self.medium]()
+        ours, theirs = (reader, writer) if self.reads else (writer, reader)
+        for name in ('on_connect',) if self.reads else ('on_connect', 'on_data', 'on_eof'):
+            callbacks.pop(name, None)
+        other = 'write_timeout' if self.reads else 'read_timeout'  # refused, which tests/system/test_open_fd.py checks
+        options = {name: value for name, value in options.items() if name != other}
+        recorder.conn = world.r.open_fd(ours, **callbacks, **options)
+        os.set_blocking(theirs, False)
+        return Peer(world, Pipe(theirs))
+
+    def refused(self) -> dict[str, str]:
+        sockets = dict.fromkeys(('nodelay', 'keepalive', 'ssl', 'server_hostname', 'handshake_timeout'), 'of sockets')
+        return {**sockets, 'closefd': 'it says who closes the descriptor'}
+
+
 INET, INET6, UNIX = socket.AF_INET, socket.AF_INET6, getattr(socket, 'AF_UNIX', -1)
 KINDS: tuple[Kind, ...] = (
     Accepted('tcp4-accepted', INET, host='127.0.0.1'),
@@ -762,6 +799,11 @@ KINDS: tuple[Kind, ...] = (
     Child('stdin'),
     Child('stdout'),
     Child('stderr'),
+    Opened('pipe', True),
+    Opened('pipe', False),
+    Opened('fifo', True),
+    Opened('fifo', False),
+    Opened('tty-master', True),
 )
 
 # -- the options, each with values at its limits; a new option fails a test until it has values here

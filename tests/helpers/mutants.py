@@ -292,8 +292,8 @@ MUTANTS = (
     Mutant(
         'the handle of a call in a thread is still open when on_done is called',
         'loop/threads.py',
-        '        on_done = self.on_done\n        self.close()\n',
-        '        on_done = self.on_done\n',
+        'and on_done is None and not self.closed\n        self.close()\n',
+        'and on_done is None and not self.closed\n',
         '8: an exception leaves no half-changed state',
         148,
         'select',

@@ -24,7 +24,6 @@ from reactor import (
     HandshakeTimeout,
     IdleTimeout,
     Limits,
-    Reactor,
     ReadTimeout,
     TLSError,
     WriteBufferFull,
@@ -1322,7 +1321,7 @@ def test_a_law_holds(fn, kind, contexts, file_to_send, request):
             raise
 
 
-# -- descriptors for `watch_fd`: pipes, FIFOs and ttys, which no method of the reactor opens as streams yet
+# -- descriptors for `watch_fd`: pipes, FIFOs and ttys
 
 WATCHED = ('pipe', 'fifo', 'socketpair', 'tty', 'tty-master')
 
@@ -1636,10 +1635,6 @@ def test_every_gap_has_a_reason_and_every_reason_a_gap():
     for fn in (*LAWS, *DATAGRAM_LAWS):
         table = DATAGRAM_KINDS if fn in DATAGRAM_LAWS else KINDS
         assert [kind for kind in table if runs(fn, kind)], f'no kind is left for {fn.__name__}'
-
-
-def test_streams_on_ttys_and_fifos_are_not_made_by_any_call_yet():
-    assert not hasattr(Reactor, 'open_fd'), 'open_fd exists now: add kinds for pipes, FIFOs and ttys to kinds.py'
 
 
 @pytest.mark.parametrize('name', ['stdin', 'stdout', 'stderr'])
