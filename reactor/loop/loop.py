@@ -414,10 +414,8 @@ class Loop(LoopAPI):
 
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
-        queues = self.timers.due, self._soon, self.completions
-        self._slow = slow = SlowWatch(
-            limit, self._clock, self.counters, self.watchers, phases, queues, {Loop._run_main}
-        )
+        queues, clock = (self.timers.due, self._soon, self.completions), self._clock
+        self._slow = slow = SlowWatch(limit, clock, self.counters, self.watchers, phases, queues, {Loop._run_main})
         # The phases are replaced only on this object: other loops keep their own.
         vars(self).update(slow.phases())
 

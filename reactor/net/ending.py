@@ -98,8 +98,8 @@ class Connection(Handle):
         """Stop reading, send the buffered bytes, then close. A second call does nothing.
 
         `on_close(conn, None)` is called later, in the completions phase. If closing takes longer than `linger` seconds,
-        the connection is reset and `on_close` gets a `WriteTimeout`. If the connection is not made yet, it is abandoned,
-        and its bytes are dropped; `write_eof` would send them.
+        the connection is reset and `on_close` gets a `WriteTimeout`. A connection that is not yet made is abandoned
+        with its bytes, which `write_eof` would send.
 
         Closing a socket with unread bytes would reset the connection, and bytes on their way to the peer would be lost.
         So if there may be unread bytes, because reading is paused or because a write had to wait, our side is ended
