@@ -218,12 +218,12 @@ class HandshakeStream(Stream):
             return
         full, session.full = session.full, False
         writer = self.writer
-        if not full:
+        if not full or writer is SHUT:
             return
-        if writer is None:
+        if writer is None or writer.buffered <= self.options.low_water:
             self.loop.completions.append((self, Stream.handle_drain, ()))
-        elif writer is not SHUT:
-            writer.full = True  # so that on_drain is called, even if few bytes are waiting
+        else:
+            writer.full = True  # so that on_drain is called, even if fewer bytes than `high_water` are waiting
 
     def end_after_held(self) -> None:
         """Carry out the `write_eof` or `close` that the user called during the handshake."""

@@ -291,6 +291,21 @@ def test_a_write_that_waits_only_for_the_handshake_returns_false_and_on_drain_fo
     end(r, ours, theirs)
 
 
+def test_on_drain_after_the_handshake_does_not_wait_for_the_peer_to_read(r, sockets, certificates):  # noqa: F811
+    """Regression: at the low-water mark, `on_drain` was called only when the kernel had taken more bytes."""
+    log = Log()
+    a, b = sockets()
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+    ours = r.adopt(a, on_drain=log.on_drain, high_water=600_000, low_water=590_000)
+    theirs = r.adopt(b, read_size=1000)
+    theirs.start_tls(certificates.server(), lambda conn: conn.pause_reading())
+    ours.start_tls(certificates.client(), server_hostname='localhost')
+    assert ours.write(bytes(610_000)) is False
+    run_until(r, lambda: ours.state == 'OPEN' and 0 < ours.buffered <= 590_000 and log)
+    assert log == [('drain',)]
+    end(r, ours, theirs)
+
+
 def test_a_peer_that_leaves_before_the_alert_is_reported_with_its_tls_error(r, certificates, tmp_path):  # noqa: F811
     log = Log()
     server = r.listen_unix(str(tmp_path / 'tls'), ssl=certificates.server(), on_close=log.on_close)
