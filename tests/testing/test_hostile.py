@@ -63,17 +63,20 @@ def test_a_planted_bug_is_found_within_100_seeds_and_is_shrunk_to_its_fault(bug)
     assert HOSTILE[site][1] in str(failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bug', BUGS, ids=lambda bug: bug.__name__)
 def test_the_program_passes_when_its_bug_is_fixed(bug):
     for seed in range(SEEDS):
         Simulation(seed, profile='hostile').run_program(lambda world: bug(world, fixed=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bug', [peer_never_missed, half_a_result], ids=lambda bug: bug.__name__)
 def test_the_default_profile_never_finds_it(bug):
     assert not failures(with_bug(bug), range(150))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bug', BUGS, ids=lambda bug: bug.__name__)
 def test_each_fault_strikes_alone(bug):
     for site in BUGS[bug]:
@@ -298,6 +301,7 @@ def test_a_long_partition_ends_a_connection_with_unacknowledged_bytes():
 # -- stalls near the limits of the program, and trickling bytes
 
 
+@pytest.mark.slow
 def test_a_read_timeout_fires_in_a_good_share_of_the_seeds():
     def program(world):
         def on_close(conn, exc):
@@ -361,6 +365,7 @@ def threaded(world):
     r.call_later(100, lambda: world.note(repr(seen)))
 
 
+@pytest.mark.slow
 def test_threads_interleave_in_the_same_way_each_time():
     orders = {Simulation(seed, profile='hostile').run_program(threaded).trace_hash() for seed in range(30)}
     assert len(orders) > 20
@@ -457,6 +462,7 @@ def test_a_call_is_not_late_while_the_byte_that_wakes_the_loop_is_on_the_way():
     run_seed(1714, profile='hostile', only=strikes)  # on Windows, where the wakeup is a TCP connection
 
 
+@pytest.mark.slow
 def test_the_reactors_own_programs_run_in_the_hostile_profile():
     for seed in range(16):
         run_seed(seed, profile='hostile')

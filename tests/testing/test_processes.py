@@ -79,6 +79,7 @@ def test_a_fault_kills_a_process_at_any_call_and_starts_it_again() -> None:
     assert sum(server.starts > 1 for server in starts) > len(SEEDS) // 4
 
 
+@pytest.mark.slow
 def test_without_kills_no_fault_kills_a_process() -> None:
     starts = []
 
@@ -237,6 +238,7 @@ def work(world: Any, once: bool) -> None:
     world.always(lambda: len(done) == len(set(done)), 'no work is done twice')
 
 
+@pytest.mark.slow
 def test_work_that_is_done_twice_after_a_kill_is_found_within_a_hundred_seeds() -> None:
     found = 0
     for seed in range(100):

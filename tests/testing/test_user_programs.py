@@ -226,6 +226,7 @@ def ask(world, address, name):
     conn.writelines([name + b'\n'] * 3)
 
 
+@pytest.mark.slow
 def test_a_server_as_users_write_it_has_no_false_report_on_100_seeds():
     for seed in range(100):
         Simulation(seed, until_stop=True).run_program(lambda world: tally(world, False))
