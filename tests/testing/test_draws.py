@@ -55,6 +55,7 @@ def failure(seed, *programs):
 
 
 @pytest.mark.parametrize('program', [chunk_is_message, order_after_partial_write])
+@pytest.mark.slow
 def test_seeds_that_fail_still_fail_with_an_unrelated_timer_connection_or_listener(program):
     failures = {seed: kind for seed in range(200) if (kind := failure(seed, program))}
     assert len(failures) >= 10

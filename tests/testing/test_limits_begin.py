@@ -19,6 +19,7 @@ FAULTS = ('clock.jump',), ('clock.jump', 'callback.slow', 'network.stall')
 @pytest.mark.parametrize('faults', FAULTS, ids=' '.join)
 @pytest.mark.parametrize('reports', [False, True], ids=['without on_connect', 'with on_connect'])
 @pytest.mark.parametrize('limits', LIMITS, ids=lambda limits: ''.join(limits))
+@pytest.mark.slow
 def test_a_correct_program_is_not_reported_when_time_passes_while_a_connection_is_made(limits, reports, faults):
     def program(world):
         def trouble(*args):
