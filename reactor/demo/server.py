@@ -99,7 +99,7 @@ def serve(
                 f'finished: {server.finished}\nrate: {rate:.3f} req/s\n',
                 flush=True,
             )
-        except BrokenPipeError:  # nobody reads the output any more, as with `| head`
+        except BrokenPipeError:  # the reader of the output has ended, as with `| head`
             quit()
         if not quitting:
             r.call_later(1, show_stats)

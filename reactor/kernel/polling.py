@@ -161,7 +161,7 @@ class KeySource:
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.poll: Callable[[float | None], Reports] = selector.select
-        self.changed: set[int] = set()  # always empty: a key belongs to a handle, whoever has the number now
+        self.changed: set[int] = set()  # always empty: a key names its handle
         self._map = selector.get_map()
 
     @property

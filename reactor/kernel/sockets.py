@@ -167,7 +167,7 @@ class FileSocket(PipeSocket):
         try:
             return super().recv(size)
         except OSError as exc:
-            if exc.errno == errno.EIO:  # nobody has the other end of the terminal open any more
+            if exc.errno == errno.EIO:  # the other end of the terminal is closed
                 return b''
             raise
 

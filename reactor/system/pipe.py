@@ -123,8 +123,8 @@ class WritePipe(Pipe):
 class DuplexPipe(Pipe):
     """A stream that is read and written: a terminal, either end of a pty, a serial line.
 
-    A terminal has no half-close: `write_eof` sends the buffered bytes and refuses further writes, and the other side is
-    not told. (A program that reads lines takes the byte 4, Ctrl-D, for an end of file.)
+    A terminal has no half-close: `write_eof` sends the buffered bytes and refuses further writes, but the other side
+    gets no end of file. (A program that reads lines takes the byte 4, Ctrl-D, for one.)
     """
 
     __slots__ = ()

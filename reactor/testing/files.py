@@ -343,7 +343,7 @@ class End(File):
                 end.error = end.error and error
 
     def time_out(self) -> None:
-        """Fail with ETIMEDOUT, because the peer acknowledges nothing. The peer is not told."""
+        """Fail with ETIMEDOUT, because the peer acknowledges nothing. The peer does not notice."""
         if not self.dead:
             self.dead, self.error = True, errno.ETIMEDOUT
             self.kernel.note('timed out', -1, self.number)

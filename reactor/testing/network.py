@@ -79,7 +79,7 @@ class Network(Addresses):
         for other in self.using(bound[1]) if isinstance(file, End) else ():
             end = other.file
             if isinstance(end, End) and (end.local, end.remote) == (local, remote):
-                # A connection in TIME_WAIT is no obstacle: timestamps tell its segments from new ones.
+                # The address of a connection in TIME_WAIT can be used: old segments have older timestamps.
                 if other.until is None:
                     fail(errno.EADDRNOTAVAIL)
         file.local, file.remote = local, remote

@@ -240,10 +240,10 @@ class SimProcess:
         if not r.why_alive():  # otherwise the program has called `stop`
             r.oracles.check_over()
         r.oracles.check_turn(0)
-        missing = self.missing()
+        r.close()
+        missing = self.missing()  # after `stop`, the end of the connections that `close` has aborted may be expected
         if missing:
             raise Violation(f'liveness: it has ended, but these events have not happened: {"; ".join(missing)}')
-        r.close()
         r.oracles.check_closed()
         self.world.note(f'process {self.name} ends')
         self.kernel.die()

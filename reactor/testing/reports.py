@@ -8,7 +8,7 @@ from typing import Any
 from .poller import Ready, SimSelector, from_epoll
 
 IN, OUT, HUP = 1, 4, 16  # the bits of epoll on Linux
-NOBODY = -1  # the `fileobj` in a key for a file that is not registered
+UNREGISTERED = -1  # the `fileobj` in a key for a file that is not registered
 BITS = {EVENT_READ: IN, EVENT_WRITE: OUT, EVENT_READ | EVENT_WRITE: IN | OUT}
 
 
@@ -66,7 +66,7 @@ class SimEventSelector(SimSelector):
 
     def _bits(self, key: SelectorKey, mask: int) -> int:
         file = self._seen.get(key.fd)
-        return BITS[mask] | HUP if key.fileobj != NOBODY and file is not None and file.hung_up else BITS[mask]
+        return BITS[mask] | HUP if key.fileobj != UNREGISTERED and file is not None and file.hung_up else BITS[mask]
 
     def _look_at_ghosts(self, ready: Ready) -> None:
         if not self._polling:
@@ -77,4 +77,4 @@ class SimEventSelector(SimSelector):
             if found:
                 self.blind = True
                 self._kernel.misled |= fd in self._keys
-                ready.append((SelectorKey(NOBODY, fd, events, None), found))
+                ready.append((SelectorKey(UNREGISTERED, fd, events, None), found))

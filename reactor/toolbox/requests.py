@@ -83,7 +83,7 @@ class Requests(Generic[Answer]):
 
     A table is for one connection, or for a client that connects again: its drawn ids never repeat, so an answer from
     an earlier connection finds no request. Call `fail_all` in `on_close`. `len(requests)` is the number of requests,
-    and `id in requests` tells whether there is one with this id. `Reactor.close` calls no `on_done`.
+    and `id in requests` is True if one has this id. When the reactor is closed, `on_done` is not called.
 
     Attributes:
         r: The reactor.

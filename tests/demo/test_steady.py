@@ -210,8 +210,8 @@ def test_a_load_that_is_stopped_before_its_start_is_done(r):
 
 
 @pytest.fixture
-def nobody(r):
-    """A port on which nobody listens."""
+def unused_port(r):
+    """A port on which there is no listener."""
     server = Server(r, lambda number, conn: OK)
     server.listener.close()
     return server.port
@@ -224,8 +224,8 @@ def load_without_a_server(r, port, *, seconds=0.2, timeout=30):
     return load, done
 
 
-def test_without_a_server_the_load_ends_soon_after_its_schedule_and_reports_each_failure(r, nobody):
-    load, done = load_without_a_server(r, nobody)
+def test_without_a_server_the_load_ends_soon_after_its_schedule_and_reports_each_failure(r, unused_port):
+    load, done = load_without_a_server(r, unused_port)
     began = time.monotonic()
     run_until(r, lambda: done)
     assert time.monotonic() - began < 10  # and not 30, the timeout of a request
@@ -237,8 +237,8 @@ def test_without_a_server_the_load_ends_soon_after_its_schedule_and_reports_each
     assert report.endswith(f'Errors: total {refused + 4} ECONNREFUSED {refused} unsent 4')
 
 
-def test_without_a_server_the_first_stop_ends_the_load(r, nobody):
-    load, done = load_without_a_server(r, nobody, seconds=60)
+def test_without_a_server_the_first_stop_ends_the_load(r, unused_port):
+    load, done = load_without_a_server(r, unused_port, seconds=60)
     run_until(r, lambda: load.requests >= 3)
     began = time.monotonic()
     load.stop()
@@ -305,10 +305,10 @@ def test_the_command_fails_when_a_request_fails(r):
     assert status == 1 and 'requests 20 replies 19 ' in printed and '\nErrors: total 1 ' in printed
 
 
-def test_the_command_ends_in_time_and_says_that_nobody_listens(nobody):
-    done = demo('load', '--port', str(nobody), '--requests-per-second', '20', '--seconds', '0.2', timeout=20)
+def test_the_command_ends_in_time_and_says_that_nobody_listens(unused_port):
+    done = demo('load', '--port', str(unused_port), '--requests-per-second', '20', '--seconds', '0.2', timeout=20)
     assert done.returncode == 1 and 'ECONNREFUSED' in done.stdout
-    assert f'no connection to 127.0.0.1 port {nobody} could be opened' in done.stderr
+    assert f'no connection to 127.0.0.1 port {unused_port} could be opened' in done.stderr
 
 
 def wait_for_refusals(process):
@@ -320,8 +320,8 @@ def wait_for_refusals(process):
     time.sleep(0.3)
 
 
-def test_the_first_ctrl_c_ends_the_command_when_nobody_listens(nobody):
-    options = ['--port', str(nobody), '--connections', '1', '--requests-per-second', '100', '--seconds', '60']
+def test_the_first_ctrl_c_ends_the_command_when_nobody_listens(unused_port):
+    options = ['--port', str(unused_port), '--connections', '1', '--requests-per-second', '100', '--seconds', '60']
     with subprocess.Popen([*DEMO, 'load', *options], cwd=CHECKOUT, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:  # fmt: skip
         wait_for_refusals(process)

@@ -420,3 +420,16 @@ def test_connects_get_no_answer_in_a_partition_and_datagrams_are_lost() -> None:
 
     run(program, selector='epoll')
     assert [type(exc).__name__ for exc in ends] == ['ConnectTimeout'] and datagrams == [b'found']
+
+
+def test_what_close_ends_after_stop_may_be_expected_in_a_process_too() -> None:
+    def other(world: Any) -> None:
+        end = world.expect('the end of the connection')
+        world.r.listen_tcp(*PLACE, on_close=lambda conn, exc: end.met())
+        world.r.call_later(1, world.r.stop)
+
+    def program(world: Any) -> None:
+        world.process(other)
+        world.r.connect_tcp(*PLACE)
+
+    run(program)
