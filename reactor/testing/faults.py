@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from .draws import Draws, number_of
+from .draws import FACTOR, MASK, STEP, Draws, number_of
 
 # The name of each fault: its highest probability in runs that have it, and what it means.
 SITES = {
@@ -176,7 +176,7 @@ class Faults:
         """Shuffle a list, as a detail of the latest strike."""
         state = int(self.drawn * 2**53)
         for last in range(len(items) - 1, 0, -1):
-            state = (6364136223846793005 * state + 1442695040888963407) % 2**64  # Knuth's MMIX
+            state = (state * FACTOR + STEP) & MASK
             other = (state >> 32) % (last + 1)
             items[last], items[other] = items[other], items[last]
 
