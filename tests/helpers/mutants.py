@@ -622,7 +622,7 @@ MUTANTS = (
         'error = sock.getsockopt(SOL_SOCKET, SO_ERROR)',
         'error = 0',
         '7: no spin',
-        476,
+        3222,
         'select',
     ),
     # -- datagrams
