@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-PACKAGES = ('uvloop', 'gevent', 'twisted', 'tornado', 'trio', 'pyftpdlib', 'pyasyncore')
+PACKAGES = ('uvloop', 'rloop', 'zuvloop', 'gevent', 'twisted', 'tornado', 'trio', 'pyftpdlib', 'pyasyncore')
 
 
 def cores():
@@ -94,7 +94,14 @@ def versions():
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
+    found['jit'] = jit()
     return {name: version for name, version in found.items() if version}
+
+
+def jit():
+    """Return 'on' or 'off', or None where this Python has no JIT."""
+    known = getattr(sys, '_jit', None)
+    return None if known is None or not known.is_available() else 'on' if known.is_enabled() else 'off'
 
 
 def description():

@@ -30,6 +30,11 @@ class Measured:
         """Return the CPU time that all its threads have used so far, in seconds."""
         return time.clock_gettime((~self.pid << 3) | 2)  # the clock id that clock_getcpuclockid(3) returns on Linux
 
+    def wakeups(self):
+        """Return how often its main thread has waited so far: the voluntary context switches."""
+        with open(f'/proc/{self.pid}/status') as file:
+            return next(int(line.split()[1]) for line in file if line.startswith('voluntary_ctxt_switches:'))
+
     def memory(self):
         """Wait until the resident memory has settled, and return it in bytes."""
         last, since = None, time.monotonic()
@@ -69,9 +74,12 @@ class Server(Measured):
         self.pid = self.process.pid
         try:
             line = read_line(self.process, start)
-            if not line.startswith('listening on 127.0.0.1:'):
+            start, _, where = line.partition('listening on ')
+            if start or not where:
                 raise Failed(f'{peer.name} does not listen: {line or self.last_words()}')
-            self.port = int(line.rpartition(':')[2])
+            host, _, port = where.rpartition(':')
+            self.port = int(port) if host else None
+            self.address = self.port or where  # of a Unix socket
         except BaseException:
             self.close()
             raise

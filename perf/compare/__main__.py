@@ -1,7 +1,7 @@
 """Measure this reactor and its peers side by side: `python -m perf.compare`; --help lists the options.
 
-Rounds alternate: each round runs every peer once, in an order that rotates. A ratio compares figures of the same
-round, so a change in the speed of the machine affects both of them.
+The servers of all peers run at the same time. Each round measures every peer twice, in a random order and then in the
+reverse order. A ratio compares figures of the same round, so a change in the speed of the machine affects both of them.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from perf.common import machine
-from perf.common.arithmetic import rotated
 from perf.common.command_line import names, refuse_unknown, say
 from perf.common.server import PROJECT, Failed
 
@@ -21,11 +20,11 @@ from .known_peers import peers
 from .rounds import Rounds
 from .syscalls import count_all
 from .workloads import WORKLOADS
-from .workloads.workload import Window
+from .workloads.workload import Window, drawn, mean
 
 OURS = 'reactor'
-QUICK = {'rounds': 1, 'seconds': 1.0, 'scale': 0.1}
-FULL = {'rounds': 7, 'seconds': 3.0, 'scale': 1.0}
+QUICK = {'rounds': 1, 'seconds': 0.5, 'scale': 0.1}
+FULL = {'rounds': 9, 'seconds': 1.0, 'scale': 1.0}
 
 
 def arguments(argv=None):
@@ -36,7 +35,9 @@ def arguments(argv=None):
     known = [peer.name for peer in peers()]
     parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(known))
     parser.add_argument('--rounds', type=int, help=f'number of rounds, default {FULL["rounds"]}')
-    parser.add_argument('--seconds', type=float, help=f'length of one measurement, default {FULL["seconds"]:g}')
+    parser.add_argument(
+        '--seconds', type=float, help=f'length of a measurement, default {FULL["seconds"]:g}; bursts: a quarter'
+    )
     parser.add_argument('--quick', action='store_true', help='one round of one second, and a tenth of all counts')
     out = PROJECT / 'perf' / 'out' / 'compare'
     parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='results folder, default %(default)s')
@@ -66,26 +67,31 @@ def chosen_peers(wanted):
 
 
 def measure_all(rounds, workloads, found, window, count):
-    """Measure `count` rounds: in each, every workload on every peer. Finished rounds are skipped."""
-    for index in range(count):
-        for workload in workloads:
-            if not rounds.has(workload.name, index):
-                figures, failures = measure_round(workload, rotated(workload.peers(found), index), window, index)
-                rounds.add(workload.name, index, figures, failures)
+    """Measure `count` rounds of each workload on every peer. Finished rounds are skipped."""
+    for workload in workloads:
+        left = [index for index in range(count) if not rounds.has(workload.name, index)]
+        if left:
+            peers = workload.peers(found)
+            with workload.servers(peers, window) as servers:
+                for index in left:
+                    figures, failures = measure_round(workload, peers, servers, window.round(index))
+                    rounds.add(workload.name, index, figures, failures)
+                    peers = [peer for peer in peers if peer.name not in failures]  # it would only fail again
 
 
-def measure_round(workload, order, window, index):
+def measure_round(workload, peers, servers, window):
     """Measure one workload on each peer; return {peer: figures}, and {peer: error} for failures."""
     figures, failures = {}, {}
-    for peer in order:
+    for peer in drawn(peers, workload.name, window.index, workload.passes):
         started = time.monotonic()
         try:
-            figures[peer.name] = workload.measure(peer, window)
-            text = '  '.join(f'{figures[peer.name][m.name]:,.5g} {m.unit}' for m in workload.metrics)
+            found = workload.measure(peer, servers, window)
+            figures.setdefault(peer.name, []).append(found)
+            text = '  '.join(f'{found[m.name]:,.5g} {m.unit}' for m in workload.metrics)
         except (Failed, OSError, subprocess.SubprocessError) as exc:
             text = failures[peer.name] = f'{type(exc).__name__}: {exc}'
-        say(f'round {index + 1} {workload.name:<10} {peer.name:<10} {time.monotonic() - started:5.1f} s  {text}')
-    return figures, failures
+        say(f'round {window.index + 1} {workload.name:<13} {peer.name:<10} {time.monotonic() - started:5.1f} s  {text}')
+    return {name: mean(all_) for name, all_ in figures.items()}, failures
 
 
 def main(argv=None):

@@ -3,18 +3,20 @@
 A peer that is left out is always reported, with the reason.
 """
 
-import atexit
-import functools
 import importlib.util
 import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from perf.common import compiler
 
 FOLDER = Path(__file__).with_name('peers')
 REPLIES = {'keepalive', 'churn', 'pending', 'seed'}
 ALL = REPLIES | {'large', 'pump', 'broadcast'}
+PIECES = {'echo', 'twice', 'small', 'pipeline'}
+FULL = ALL | PIECES | {'defer', 'tls', 'unix', 'udp'}  # what the protocols of asyncio and the reactor serve
+# rloop 0.5 has neither TLS nor Unix sockets, and what was written before close() does not always reach the client.
+NOT_IN_RLOOP = {'tls', 'unix', 'churn', 'defer', 'seed'}
 NO_TIMERS = ALL - {'seed', 'pending'}
 LOOPS = {'timers', 'soon', 'threads', 'client'}
 
@@ -51,35 +53,33 @@ class Node(Peer):
         return None if shutil.which('node') else 'the command node is not installed'
 
 
-class Floor(Peer):
-    """The server in C, which is compiled before its first use."""
+class InC(Peer):
+    """A server in C, which is compiled before its first use. `headers` is where Debian installs those of a library."""
 
-    def __init__(self):
-        super().__init__('epoll', REPLIES)
+    def __init__(self, name, workloads, library=None, headers=None):
+        super().__init__(name, workloads)
+        self.library = library
+        self.headers = headers
 
     def missing(self):
-        if sys.platform != 'linux' or not shutil.which('cc'):
-            return 'it needs Linux and a C compiler'
-        self.command = [compiled(FOLDER / 'epoll.c')]
+        if reason := compiler.missing():
+            return reason
+        if sys.platform != 'linux':
+            return 'it needs Linux'
+        if self.headers and not Path(self.headers).exists():
+            return f'{self.headers} is not installed (Debian: apt-get install lib{self.library}1-dev)'
+        self.command = [compiler.compiled(FOLDER / f'{self.name}.c', *filter(None, [self.library]))]
         return None
-
-
-@functools.cache
-def compiled(source):
-    """Compile a C file and return the path of the program. The program is removed when this process ends."""
-    folder = tempfile.mkdtemp(prefix='compare-')
-    atexit.register(shutil.rmtree, folder)
-    program = f'{folder}/{source.stem}'
-    subprocess.run(['cc', '-O2', '-o', program, source], check=True, timeout=60)
-    return program
 
 
 def peers():
     """Return all known peers, this reactor first."""
     return [
-        Peer('reactor', ALL | {'defer', 'tls'}, LOOPS),
-        Peer('asyncio', ALL | {'tls'}, LOOPS),
-        Peer('uvloop', ALL | {'tls'}, LOOPS, needs='uvloop'),
+        Peer('reactor', FULL, LOOPS),
+        Peer('asyncio', FULL, LOOPS),
+        Peer('uvloop', FULL, LOOPS, needs='uvloop'),
+        Peer('rloop', FULL - NOT_IN_RLOOP, LOOPS, needs='rloop'),
+        Peer('zuvloop', FULL, LOOPS, needs='zuvloop'),
         # gevent runs a callback in the turn that adds it, so a chain of callbacks would not measure turns of the loop.
         Peer('gevent', ALL, LOOPS - {'soon'}, needs='gevent'),
         Peer('twisted', ALL, LOOPS, needs='twisted'),
@@ -88,5 +88,6 @@ def peers():
         Peer('pyftpdlib', ALL, needs='pyftpdlib'),
         Peer('asyncore', NO_TIMERS, needs='asyncore'),
         Node(),
-        Floor(),
+        InC('libuv', REPLIES | PIECES | {'defer'}, 'uv', '/usr/include/uv.h'),
+        InC('epoll', REPLIES | {'defer'}),  # the lower bound
     ]

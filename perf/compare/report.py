@@ -5,7 +5,7 @@ A ratio is always shown with its interval and with the number of rounds that it 
 
 import json
 
-from .ratios import ratios, summary, values
+from .ratios import at_equal_wakeups, ratios, summary, values
 
 
 def summaries(workloads, rounds, ours, syscalls):
@@ -34,6 +34,8 @@ def one_metric(metric, figures, ours):
             'figure': summary(values(figures, metric.name, name)),
             'ratio': summary(ratios(figures, metric.name, ours, name)),
         }
+        if metric.wakeups:
+            by_peer[name]['ratio_at_equal_wakeups'] = summary(at_equal_wakeups(figures, metric, ours, name))
     return {'unit': metric.unit, 'better': metric.better, 'peers': by_peer}
 
 
@@ -75,7 +77,10 @@ def ordered(metric):
 
 def row(peer, both, is_ours):
     text = f'    {peer:<10} {short(both["figure"]["median"]):>12}'
-    return text if is_ours or both['ratio'] is None else f'{text}   {ratio_text(both["ratio"])}'
+    if is_ours or both['ratio'] is None:
+        return text
+    equal = both.get('ratio_at_equal_wakeups')
+    return f'{text}   {ratio_text(both["ratio"])}' + (f'   at equal wake-ups {ratio_text(equal)}' if equal else '')
 
 
 def ratio_text(ratio):

@@ -12,20 +12,16 @@ import tempfile
 import time
 
 from perf.common.server import Failed, Server
-from perf.loads import closed_loop
+from perf.loads.native import load
 
-CONNECTIONS = 10
-REQUESTS = 1000
-SECONDS = 20  # seconds for which a load may run
-LOADS = {
-    'keepalive': lambda port: closed_loop.keep_alive(port, CONNECTIONS, SECONDS, 100, REQUESTS),
-    'churn': lambda port: closed_loop.reconnect(port, CONNECTIONS, SECONDS, REQUESTS),
-}
+SECONDS = 1.0  # length of a load
+CONNECTIONS = 10  # few, because the requests in flight at the end are not counted
+COUNTED = {'keepalive', 'churn', 'churn_defer', 'echo64k', 'twice', 'pipeline', 'small', 'unix', 'udp'}
 
 
 def count_all(workloads, found, window, say):
-    """Return {workload: {peer: calls per request}} for the workloads in LOADS, or {} where strace is not installed."""
-    counted = [workload for workload in workloads if workload.name in LOADS]
+    """Return {workload: {peer: calls per request}} for workloads in COUNTED; {} where strace is not installed."""
+    counted = [workload for workload in workloads if workload.name in COUNTED]
     if counted and not shutil.which('strace'):
         say('left out: system calls per request: the command strace is not installed')
         return {}
@@ -34,7 +30,7 @@ def count_all(workloads, found, window, say):
         result[workload.name] = {}
         for peer in workload.peers(found):
             try:
-                calls = count(peer, workload.name, window.server_core)
+                calls = count(peer, workload, window.server_core)
             except (Failed, OSError, subprocess.SubprocessError) as exc:
                 say(f'system calls of {peer.name}: {exc}')
                 continue
@@ -44,18 +40,20 @@ def count_all(workloads, found, window, say):
 
 
 def count(peer, workload, core):
-    """Return how many system calls one peer makes for each request."""
-    with Server(peer, workload, core) as server, tempfile.NamedTemporaryFile('r') as report:
+    """Return how many system calls one peer makes for each request of a workload."""
+    with Server(peer, workload.server, core) as server, tempfile.NamedTemporaryFile('r') as report:
         command = ['strace', '-f', '-c', '-o', report.name, '-p', str(server.pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
             try:
                 if 'attached' not in tracer.stderr.readline():
                     raise Failed('strace is not allowed to attach to the server')
-                answered, _ = LOADS[workload](server.port)
+                answered = load(server.address, SECONDS, **workload.shape | {'connections': CONNECTIONS})['answered']
                 time.sleep(0.1)
             finally:
                 tracer.send_signal(signal.SIGINT)
                 tracer.communicate(timeout=10)
+        if not answered:
+            raise Failed('no request was answered')
         return total(report.read()) / answered
 
 

@@ -12,8 +12,10 @@ from .sockets import REQUEST, SOURCES, TIMEOUT, connect
 AT_ONCE = 50  # the most connections opened before replies are read again, even when the load is behind schedule
 
 
-def answer_times(port, rate, seconds, size):
+def answer_times(port, rate, seconds, size, tick=0.0):
     """Open `rate` connections a second for `seconds`; each reply has `size` bytes.
+
+    With a `tick`, the connections that are due within so many seconds are opened together, at the end of the tick.
 
     Returns (sorted list of the seconds until each reply, largest number of connections open at once).
     """
@@ -22,7 +24,9 @@ def answer_times(port, rate, seconds, size):
     started = last_answer
     with selectors.DefaultSelector() as selector:
         while len(times) < total and time.perf_counter() - last_answer < TIMEOUT:
-            due = min(total, int((time.perf_counter() - started) * rate) + 1, opened + AT_ONCE)
+            elapsed = time.perf_counter() - started
+            elapsed = elapsed // tick * tick if tick else elapsed
+            due = min(total, int(elapsed * rate) + 1, opened + AT_ONCE)
             for index in range(opened, due):
                 sock = connect(port, f'127.0.0.{1 + index % SOURCES}')
                 sock.send(REQUEST)

@@ -8,8 +8,6 @@ import time
 
 from .sockets import REQUEST, TIMEOUT
 
-PAUSE = 0.001  # seconds between two rounds of slow reading
-
 
 class Readers:
     """A context manager: connections, and the selector that they are registered with."""
@@ -26,13 +24,13 @@ class Readers:
     def __exit__(self, *failure):
         self.selector.close()
 
-    def drain_slowly(self, seconds):
+    def drain_slowly(self, seconds, pause):
         """Read at most 64 KiB from each connection, pause, and repeat for `seconds`; return the bytes received."""
         received, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
             for key, _ in self.selector.select(0):
                 received += len(key.fileobj.recv(65536))
-            time.sleep(PAUSE)
+            time.sleep(pause)
         return received
 
     def broadcast(self, size):

@@ -5,7 +5,24 @@ Only this folder and `tests/reference/` may import asyncio.
 
 import asyncio
 
-from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
+from common import (
+    BODY,
+    CHUNK,
+    HEAD,
+    LARGE_REPLY,
+    LAST_REPLY,
+    LATE_REPLY,
+    MESSAGE,
+    REPLY,
+    REQUEST_END,
+    SMALL,
+    SMALLS,
+    arguments,
+    bound,
+    deferred,
+    listening,
+    server_context,
+)  # fmt: skip
 
 
 class Reply(asyncio.Protocol):
@@ -48,6 +65,37 @@ class ReplyLate(Reply):
         self.transport.close()
 
 
+class Echo(Reply):
+    def data_received(self, data):
+        self.transport.write(data)
+
+
+class Twice(Reply):
+    def data_received(self, data):
+        self.transport.write(HEAD)
+        self.transport.write(BODY)
+
+
+class Small(Reply):
+    def data_received(self, data):
+        for _ in range(SMALLS):
+            self.transport.write(SMALL)
+
+
+class Pipeline(Reply):
+    def data_received(self, data):
+        for _ in range(data.count(REQUEST_END)):
+            self.transport.write(REPLY)
+
+
+class Datagram(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, address):
+        self.transport.sendto(data, address)
+
+
 class Broadcast(Reply):
     def connection_made(self, transport):
         self.transport = transport
@@ -64,15 +112,25 @@ class Broadcast(Reply):
 members = set()
 port, workload, delay = arguments()
 kinds = {'keepalive': Reply, 'churn': ReplyAndClose, 'large': ReplyLarge, 'pump': Pump}
-kinds |= {'tls': Reply, 'seed': ReplyLate, 'pending': ReplyLate, 'broadcast': Broadcast}
+kinds |= {'tls': Reply, 'seed': ReplyLate, 'pending': ReplyLate, 'broadcast': Broadcast, 'defer': ReplyAndClose}
+kinds |= {'echo': Echo, 'twice': Twice, 'small': Small, 'pipeline': Pipeline, 'unix': Reply, 'udp': Datagram}
 
 
 async def serve():
-    secure = server_context() if workload == 'tls' else None
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(kinds[workload], '127.0.0.1', port, backlog=4096, ssl=secure)
-    listening(server.sockets[0].getsockname())
-    await server.serve_forever()
+    loop, kind = asyncio.get_running_loop(), kinds[workload]
+    if workload == 'udp':
+        server, _ = await loop.create_datagram_endpoint(kind, ('127.0.0.1', port))
+        listening(server.get_extra_info('sockname'))
+    elif workload == 'unix':
+        server = await loop.create_unix_server(kind, bound(), backlog=4096)
+    elif workload == 'defer':
+        server = await loop.create_server(kind, sock=deferred(port), backlog=4096)
+    else:
+        secure = server_context() if workload == 'tls' else None
+        server = await loop.create_server(kind, '127.0.0.1', port, backlog=4096, ssl=secure)
+    if workload != 'udp':
+        listening(server.sockets[0].getsockname())
+    await loop.create_future()  # not server.serve_forever(), with which rloop stops listening
 
 
 if __name__ == '__main__':

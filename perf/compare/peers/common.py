@@ -25,6 +25,9 @@ LATE_REPLY = b'HTTP/1.1 200 OK\r\nDate: Wed, 03 Oct 2012 23:43:10 GMT\r\nContent
 LATE_REPLY += b'Content-Length: 9\r\n\r\nomglolwtf'
 LARGE_REPLY = http(b'x' * (1 << 20))
 MESSAGE = b'm' * 1024
+HEAD, BODY = REPLY[:-35], REPLY[-35:]
+REQUEST_END = b'\r\n\r\n'  # a server that counts requests counts these; the loads never split one
+SMALL, SMALLS = b'a piece of text\n', 32  # `small` answers with this many writes
 CHUNK = b'c' * (256 << 10)
 CHAIN = 1000  # calls to call_soon before `chain` replies; each call is made by the previous callback
 
@@ -56,6 +59,26 @@ def server_context():
     return context
 
 
+def bound():
+    """Return the path for the server of `unix`, in a new folder, which is removed when this process ends."""
+    import atexit
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix='compare-')
+    atexit.register(shutil.rmtree, folder)
+    return f'{folder}/socket'
+
+
+def deferred(port):
+    """Return a listening socket that reports a connection only when its first bytes have arrived, for `defer`."""
+    import socket
+
+    sock = socket.create_server(('127.0.0.1', port), backlog=4096)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+    return sock
+
+
 def listening(address):
-    """Print the address: clients can connect now."""
-    print(f'listening on {address[0]}:{address[1]}', flush=True)
+    """Print the address, which is a pair or a path: clients can connect now."""
+    print(f'listening on {address if isinstance(address, str) else f"{address[0]}:{address[1]}"}', flush=True)

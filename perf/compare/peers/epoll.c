@@ -43,7 +43,7 @@ static void handle_read(int fd, const char *workload, double delay)
     } else if (delay) {
         ring[last % RING].fd = fd;
         ring[last++ % RING].due = now() + delay;
-    } else if (!strcmp(workload, "churn")) {
+    } else if (!strcmp(workload, "churn") || !strcmp(workload, "defer")) {
         answer(fd, LAST, sizeof LAST - 1, 1);
     } else {
         answer(fd, REPLY, sizeof REPLY - 1, 0);
@@ -59,6 +59,8 @@ int main(int argc, char **argv) /* --port PORT --workload NAME */
     struct epoll_event ready[256], event = {EPOLLIN, {0}};
     int one = 1, poll = epoll_create1(0), server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* inherited */
+    if (!strcmp(workload, "defer"))
+        setsockopt(server, IPPROTO_TCP, TCP_DEFER_ACCEPT, &one, sizeof one);
     if (bind(server, (void *)&at, size) || listen(server, 4096) || getsockname(server, (void *)&at, &size))
         return 1;
     event.data.fd = server;

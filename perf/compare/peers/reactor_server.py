@@ -1,6 +1,22 @@
 """A server on this reactor, used as plainly as in its README: the code is what a user would write."""
 
-from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
+from common import (
+    BODY,
+    CHUNK,
+    HEAD,
+    LARGE_REPLY,
+    LAST_REPLY,
+    LATE_REPLY,
+    MESSAGE,
+    REPLY,
+    REQUEST_END,
+    SMALL,
+    SMALLS,
+    arguments,
+    bound,
+    listening,
+    server_context,
+)  # fmt: skip
 
 import reactor
 
@@ -32,6 +48,29 @@ def answer(conn):
         conn.write(LATE_REPLY, reactor.Stream.close)
 
 
+def echo(conn, data):
+    conn.write(data)
+
+
+def reply_twice(conn, data):
+    conn.write(HEAD)
+    conn.write(BODY)
+
+
+def reply_in_pieces(conn, data):
+    for _ in range(SMALLS):
+        conn.write(SMALL)
+
+
+def reply_to_each(conn, data):
+    for _ in range(data.count(REQUEST_END)):
+        conn.write(REPLY)
+
+
+def echo_datagram(sock, data, address):
+    sock.send(data, address)
+
+
 members = set()
 
 
@@ -53,11 +92,19 @@ WORKLOADS = {
     'pump': {'on_data': pump, 'on_drain': pump},
     'seed': {'on_data': reply_late},
     'pending': {'on_data': reply_late},
+    'echo': {'on_data': echo},
+    'twice': {'on_data': reply_twice},
+    'small': {'on_data': reply_in_pieces},
+    'pipeline': {'on_data': reply_to_each},
     'broadcast': {'on_data': broadcast, 'on_connect': members.add, 'on_close': leave},
 }
 
 
 def main(r):
+    if workload == 'udp':
+        return listening(r.bind_udp('127.0.0.1', port, echo_datagram).address)
+    if workload == 'unix':
+        return listening(r.listen_unix(bound(), reply).address)
     secure = {'ssl': server_context()} if workload == 'tls' else {}
     listening(r.listen_tcp('127.0.0.1', port, **WORKLOADS[workload], **secure).address)
 

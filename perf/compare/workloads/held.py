@@ -10,14 +10,14 @@ import time
 
 from perf.loads.sockets import REQUEST, connect, connections
 
-from .workload import Metric, Workload
+from .workload import Fresh, Metric
 
 CONNECTIONS = 10_000
 FIRST = 500  # connections that are open before memory is first measured
 BYTES = Metric('rss_per_connection', 'bytes of RSS/connection')
 
 
-class Idle(Workload):
+class Idle(Fresh):
     name = 'idle'
     server = 'keepalive'
     about = f'{CONNECTIONS:,} connections held open'
@@ -39,7 +39,7 @@ class Idle(Workload):
         time.sleep(0.3)  # by then the server has accepted the last connection
 
 
-class SecureIdle(Workload):
+class SecureIdle(Fresh):
     name = 'tls_idle'
     server = 'tls'
     about = f'{CONNECTIONS:,} connections held open over TLS 1.3'

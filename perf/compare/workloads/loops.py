@@ -11,12 +11,12 @@ from perf.common.machine import on_core
 from perf.common.server import Failed, Server, environment
 from perf.compare.known_peers import peers
 
-from .workload import Metric, Workload
+from .workload import Fresh, Metric
 
 MOST = 120  # seconds for which a loop program may run
 
 
-class LoopWorkload(Workload):
+class LoopWorkload(Fresh):
     """A workload of the peers' loop programs; `count` is the number of timers, calls or connections."""
 
     def __init__(self, name, about, count, metrics):
@@ -28,7 +28,7 @@ class LoopWorkload(Workload):
     def peers(self, known):
         return [peer for peer in known if self.name in peer.loop_workloads]
 
-    def measure(self, peer, window, *options):
+    def measure(self, peer, servers, window, *options):
         command = [*peer.loop_command, '--workload', self.name, '--count', str(window.scaled(self.count)), *options]
         with on_core(window.server_core):
             try:
@@ -48,11 +48,11 @@ class ClientWorkload(LoopWorkload):
     The client runs on the core of the measured process; the server that it connects to runs on the other core.
     """
 
-    def measure(self, peer, window):
+    def measure(self, peer, servers, window):
         known = {peer.name: peer for peer in peers()}
         server = known['epoll'] if known['epoll'].missing() is None else known['reactor']
         with Server(server, 'churn', None) as running:
-            return super().measure(peer, window, '--port', str(running.port))
+            return super().measure(peer, servers, window, '--port', str(running.port))
 
 
 def per_cpu_second(name, what):

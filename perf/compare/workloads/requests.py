@@ -1,85 +1,122 @@
 """Requests over connections that stay open, and requests that each use their own connection.
 
-Throughput and CPU are measured under a load that saturates the server, latency under a load at a fixed rate.
+CPU time is measured under a load that saturates the server. The load in C runs in short bursts; wrk runs for a second
+or more, and is used for TLS too.
 """
 
-from perf.common.server import Failed
-from perf.compare.peers.common import REPLY
-from perf.loads import closed_loop, wrk
-from perf.loads.fixed_rate import latencies, p50_and_p99
+import contextlib
+import ssl
+import time
 
-from .workload import Metric, Workload
+from perf.common.server import Failed
+from perf.compare.peers.common import LAST_REPLY, REPLY, SMALL, SMALLS
+from perf.loads import wrk
+from perf.loads.native import load
+from perf.loads.sockets import connect
+
+from .workload import Metric, Spent, Workload, spent_metrics
 
 CONNECTIONS = 100
-RATE = 4000  # requests a second, for measuring latency
-REPLY_SIZE = len(REPLY)
-WARM_UP = 500  # requests before the measurement
-
 REQUESTS = Metric('requests_per_s', 'requests/s', 'more')
-CPU = Metric('cpu_us_per_request', 'µs CPU/request')
+CPU = spent_metrics('request')
 
 
-class KeepAlive(Workload):
-    name = server = 'keepalive'
-    about = f'{CONNECTIONS} connections, a reply of {REPLY_SIZE} bytes to each request'
-    metrics = (
-        REQUESTS,
-        CPU,
-        Metric('p50_us', f'µs, median at {RATE}/s'),
-        Metric('p99_us', f'µs, 99 % at {RATE}/s'),
-        Metric('rss_mb', 'MB of RSS'),
-    )
+class Burst(Workload):
+    """A closed loop in C: `shape` has the options of the load."""
 
-    def figures(self, server, window):
-        closed_loop.keep_alive(server.port, CONNECTIONS, window.seconds, REPLY_SIZE, WARM_UP)
-        figures = under_load(server, window, closed_loop.keep_alive, REPLY_SIZE)
-        times = latencies(server.port, CONNECTIONS, RATE, window.seconds, REPLY_SIZE)
-        return {**figures, **p50_and_p99(times), 'rss_mb': server.memory() / 1e6}
+    metrics = (REQUESTS, *CPU)
 
-
-class Churn(Workload):
-    name = server = 'churn'
-    about = 'one connection for each request, closed by the server'
-    metrics = (REQUESTS, CPU)
+    def __init__(self, name, about, server, **shape):
+        self.name = name
+        self.about = about
+        self.server = server
+        self.shape = {'connections': CONNECTIONS, 'reply': len(REPLY), **shape}
 
     def figures(self, server, window):
-        closed_loop.reconnect(server.port, CONNECTIONS, window.seconds, WARM_UP)
-        return under_load(server, window, closed_loop.reconnect)
+        load(server.address, window.burst / 5, **self.shape)  # the processor's caches are warm after this
+        spent = Spent(server)
+        found = load(server.address, window.burst, **self.shape)
+        return {'requests_per_s': found['answered'] / found['seconds'], **spent.per('request', found['answered'])}
 
 
-class DeferredChurn(Churn):
-    name = 'churn_defer'
-    about = 'like churn, but the reactor accepts with defer_accept=True; the peers run as in churn'
+class UnderWrk(Workload):
+    """The command wrk saturates the server."""
 
-    def measure(self, peer, window):
-        self.server = 'defer' if 'defer' in peer.workloads else 'churn'
-        return super().measure(peer, window)
+    metrics = (REQUESTS, *CPU)
 
-    def peers(self, known):
-        return [peer for peer in known if 'churn' in peer.workloads]
-
-
-class Secure(Workload):
-    name = server = 'tls'
-    about = f'like keepalive, over TLS 1.3 with a P-256 key; {CONNECTIONS} connections'
-    metrics = (REQUESTS, CPU)
+    def __init__(self, name, about, server, scheme='http'):
+        self.name = name
+        self.about = about
+        self.server = server
+        self.scheme = scheme
 
     def figures(self, server, window):
         if not wrk.available():
             raise Failed('it needs the command wrk')
-        wrk.saturate(server.port, CONNECTIONS, 1, 'https')
-        before = server.cpu()
-        answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds, 'https')
-        return {'requests_per_s': answered / seconds, 'cpu_us_per_request': (server.cpu() - before) / answered * 1e6}
+        spent = Spent(server)
+        answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds, self.scheme)
+        return {'requests_per_s': answered / seconds, **spent.per('request', answered)}
 
 
-def under_load(server, window, our_load, *args):
-    """Return the requests a second, and the server's CPU time for each, under a saturating load."""
-    before = server.cpu()
-    if wrk.available():
-        answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds)
-    else:
-        answered, seconds = our_load(server.port, CONNECTIONS, window.seconds, *args)
-        if not answered:
-            raise Failed('no request was answered')
-    return {'requests_per_s': answered / seconds, 'cpu_us_per_request': (server.cpu() - before) / answered * 1e6}
+class Latency(Workload):
+    """Requests at a fixed rate, whatever the server does; `shape` has the options of the load."""
+
+    metrics = (
+        Metric('p50_us', 'µs, median'),
+        Metric('p99_us', 'µs, 99 %'),
+        Metric('p999_us', 'µs, 99.9 %'),
+        *CPU,
+    )
+
+    def __init__(self, name, about, server, rate, **shape):
+        self.name = name
+        self.about = f'{about}, at {rate:,} a second'
+        self.server = server
+        self.shape = {'rate': rate, 'connections': CONNECTIONS, 'reply': len(REPLY), **shape}
+
+    def figures(self, server, window):
+        spent = Spent(server)
+        found = load(server.address, 2 * window.burst, **self.shape)
+        times = {name: found[name] for name in ('p50_us', 'p99_us', 'p999_us')}
+        return {**times, **spent.per('request', found['answered'])}
+
+
+class Handshakes(Workload):
+    name = 'handshakes'
+    server = 'tls'
+    about = 'full TLS 1.3 handshakes with a P-256 key, one after the other, each on a new connection'
+    metrics = spent_metrics('handshake')
+
+    def figures(self, server, window):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        spent, count, until = Spent(server), 0, time.monotonic() + window.burst
+        while time.monotonic() < until:
+            with contextlib.closing(context.wrap_socket(connect(server.port))):
+                count += 1
+        return spent.per('handshake', count)
+
+
+CONNECTIONS_EACH = {'reconnect': True, 'reply': len(LAST_REPLY)}
+REQUEST_WORKLOADS = (
+    Burst('keepalive', f'{CONNECTIONS} connections, a reply of {len(REPLY)} bytes to each request', 'keepalive'),
+    UnderWrk('keepalive_wrk', 'the same, under wrk', 'keepalive'),
+    Burst('churn', 'one connection for each request, closed by the server', 'churn', **CONNECTIONS_EACH),
+    Burst(
+        'churn_defer', 'the same, accepted when the request is there (TCP_DEFER_ACCEPT)', 'defer', **CONNECTIONS_EACH
+    ),
+    UnderWrk('churn_wrk', 'one connection for each request, under wrk', 'churn'),
+    UnderWrk('tls', 'like keepalive_wrk, over TLS 1.3 with a P-256 key', 'tls', 'https'),
+    Handshakes(),
+    Burst('echo4k', 'echo of 4 KiB', 'echo', request=4096, reply=4096),
+    Burst('echo64k', 'echo of 64 KiB', 'echo', request=65536, reply=65536, connections=20),
+    Burst('twice', f'{len(REPLY)} bytes in two writes', 'twice'),
+    Burst('pipeline', '16 requests in one segment, a write for each reply', 'pipeline', depth=16, connections=20),
+    Burst('small', f'{SMALLS} writes of {len(SMALL)} bytes', 'small', reply=SMALLS * len(SMALL)),
+    Burst('unix', 'like keepalive, over a Unix socket', 'unix'),
+    Burst('udp', 'echo of datagrams of 100 bytes', 'udp', datagrams=True, request=100),
+    Latency('latency2k', 'like keepalive', 'keepalive', 2_000),
+    Latency('latency10k', 'like keepalive', 'keepalive', 10_000),
+    Latency('latency30k', 'like keepalive', 'keepalive', 30_000),
+    Latency('storm', 'one connection for each request', 'churn', 5_000, **CONNECTIONS_EACH),
+)

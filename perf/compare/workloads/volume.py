@@ -8,15 +8,16 @@ import time
 
 from perf.common.server import Failed
 from perf.compare.peers.common import LARGE_REPLY, MESSAGE
-from perf.loads import closed_loop
+from perf.loads.native import load
 from perf.loads.readers import Readers
 from perf.loads.sockets import connections
 
-from .workload import Metric, Workload
+from .workload import Metric, Spent, Workload
 
 STREAMS = 16
 BUFFER = 256 << 10  # bytes: the receive buffer of a reader
 LARGE_CONNECTIONS = 8
+PAUSES = 0.001, 0.002, 0.004  # seconds between two reads, a different one in each round: so wake-ups per MB vary
 MEMBERS = 5_000
 BYTES = Metric('mb_per_cpu_s', 'MB/second of CPU', 'more')
 
@@ -28,9 +29,9 @@ class Large(Workload):
 
     def figures(self, server, window):
         size = len(LARGE_REPLY)
-        closed_loop.keep_alive(server.port, LARGE_CONNECTIONS, 0.2, size)
+        load(server.port, 0.05, connections=LARGE_CONNECTIONS, reply=size)
         before = server.cpu()
-        answered, _ = closed_loop.keep_alive(server.port, LARGE_CONNECTIONS, window.seconds, size)
+        answered = load(server.port, window.burst, connections=LARGE_CONNECTIONS, reply=size)['answered']
         if not answered:
             raise Failed('no request was answered')
         return {'mb_per_cpu_s': answered * size / 1e6 / (server.cpu() - before)}
@@ -39,19 +40,25 @@ class Large(Workload):
 class Pump(Workload):
     name = server = 'pump'
     about = f'endless writes of 256 KiB to {STREAMS} connections that read more slowly'
-    metrics = (BYTES, Metric('rss_mb', 'MB of RSS'))
+    metrics = (
+        Metric('mb_per_cpu_s', 'MB/second of CPU', 'more', wakeups='wakeups_per_mb'),
+        Metric('wakeups_per_mb', 'wake-ups/MB'),
+        Metric('rss_mb', 'MB of RSS'),
+    )
 
     def figures(self, server, window):
         with connections(server.port, STREAMS, BUFFER) as socks, Readers(socks) as readers:
             for sock in socks:
                 sock.send(b'go')
-            readers.drain_slowly(0.3)
-            before = server.cpu()
-            received = readers.drain_slowly(window.seconds)
-            spent = server.cpu() - before
-            if not received or not spent:
+            pause = PAUSES[window.index % len(PAUSES)]
+            readers.drain_slowly(0.2, pause)
+            spent = Spent(server)
+            received = readers.drain_slowly(window.seconds, pause)
+            if not received:
                 raise Failed('the server has stopped writing')
-            return {'mb_per_cpu_s': received / 1e6 / spent, 'rss_mb': server.memory() / 1e6}
+            each = spent.per('mb', received / 1e6)
+            figures = {'mb_per_cpu_s': 1e6 / each['cpu_us_per_mb'], 'wakeups_per_mb': each['wakeups_per_mb']}
+            return {**figures, 'rss_mb': server.memory() / 1e6}
 
 
 class Broadcast(Workload):
@@ -63,7 +70,7 @@ class Broadcast(Workload):
         with connections(server.port, window.scaled(MEMBERS)) as socks, Readers(socks) as readers:
             time.sleep(0.3)  # by then the server has accepted the last connection
             readers.broadcast(len(MESSAGE))
-            before, sent, until = server.cpu(), 0, time.monotonic() + window.seconds
+            before, sent, until = server.cpu(), 0, time.monotonic() + window.burst
             while time.monotonic() < until:
                 readers.broadcast(len(MESSAGE))
                 sent += len(socks)
