@@ -5,6 +5,7 @@
     python -m perf.instructions --only churn,seed   measure only these workloads
     python -m perf.instructions --peers uvloop      measure uvloop too, and compare
     python -m perf.instructions --update            write the measured figures as the new budgets
+    python -m perf.instructions --functions         also show the calls and bytecodes of each function
 
 The command needs valgrind (Debian: `apt-get install valgrind`). Other work on the machine does not change the counts,
 so one run is enough. The counts are not times: they leave out system calls.
@@ -25,7 +26,7 @@ from perf.common import machine
 from perf.common.command_line import names, refuse_unknown, say
 from perf.common.server import PROJECT, Failed
 
-from . import budgets, callgrind
+from . import budgets, callgrind, functions
 from .measure import measure
 from .workloads import WORKLOADS
 
@@ -46,6 +47,7 @@ def arguments(argv=None):
         '--check', action='store_true', help='exit with status 1 when a budget is exceeded by more than 2 %%'
     )
     parser.add_argument('--update', action='store_true', help='write the figures as the new budgets for this Python')
+    parser.add_argument('--functions', action='store_true', help='also count calls and bytecodes by function')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures to FILE')
     parser.add_argument('--budgets', type=Path, default=budgets.FILE, metavar='FILE', help='default %(default)s')
     parser.add_argument('--scale', type=float, default=1, help='factor for the number of requests; below 1 for a trial')
@@ -145,11 +147,21 @@ def main(argv=None):
     if not known:
         print(f'NO BUDGET FOR THIS PYTHON ({budgets.build()}): only measured')
     exceeded = verdicts(ours, known)
+    if args.functions:
+        show_functions(chosen, args.scale)
     if args.json:
         args.json.write_text(json.dumps(report(figures, failures, known), indent=2) + '\n')
     if args.update:
         write_budgets(ours, known, args.budgets)
     return FAILED if failures or (args.check and exceeded) else 0
+
+
+def show_functions(chosen, scale):
+    """Print the calls and bytecodes of each workload on the reactor, by function."""
+    with tempfile.TemporaryDirectory(prefix='instructions-') as folder:
+        for workload in chosen:
+            print()
+            print(functions.table(workload.name, workload.what, functions.functions(workload, Path(folder), scale)))
 
 
 def report(figures, failures, known):

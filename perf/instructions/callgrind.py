@@ -52,9 +52,12 @@ class Program:
 class Uncounted(Server):
     """A context manager: a server in the fixed environment, without callgrind, that can be stopped for a while."""
 
+    wrapper: tuple = (MARKED,)  # the program that runs the server's program, and its arguments
+
     def __init__(self, script, workload, delay, folder, under=()):
         self.delay = delay  # seconds until a delayed answer
-        command = [*environment(folder), *under, sys.executable, str(MARKED), str(script), '--delay', str(delay)]
+        program = [sys.executable, *map(str, self.wrapper), str(script), '--delay', str(delay)]
+        command = [*environment(folder), *under, *program]
         super().__init__(Program(script.stem, command), workload, None, START)
 
     @contextlib.contextmanager
@@ -78,6 +81,18 @@ class Uncounted(Server):
                 raise Failed(f'the server is in process state {state}, not {wanted}')
             time.sleep(LOOK)
 
+    def written(self, path, complete=bool):
+        """Send SIGUSR1 to the server when it sleeps, and return what it then writes to `path`, once it is complete."""
+        self.wait_for_state(SLEEPING)
+        os.kill(self.pid, signal.SIGUSR1)
+        until = time.monotonic() + WRITTEN
+        while time.monotonic() < until:
+            if path.exists() and complete(text := path.read_text()):
+                path.unlink()
+                return text
+            time.sleep(0.001)
+        raise Failed(f'the server did not write {path} within {WRITTEN} s after a mark')
+
     def state(self):
         """Return the letter that /proc shows for the state of the process."""
         with open(f'/proc/{self.pid}/stat') as file:
@@ -94,18 +109,8 @@ class Counted(Uncounted):
 
     def mark(self):
         """Return the number of instructions since the last mark, or since the process started."""
-        self.wait_for_state(SLEEPING)
         self.marks += 1
-        path = Path(f'{self.prefix}.{self.marks}')
-        os.kill(self.pid, signal.SIGUSR1)
-        until = time.monotonic() + WRITTEN
-        while time.monotonic() < until:
-            counted = total(path.read_text()) if path.exists() else None
-            if counted is not None:
-                path.unlink()
-                return counted
-            time.sleep(0.001)
-        raise Failed(f'callgrind did not write {path} within {WRITTEN} s after a mark')
+        return total(self.written(Path(f'{self.prefix}.{self.marks}'), lambda text: total(text) is not None))
 
 
 def environment(folder):

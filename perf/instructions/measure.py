@@ -35,14 +35,20 @@ def figure(empty, blocks, units):
 
 def measure(peer, workload, folder, scale=1):
     """Measure `workload` on the peer with this name; `folder` is for temporary files."""
-    delay = workload.delay
+    rounds = max(1, round(workload.rounds * scale))
+    return attempts(lambda delay: count(peer, workload, delay, folder, rounds), workload.delay)
+
+
+def attempts(measure, delay):
+    """Return measure(delay); while the machine is too slow for this delay, try again with longer ones."""
     for attempt in range(ATTEMPTS):
         try:
-            return count(peer, workload, delay, folder, max(1, round(workload.rounds * scale)))
+            return measure(delay)
         except TooSlow:
             if attempt == ATTEMPTS - 1:
                 raise
             delay *= 3
+    raise AssertionError('the last attempt returns or raises')
 
 
 def count(peer, workload, delay, folder, rounds):

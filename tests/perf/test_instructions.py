@@ -270,3 +270,29 @@ def test_a_real_run_counts_instructions(workload, tmp_path):
     found = json.loads(path.read_text())['workloads'][workload]['reactor']
     assert 5_000 < found['instructions'] < 200_000
     assert found['spread'] < 0.05
+
+
+def test_what_a_mark_costs_is_subtracted_from_each_function():
+    from perf.common.server import PROJECT
+    from perf.instructions.functions import ranked, table
+
+    file = str(PROJECT / 'reactor' / 'loop' / 'loop.py')
+    found = {(file, 'Loop._turn'): (12, 900), (file, 'Loop._poll'): (2, 40), ('/lib/x.py', 'f'): (10, 5000)}
+    empty = {(file, 'Loop._turn'): (2, 100), (file, 'Loop._poll'): (2, 40)}
+    first, second = ranked(found, empty, 10)  # _poll runs only because of the mark
+    assert (first.name, first.calls, first.bytecodes) == ('x.py:f', 1, 500)
+    assert (second.name, second.calls, second.bytecodes) == ('reactor/loop/loop.py:Loop._turn', 1, 80)
+    assert table('chain', 'call', [first, second]).startswith('chain: 580.0 bytecodes in 2.0 calls per call\n')
+
+
+@pytest.mark.slow
+def test_a_request_costs_one_call_of_each_function_on_its_path(tmp_path):
+    from perf.instructions.functions import functions
+    from perf.instructions.workloads import WORKLOADS
+
+    found = {one.name.partition(':')[2]: one for one in functions(WORKLOADS['keepalive'], tmp_path, 0.1)}
+    for name in 'reply', 'Stream.handle_read', 'Sender.write':
+        assert found[name].calls == 1
+        assert found[name].bytecodes == int(found[name].bytecodes) > 0
+    assert 'mark' not in found
+    assert 0 < found['Loop._turn'].calls < 0.1, 'a turn serves all hundred clients'
