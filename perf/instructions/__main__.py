@@ -69,9 +69,6 @@ def measure_all(chosen, peers, scale):
         for workload in chosen:
             for peer in peers:
                 started = time.monotonic()
-                if reason := dict(workload.not_for).get(peer):
-                    say(f'{workload.name:<12} {peer:<8} left out: {reason}')
-                    continue
                 try:
                     found = measure(peer, workload, Path(folder), scale)
                 except (Failed, OSError, subprocess.SubprocessError) as exc:

@@ -33,7 +33,6 @@ class Workload:
     units = 1  # number of units that a request consists of
     what = 'request'  # name of a unit
     delay = 0  # seconds that the server waits before it replies
-    not_for = ()  # pairs (peer, reason) of peers to which the workload does not apply
 
     def __init__(self, name, about, clients, rounds, workload=None):
         self.name = name
@@ -97,10 +96,6 @@ class Connecting(Workload):
         pass
 
 
-class Deferred(Connecting):
-    not_for = (('uvloop', 'it has no defer_accept: compare with churn'),)
-
-
 class Delayed(Connecting):
     """The server is stopped until all its timers are due, so that they fire in one turn."""
 
@@ -137,7 +132,7 @@ WORKLOADS = {
     for workload in (
         Workload('keepalive', 'a request on a connection that stays open', 100, 20),
         Connecting('churn', 'a connection that carries one request', 32, 30),
-        Deferred('churn_defer', 'a connection that carries one request, accepted with defer_accept', 32, 30, 'defer'),
+        Connecting('churn_defer', 'a connection that carries one request, and is accepted with it', 32, 30, 'defer'),
         Secure('tls', 'a request on a TLS 1.3 connection that stays open', 20, 20),
         Delayed('seed', 'a connection that carries one request; a timer replies, and the write callback closes', 32, 8),
         Chain('chain', 'a turn of the loop, which makes one call to call_soon; that call adds the next', 1, 2),
