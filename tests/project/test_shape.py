@@ -195,7 +195,7 @@ def test_only_the_kernel_package_makes_system_calls(path):
 # The parts of `perf/` from top to bottom. Each part imports only from itself and from the parts below it; no tool
 # imports another tool.
 PERF = PROJECT / 'perf'
-TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
+TOOLS = {'compare', 'faults', 'imports', 'instructions', 'profiling', 'soak', 'visitors'}
 PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
 
 
