@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,9 +30,8 @@ def printed(code: str) -> str:
 
 
 def test_an_import_loads_no_other_module():
-    assert (
-        printed('import sys; before = {*sys.modules}; import reactor; print({*sys.modules} - before)') == "{'reactor'}"
-    )
+    code = 'import sys; before = {*sys.modules}; import reactor; print(*{*sys.modules} - before)'
+    assert printed(code) == 'reactor'
 
 
 def test_a_name_of_a_tool_loads_nothing():
@@ -104,6 +105,14 @@ def test_the_first_use_of_the_package_can_be(code):
     assert printed(f'import pickle, pydoc, typing, reactor; print({code})') == 'True'
 
 
+def test_every_name_that_the_documents_show_is_there():
+    project = Path(__file__).parents[2]
+    texts = [path.read_text() for path in (project / 'README.md', *(project / 'examples').rglob('*.md'))]
+    names = {name for text in texts for name in re.findall(r'\breactor\.([A-Z]\w+|run|reconnect|framing)\b', text)}
+    assert len(names) > 8
+    assert printed(f'import reactor; print([name for name in {sorted(names)} if not hasattr(reactor, name)])') == '[]'
+
+
 def test_import_star_imports_the_public_names():
     code = 'from reactor import *; import reactor; print({*reactor.__all__} - {*globals()}, Reactor, Group)'
     assert printed(code) == "set() <class 'reactor.facade.Reactor'> <class 'reactor.toolbox.group.Group'>"
@@ -119,8 +128,7 @@ def test_a_name_that_the_program_has_replaced_stays_replaced():
 
 
 def test_several_threads_can_use_the_package_first():
-    assert (
-        printed("""
+    code = """
 import threading, reactor
 start, found = threading.Barrier(8), []
 
@@ -135,15 +143,13 @@ for each in threads:
 for each in threads:
     each.join()
 print(len(found))
-""")
-        == '8'
-    )
+"""
+    assert printed(code) == '8'
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='the limit of descriptors is set with the module resource')
 def test_without_a_free_descriptor_the_first_use_fails_as_opening_a_file_does_and_later_uses_work():
-    assert (
-        printed("""
+    code = """
 import errno, resource, reactor
 
 def most(count):
@@ -160,9 +166,8 @@ reactor.Reactor
 most(0)
 few = [name for name in reactor.__all__ if name not in reactor._LATER]
 print(failed, all(getattr(reactor, name) for name in few))
-""")
-        == 'True True'
-    )
+"""
+    assert printed(code) == 'True True'
 
 
 @pytest.mark.parametrize('part', PARTS)
