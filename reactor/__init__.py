@@ -1,143 +1,22 @@
-"""A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library."""
+"""A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library.
 
-from typing import TYPE_CHECKING
+`import reactor` loads no other module. The first use of a public name loads all of them, from `names.py`. They are not
+loaded one by one, because a module that is loaded late cannot be read when no descriptor is free, or in a chroot.
+"""
 
-from . import framing
-from .admission.limits import Limits
-from .callbacks import (
-    AdoptOptions,
-    ConnectOptions,
-    DatagramOptions,
-    FdOptions,
-    ListenOptions,
-    PipeOptions,
-    ReactorOptions,
-    StreamOptions,
-)
-from .errors import (
-    ClientRefused,
-    ConnectionClosed,
-    ConnectTimeout,
-    DrainTimeout,
-    FrameTooLong,
-    HandleClosed,
-    HandshakeTimeout,
-    IdleTimeout,
-    LifetimeOver,
-    ProxyError,
-    ProxyTimeout,
-    ReactorError,
-    ReadTimeout,
-    RequestTimeout,
-    ResolveError,
-    ResolveTimeout,
-    SelectorFull,
-    SendFileError,
-    TLSError,
-    TooManyRequests,
-    TooSlow,
-    WriteBufferFull,
-    WriteTimeout,
-)
-from .facade import Reactor, run
-from .loop.descriptor import Descriptor
-from .loop.idle import Idler
-from .loop.notifier import Notifier
-from .loop.signals import SignalHandler
-from .loop.stats import Stats
-from .loop.threads import ThreadCall
-from .loop.timers import Timer
-from .loop.watcher import READ, WRITE, Handle
-from .net.datagram import DatagramSocket
-from .net.listener import Listener
-from .net.proxy_header import ProxyHeader
-from .net.resolver import LookUp
-from .net.session import TLSSession
-from .net.states import State
-from .net.stream import Stream
-from .system.paths import WatchedPath
-from .system.pipe import DuplexPipe, ReadPipe, WritePipe
-from .system.process import DEVNULL, PIPE, STDOUT, Process
+# Type checkers take this for True. Importing it from `typing` would take longer than the rest of this module.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from . import observe as observe
     from . import serve as serve
     from . import testing as testing
-    from .toolbox.group import Group
-    from .toolbox.reconnector import Reconnector, reconnect
-    from .toolbox.requests import PendingRequest, Requests
+    from .names import *  # noqa: F403
+    from .names import __all__ as __all__
 
 __version__ = '0.2.0'
 
-__all__ = [
-    'DEVNULL',
-    'PIPE',
-    'READ',
-    'STDOUT',
-    'WRITE',
-    'AdoptOptions',
-    'ClientRefused',
-    'ConnectOptions',
-    'ConnectTimeout',
-    'ConnectionClosed',
-    'DatagramOptions',
-    'DatagramSocket',
-    'Descriptor',
-    'DrainTimeout',
-    'DuplexPipe',
-    'FdOptions',
-    'FrameTooLong',
-    'Group',
-    'Handle',
-    'HandleClosed',
-    'HandshakeTimeout',
-    'IdleTimeout',
-    'Idler',
-    'LifetimeOver',
-    'Limits',
-    'ListenOptions',
-    'Listener',
-    'LookUp',
-    'Notifier',
-    'PendingRequest',
-    'PipeOptions',
-    'Process',
-    'ProxyError',
-    'ProxyHeader',
-    'ProxyTimeout',
-    'Reactor',
-    'ReactorError',
-    'ReactorOptions',
-    'ReadPipe',
-    'ReadTimeout',
-    'Reconnector',
-    'RequestTimeout',
-    'Requests',
-    'ResolveError',
-    'ResolveTimeout',
-    'SelectorFull',
-    'SendFileError',
-    'SignalHandler',
-    'State',
-    'Stats',
-    'Stream',
-    'StreamOptions',
-    'TLSError',
-    'TLSSession',
-    'ThreadCall',
-    'Timer',
-    'TooManyRequests',
-    'TooSlow',
-    'WatchedPath',
-    'WriteBufferFull',
-    'WritePipe',
-    'WriteTimeout',
-    'framing',
-    'reconnect',
-    'run',
-]
-
-# Imported at the first use of one of these names, because many programs need none of them.
+# Each of these names is loaded at its own first use, because many programs need none of them.
 _LATER = {
     'Group': 'toolbox.group',
     'PendingRequest': 'toolbox.requests',
@@ -152,10 +31,23 @@ _LATER = {
 if not TYPE_CHECKING:  # type checkers would accept every misspelt name
 
     def __getattr__(name: str) -> object:
-        if name not in _LATER:
+        if name in _LATER:
+            module = __import__(f'{__name__}.{_LATER[name]}', fromlist=[name])
+            return globals().setdefault(name, getattr(module, name, module))
+        if name == '__all__' or not name.startswith('_'):  # tools ask modules for names such as `__wrapped__`
+            _load()
+        if name not in globals():
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-        module = __import__(f'{__name__}.{_LATER[name]}', fromlist=[name])
-        return globals().setdefault(name, getattr(module, name, module))
+        return globals()[name]
 
     def __dir__() -> list[str]:
+        _load()
         return sorted({*globals(), *_LATER})
+
+    def _load() -> None:
+        if '__all__' not in globals():
+            names = __import__(f'{__name__}.names', fromlist=['__all__'])
+            for name in names.__all__:
+                if name not in _LATER:
+                    globals().setdefault(name, getattr(names, name))
+            globals().setdefault('__all__', names.__all__)  # the last one, because it says that all names are here

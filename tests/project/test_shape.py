@@ -28,6 +28,7 @@ FLOORS = [
     'inspection',
     'testing',
     '__init__',
+    'names',
     'toolbox',
     'facade',
     'callbacks',
@@ -194,7 +195,7 @@ def test_only_the_kernel_package_makes_system_calls(path):
 # The parts of `perf/` from top to bottom. Each part imports only from itself and from the parts below it; no tool
 # imports another tool.
 PERF = PROJECT / 'perf'
-TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
+TOOLS = {'compare', 'faults', 'imports', 'instructions', 'profiling', 'soak', 'visitors'}
 PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
 
 
@@ -529,28 +530,3 @@ def test_every_public_name_is_explained(name):
         if not attribute.startswith('_') and (inspect.isfunction(member) or isinstance(member, property)):
             inherited = [getattr(base, attribute, None) for base in value.__mro__[1:]]
             assert member.__doc__ or any(getattr(other, '__doc__', None) for other in inherited), attribute
-
-
-def test_the_package_imports_few_modules():
-    """There is no runtime dependency, and importing the package loads no heavy module of the standard library.
-
-    `typing` is imported, because otherwise the hints of the public methods could not be evaluated (see below).
-    Importing `typing` takes a quarter of the import time, but nearly every program that uses the reactor imports
-    `typing` anyway.
-    """
-    import subprocess
-
-    code = 'import sys; import reactor; print(*sys.modules)'
-    done = subprocess.run(
-        [sys.executable, '-S', '-c', code], capture_output=True, text=True, check=True, cwd=PROJECT, timeout=30
-    )
-    loaded = set(done.stdout.split())
-    assert not loaded & {
-        'asyncio',
-        'concurrent.futures',
-        'dataclasses',
-        'logging',
-        'subprocess',
-        'ssl',
-        'inspect',
-    }

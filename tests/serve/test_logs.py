@@ -206,7 +206,9 @@ def test_a_formatter_works_with_handlers_of_the_standard_library(tmp_path):
 # -- imports
 
 
-@pytest.mark.parametrize('code', ['import reactor', 'import reactor.serve', 'from reactor.serve import JSONFormatter'])
+@pytest.mark.parametrize(
+    'code', ['from reactor import Reactor', 'import reactor.serve', 'from reactor.serve import JSONFormatter']
+)
 def test_logging_is_not_imported_with_the_package(code):
     words = [sys.executable, '-X', 'importtime', '-c', code]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PROJECT)

@@ -550,7 +550,7 @@ def test_repr(sim):
 
 
 def test_importing_the_package_imports_no_tool():
-    code = 'import sys, reactor; assert not any("toolbox" in name for name in sys.modules); print(dir(reactor))'
+    code = 'import sys, reactor; reactor.Reactor; assert "toolbox" not in str([*sys.modules]); print(dir(reactor))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert {'reconnect', 'Requests', 'Group'} < set(done.stdout.replace("'", ' ').replace(',', ' ').split())
