@@ -43,9 +43,8 @@ from .system.process import Process, spawn
 class Reactor(DrainAPI):
     """A single-threaded network reactor on the selectors of the standard library; a context manager that calls `close`.
 
-    `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once in each turn, after the
-    wait for events. Threads other than the one that runs the reactor may call only `call_soon_threadsafe` and
-    `Notifier.trigger`.
+    `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once a turn, after the wait
+    for events. Threads other than the reactor's may call only `call_soon_threadsafe` and `Notifier.trigger`.
 
     Methods raise TypeError or ValueError for a wrong argument, and suggest the nearest name for a misspelt option. A
     callback that cannot take its arguments, or is a coroutine function, is refused when it is given.
@@ -62,9 +61,10 @@ class Reactor(DrainAPI):
         slow_callback: float | None = None,
         debug: bool = False,
         threads: int = THREADS,
+        min_wait: float = 0.0,
     ) -> None:
         check_parts(selector, kernel)
-        super().__init__(selector, kernel, catch_errors, slow_callback, debug, threads)
+        super().__init__(selector, kernel, catch_errors, slow_callback, debug, threads, min_wait)
         self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
         self._debug = debug
 

@@ -75,7 +75,7 @@ class InC(Peer):
 def peers():
     """Return all known peers, this reactor first."""
     return [
-        Peer('reactor', FULL, LOOPS),
+        Peer('reactor', FULL | {'min_wait'}, LOOPS),
         Peer('asyncio', FULL, LOOPS),
         Peer('uvloop', FULL, LOOPS, needs='uvloop'),
         Peer('rloop', FULL - NOT_IN_RLOOP, LOOPS, needs='rloop'),

@@ -26,12 +26,13 @@ from ..hints import BaseSelector
 from ..kernel import Kernel
 from .alive import Alive
 from .api import LoopAPI
-from .checks import callback, number, shown, whole
+from .checks import callback, number, seconds, shown, whole
 from .closing import end_handles, run_exit_callbacks, take_steps
 from .counters import LAG_BUCKETS, Counters
 from .failures import Failures, called_user
 from .guard import Guard
 from .idle import Idlers
+from .min_wait import MinWait
 from .signals import Signals
 from .slow import DEBUG_LIMIT, SlowWatch
 from .spins import Select, Spins
@@ -54,11 +55,12 @@ class Loop(LoopAPI):
     # CPython looks up attributes fast in slots, and in an instance dictionary with up to 29 entries. A 30th entry,
     # which a user may add, makes all of these look-ups slow. That costs 5 % of a request.
     __slots__ = (
-        '_main_error', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions', 'failures', 'now',
-        'spins', 'streams',
+        '_main_error', '_min_wait', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions',
+        'failures', 'now', 'spins', 'streams',
     )  # fmt: skip
 
     now: float
+    _select: Select
 
     def __init__(
         self,
@@ -68,12 +70,14 @@ class Loop(LoopAPI):
         slow_callback: float | None = None,
         debug: bool = False,
         threads: int = THREADS,
+        min_wait: float = 0.0,
     ) -> None:
         whole('threads', threads, 1, unit='number of threads')
         if slow_callback is not None and number('slow_callback', slow_callback) <= 0:
             raise ValueError(f'slow_callback must be a number of seconds above 0, not {slow_callback!r}')
         if type(catch_errors) is not bool and not callable(catch_errors):
             raise TypeError(f'catch_errors must be True, False or a callable, not {shown(catch_errors)}')
+        self._min_wait = seconds('min_wait', min_wait)
         kernel = kernel or Kernel()
         self.kernel = kernel
         self.guard: Guard = Guard(kernel)
@@ -88,8 +92,7 @@ class Loop(LoopAPI):
         self.counters: Counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
         this: Reactor = self  # type: ignore[assignment]  # for users, the `loop` of a handle is a Reactor
-        own = selector is None
-        selector = kernel.selector() if selector is None else selector
+        selector, own = (kernel.selector(), True) if selector is None else (selector, False)
         self.watchers: Watchers = Watchers(kernel, selector)
         self.timers: TimerHeap = TimerHeap(self._clock, self.counters, self.guard.check_thread)
         self.spins: Spins = Spins(kernel, self.watchers, self.timers, self.counters, self._set_select)
@@ -97,7 +100,7 @@ class Loop(LoopAPI):
         self._starved = self.failures.starved
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
-        self._select: Select = self.watchers.source.poll
+        self._set_select(self.watchers.source.poll)
         try:
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
@@ -111,9 +114,8 @@ class Loop(LoopAPI):
         self.look_ups: ThreadPool = ThreadPool(this, kernel, LOOK_UP_THREADS, 'reactor-names')
         self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
-        limit = DEBUG_LIMIT if debug and slow_callback is None else slow_callback
-        if limit is not None:
-            self._watch_slow(limit)
+        if debug or slow_callback is not None:
+            self._watch_slow(DEBUG_LIMIT if slow_callback is None else slow_callback)
 
     # -- running
 
@@ -241,9 +243,7 @@ class Loop(LoopAPI):
     def timeout(self) -> float | None:
         """Return how long the next turn may wait, in seconds: 0 when calls are waiting, None for no limit."""
         starved = self._starved
-        if self._wakeup.calls or starved.count(None) < len(starved):
-            return 0
-        return self._wait()
+        return 0 if self._wakeup.calls or starved.count(None) < len(starved) else self._wait()
 
     def _wait(self) -> float | None:
         # Calls from other threads are not counted here: they wake the loop through the selector.
@@ -410,7 +410,7 @@ class Loop(LoopAPI):
     # -- entering and leaving
 
     def _set_select(self, select: Select) -> None:
-        self._select = select
+        self._select = MinWait(select, self._min_wait, self.kernel.sleep).poll if self._min_wait else select
 
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions

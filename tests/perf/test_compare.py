@@ -209,6 +209,7 @@ def test_all_peers_send_the_same_replies(peer, workload):
         'small': common.SMALL * common.SMALLS,
         'pipeline': 3 * common.REPLY,
         'unix': common.REPLY,
+        'min_wait': common.REPLY,
     }[workload]
     skip_if_missing(peer)
     family = socket.AF_UNIX if workload == 'unix' else socket.AF_INET

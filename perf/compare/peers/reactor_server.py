@@ -83,9 +83,11 @@ def leave(conn, exc):
     members.discard(conn)
 
 
+MIN_WAIT = 0.0005  # seconds
 WORKLOADS = {
     'keepalive': {'on_data': reply},
     'tls': {'on_data': reply},
+    'min_wait': {'on_data': reply},
     'churn': {'on_data': reply_and_close},
     'defer': {'on_data': reply_and_close, 'defer_accept': True},
     'large': {'on_data': reply_large},
@@ -110,4 +112,4 @@ def main(r):
 
 
 port, workload, delay = arguments()
-reactor.run(main)
+reactor.run(main, min_wait=MIN_WAIT if workload == 'min_wait' else 0)

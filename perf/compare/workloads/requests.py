@@ -118,5 +118,6 @@ REQUEST_WORKLOADS = (
     Latency('latency2k', 'like keepalive', 'keepalive', 2_000),
     Latency('latency10k', 'like keepalive', 'keepalive', 10_000),
     Latency('latency30k', 'like keepalive', 'keepalive', 30_000),
+    Latency('min_wait', 'like keepalive, with Reactor(min_wait=0.0005)', 'min_wait', 10_000),
     Latency('storm', 'one connection for each request', 'churn', 5_000, **CONNECTIONS_EACH),
 )

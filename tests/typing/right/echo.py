@@ -80,4 +80,4 @@ def main(r: Reactor) -> None:
 
 
 if __name__ == '__main__':
-    reactor.run(main, slow_callback=0.1, catch_errors=lambda exc, handle: print(exc, handle), debug=True)
+    reactor.run(main, slow_callback=0.1, catch_errors=lambda exc, handle: print(exc, handle), debug=True, min_wait=0.01)

@@ -52,6 +52,7 @@ def starting() -> None:
     reactor.run(lambda r: None, slow_callback='1')  # wrong: value
     Reactor(slow_calback=1)  # wrong: option
     Reactor(slow_callback='1')  # wrong: value
+    Reactor(min_wait='1')  # wrong: value
     Reactor(selector='epoll')  # wrong: value
     Reactor(kernel='linux')  # wrong: value
     Reactor(catch_errors=nothing)  # wrong: callback
