@@ -16,7 +16,7 @@ from perf.common.command_line import names, refuse_unknown, say
 from perf.common.server import PROJECT, Failed
 
 from . import charts, report
-from .known_peers import peers
+from .known_peers import peers, reactor_on
 from .rounds import Rounds
 from .syscalls import count_all
 from .workloads import WORKLOADS
@@ -34,6 +34,9 @@ def arguments(argv=None):
     parser.add_argument('--only', type=names, metavar='WORKLOAD[,..]', help='choose from ' + ', '.join(WORKLOADS))
     known = [peer.name for peer in peers()]
     parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(known))
+    parser.add_argument(
+        '--pythons', type=names, default=[], metavar='PATH[,..]', help='measure the reactor on these interpreters too'
+    )
     parser.add_argument('--rounds', type=int, help=f'number of rounds, default {FULL["rounds"]}')
     parser.add_argument(
         '--seconds', type=float, help=f'length of a measurement, default {FULL["seconds"]:g}; bursts: a quarter'
@@ -52,9 +55,9 @@ def arguments(argv=None):
     return args
 
 
-def chosen_peers(wanted):
+def chosen_peers(wanted, pythons=()):
     """Return the peers to measure, and {name: reason} for those that are left out."""
-    found, left_out = [], {}
+    found, left_out = [reactor_on(python) for python in pythons], {}
     for peer in peers():
         if wanted is None or peer.name in wanted or peer.name == OURS:
             reason = peer.missing()
@@ -100,7 +103,7 @@ def main(argv=None):
     pinned = server_core is not None
     say(f'server on core {server_core}, load on core {load_core}' if pinned else 'not pinned: fewer than two cores')
     machine.raise_descriptor_limit()
-    found, left_out = chosen_peers(args.peers)
+    found, left_out = chosen_peers(args.peers, args.pythons)
     workloads = [WORKLOADS[name] for name in args.only or WORKLOADS]
     window = Window(args.seconds, args.scale, server_core)
     args.out.mkdir(parents=True, exist_ok=True)

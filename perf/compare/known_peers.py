@@ -5,6 +5,7 @@ A peer that is left out is always reported, with the reason.
 
 import importlib.util
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ FOLDER = Path(__file__).with_name('peers')
 REPLIES = {'keepalive', 'churn', 'pending', 'seed'}
 ALL = REPLIES | {'large', 'pump', 'broadcast'}
 PIECES = {'echo', 'twice', 'small', 'pipeline'}
-FULL = ALL | PIECES | {'defer', 'tls', 'unix', 'udp'}  # what the protocols of asyncio and the reactor serve
+FULL = ALL | PIECES | {'defer', 'tls', 'unix', 'udp'}  # what the protocols of asyncio serve
+OURS = FULL | {'min_wait'}
 # rloop 0.5 has neither TLS nor Unix sockets, and what was written before close() does not always reach the client.
 NOT_IN_RLOOP = {'tls', 'unix', 'churn', 'defer', 'seed'}
 NO_TIMERS = ALL - {'seed', 'pending'}
@@ -29,13 +31,13 @@ class Peer:
     needs           name of a Python module that has to be installed, or None
     """
 
-    def __init__(self, name, workloads, loop_workloads=frozenset(), needs=None):
+    def __init__(self, name, workloads, loop_workloads=frozenset(), needs=None, python=sys.executable):
         self.name = name
         self.workloads = workloads
         self.needs = needs
         self.loop_workloads = loop_workloads
-        self.command = [sys.executable, str(FOLDER / f'{name}_server.py')]
-        self.loop_command = [sys.executable, str(FOLDER / f'{name}_loop.py')]
+        self.command = [python, str(FOLDER / f'{name}_server.py')]
+        self.loop_command = [python, str(FOLDER / f'{name}_loop.py')]
 
     def missing(self):
         """Return why the peer cannot be measured here, or None."""
@@ -72,10 +74,19 @@ class InC(Peer):
         return None
 
 
+def reactor_on(python):
+    """Return the reactor on another interpreter, as a peer whose name has the version, such as reactor-3.15.2."""
+    show = 'import sys; print("{}.{}.{}".format(*sys.version_info))'
+    found = subprocess.run([python, '-c', show], capture_output=True, text=True, timeout=60, check=True)
+    peer = Peer('reactor', OURS, LOOPS, python=python)
+    peer.name = f'reactor-{found.stdout.strip()}'
+    return peer
+
+
 def peers():
     """Return all known peers, this reactor first."""
     return [
-        Peer('reactor', FULL | {'min_wait'}, LOOPS),
+        Peer('reactor', OURS, LOOPS),
         Peer('asyncio', FULL, LOOPS),
         Peer('uvloop', FULL, LOOPS, needs='uvloop'),
         Peer('rloop', FULL - NOT_IN_RLOOP, LOOPS, needs='rloop'),

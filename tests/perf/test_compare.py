@@ -166,6 +166,15 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     assert 'left out: absent' in capsys.readouterr().err
 
 
+def test_the_reactor_on_another_interpreter_is_a_peer_named_for_its_version():
+    from perf.compare import __main__ as command
+
+    found, _ = command.chosen_peers(['asyncio'], [sys.executable])
+    version = '.'.join(map(str, sys.version_info[:3]))
+    assert [peer.name for peer in found] == [f'reactor-{version}', 'reactor', 'asyncio']
+    assert found[0].command[1:] == found[1].command[1:] and found[0].workloads == found[1].workloads
+
+
 def test_an_unknown_name_is_a_usage_error(tmp_path):
     done = compare('--only', 'keepalife', '--out', tmp_path)
     assert done.returncode == 2 and 'keepalife' in done.stderr and 'keepalive' in done.stderr
