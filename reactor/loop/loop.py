@@ -34,7 +34,7 @@ from .guard import Guard
 from .idle import Idlers
 from .min_wait import MinWait
 from .signals import Signals
-from .slow import DEBUG_LIMIT, SlowWatch
+from .slow import DEBUG_LIMIT, PhaseTimer, SlowWatch
 from .spins import Select, Spins
 from .streams import Streams
 from .threads import LOOK_UP_THREADS, THREADS, ThreadPool
@@ -56,7 +56,7 @@ class Loop(LoopAPI):
     # which a user may add, makes all of these look-ups slow. That costs 5 % of a request.
     __slots__ = (
         '_main_error', '_min_wait', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions',
-        'failures', 'now', 'spins', 'streams',
+        'failures', 'now', 'phase_timer', 'spins', 'streams',
     )  # fmt: skip
 
     now: float
@@ -113,9 +113,12 @@ class Loop(LoopAPI):
         self._threads = ThreadPool(this, kernel, threads, 'reactor')
         self.look_ups: ThreadPool = ThreadPool(this, kernel, LOOK_UP_THREADS, 'reactor-names')
         self._idlers = Idlers(this, self._soon)
+        self.phase_timer: PhaseTimer = PhaseTimer(self, {Loop._run_main})
         self._slow: SlowWatch | None = None
         if debug or slow_callback is not None:
-            self._watch_slow(DEBUG_LIMIT if slow_callback is None else slow_callback)
+            limit = DEBUG_LIMIT if slow_callback is None else slow_callback
+            self._slow = SlowWatch(limit, self.counters, self._clock, self.phase_timer)
+            self.phase_timer.add(self._slow)
 
     # -- running
 
@@ -411,13 +414,6 @@ class Loop(LoopAPI):
 
     def _set_select(self, select: Select) -> None:
         self._select = MinWait(select, self._min_wait, self.kernel.sleep).poll if self._min_wait else select
-
-    def _watch_slow(self, limit: float) -> None:
-        phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
-        queues, clock = (self.timers.due, self._soon, self.completions), self._clock
-        self._slow = slow = SlowWatch(limit, clock, self.counters, self.watchers, phases, queues, {Loop._run_main})
-        # The phases are replaced only on this object: other loops keep their own.
-        vars(self).update(slow.phases())
 
     def _enter(self, sleeps: bool = True) -> None:
         thread = self.guard.check_idle()  # before `enter`, after which nothing may fail until the `try` with `_leave`

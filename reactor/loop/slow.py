@@ -1,127 +1,199 @@
-"""Reports slow callbacks with name and line, for `Reactor(slow_callback=seconds)`.
+"""Times each callback of a loop: `Reactor(slow_callback=seconds)` reports the slow ones, with name and line.
 
-Each phase of a turn is run one item at a time, and each item is timed. When `slow_callback` is off, this costs nothing,
-because the phases are called directly. Many short callbacks in one turn block a loop as much as one long callback, so
-the whole turn is timed too.
+While nothing watches a loop, this costs nothing, because the loop calls the phases of a turn directly. Many short
+callbacks in one turn block a loop as much as one long callback, so the whole turn is timed too.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Callable
 from types import FunctionType, MethodType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from ..errors import EXHAUSTION
 from .counters import Counters
 from .log import log, name_of
-from .watcher import Handle, Watchers
+from .watcher import READ, WRITE, Handle
 
-Phase: TypeAlias = Callable[[int], None]
-Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
+if TYPE_CHECKING:
+    from .loop import Loop
 
+PHASES = '_dispatch', '_run_timers', '_run_soon', '_run_completions'  # methods of the loop
 DEBUG_LIMIT = 0.1  # seconds: the default of `slow_callback` in debug mode, as in asyncio
 REPORT_INTERVAL = 1.0  # seconds between two lines in the log; all slow callbacks are counted
 
 
-class SlowWatch:
-    """Runs the phases of a turn, and reports callbacks and turns that take `limit` seconds or longer."""
+class Watch:
+    """Something that wants to know which callbacks take at least `limit` seconds."""
 
-    def __init__(
-        self,
-        limit: float,
-        clock: Callable[[], float],
-        counters: Counters,
-        watchers: Watchers,
-        phases: Phases,
-        queues: tuple[deque[Any], deque[Any], deque[Any]],
-        callers: set[Callable[..., None]],
-    ) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._counters = counters
-        self._watchers = watchers
-        self._dispatch, self._run_timers, self._run_soon, self._run_completions = phases
-        self._due, self._soon, self._completions = queues
-        self.callers: set[Callable[..., None]] = callers  # the methods that call their first argument, such as `main`
-        self._reported = -REPORT_INTERVAL
-        self._callbacks = 0  # how many callbacks have run in this turn
+    limit: float
 
-    def phases(self) -> dict[str, Any]:
-        """Return the functions that replace the phases of a turn, by name."""
-        return {
-            '_dispatch': self.dispatch,
-            '_run_timers': self.run_timers,
-            '_run_soon': self.run_soon,
-            '_run_completions': self.run_completions,
-        }
+    def passed(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
+        """Called after such a callback, between two callbacks.
 
-    def dispatch(self, ready: list[Any]) -> None:
-        """Run the dispatch phase, one event at a time."""
-        for event in ready:
+        `began` and `ended` are times of the loop's clock. `fn` is the user's callback, if it can be told, and `item`
+        the handle or timer to which it belongs, or None.
+        """
+        raise NotImplementedError
+
+
+class PhaseTimer:
+    """Takes the place of the phases of a loop while something watches it, and times each callback.
+
+    Attributes:
+        callers: The methods that call their first argument, such as `main`.
+        callbacks: How many callbacks have run.
+    """
+
+    def __init__(self, loop: Loop, callers: set[Callable[..., None]]) -> None:
+        self._loop = loop
+        self.callers = callers
+        self.callbacks = 0
+        self._watches: list[Watch] = []
+        self._limit = 0.0
+
+    def add(self, watch: Watch) -> None:
+        """Tell `watch` about slow callbacks, beginning with the next phase."""
+        self._set_watches([*self._watches, watch])
+
+    def remove(self, watch: Watch) -> None:
+        """Undo `add`."""
+        self._set_watches([each for each in self._watches if each is not watch])
+
+    def _set_watches(self, watches: list[Watch]) -> None:
+        self._watches = watches
+        self._limit = min((watch.limit for watch in watches), default=0.0)
+        replaced = vars(self._loop)  # of this object only: other loops keep their own methods
+        for name in PHASES:
+            replaced.pop(name, None)
+        if watches:
+            loop = self._loop
+            self._run_timers, self._run_soon, self._run_completions = (
+                loop._run_timers, loop._run_soon, loop._run_completions,
+            )  # fmt: skip
+            timed = self.dispatch, self.run_timers, self.run_soon, self.run_completions
+            replaced.update(zip(PHASES, timed, strict=True))
+
+    def dispatch(self, ready: list[tuple[Any, int]]) -> None:
+        """Like `Loop._dispatch`, and read the clock after each event."""
+        loop, clock, limit = self._loop, self._loop._clock, self._limit
+        signals, source = loop._signals, loop.watchers.source
+        handles, changed, readable = source.handles, source.changed, source.readable
+        self.callbacks += len(ready)
+        began = clock()
+        for item, event in ready:
+            if signals.interrupted:
+                signals.raise_interrupt()
             try:
-                watcher = self._watchers.source.handles[event[0]]
+                watcher = handles[item]
             except KeyError:
-                fn = None  # a callback of this batch has closed the watcher
-            else:
-                fn = callback_of(watcher, watcher.handle_read)
-            began = self._clock()
-            self._dispatch([event])
-            self._judge('dispatch', began, fn)
+                if item not in changed:
+                    loop.spins.reported_for_another()
+                continue
+            on_data = watcher.on_data
+            try:
+                if event == readable and watcher.events & READ and (not changed or item not in changed):
+                    watcher.handle_read()
+                else:
+                    self._handle(item, event, watcher)
+            except EXHAUSTION as exc:
+                loop._starved.append(watcher)
+                loop._starved.append(exc)
+            except Exception as exc:
+                loop.failures.callback_failed(exc, watcher)
+            ended = clock()
+            if ended - began >= limit:
+                fn = callback_of(watcher, watcher.handle_read) if on_data is None else on_data
+                self._tell('dispatch', began, ended, fn, watcher)
+            began = ended
+
+    def _handle(self, item: Any, event: int, watcher: Handle) -> None:
+        """Handle an event that is not merely readable."""
+        mask = self._loop.spins.events_of(item, event, watcher)
+        if mask & watcher.events & READ:
+            watcher.handle_read()
+        if mask & WRITE and watcher.events & WRITE:
+            watcher.handle_write()
+        elif not mask:
+            self._loop.spins.reported_for_another()
 
     def run_timers(self, count: int) -> None:
         """Run the timers phase, one timer at a time."""
+        due = self._loop.timers.due
         for _ in range(count):
-            if not self._due:
+            if not due:
                 break
-            timer = self._due[0]
-            fn, began = self._behind(timer.fn, timer.args), self._clock()
+            timer = due[0]
+            fn, began = self._behind(timer.fn, timer.args), self._loop._clock()
             self._run_timers(1)
-            self._judge('timers', began, fn)
+            self._judge('timers', began, fn, timer)
 
     def run_soon(self, count: int) -> None:
         """Run the soon phase, one call at a time."""
+        soon = self._loop._soon
         for _ in range(count):
-            if not self._soon:
+            if not soon:
                 break  # a callback has forked and closed the loop in the child
-            fn, began = self._behind(*self._soon[0]), self._clock()
+            fn, began = self._behind(*soon[0]), self._loop._clock()
             self._run_soon(1)
-            self._judge('soon', began, fn)
+            self._judge('soon', began, fn, None)
 
     def run_completions(self, count: int) -> None:
         """Run the completions phase, one completion at a time."""
+        completions = self._loop.completions
         for _ in range(count):
-            if not self._completions:
+            if not completions:
                 break  # a callback has forked and closed the loop in the child, as in `run_soon`
-            handle, fn, _args = self._completions[0]
-            if type(fn) is FunctionType:
-                fn = callback_of(handle, fn)
-            began = self._clock()
+            handle, method, _args = completions[0]
+            fn = callback_of(handle, method) if type(method) is FunctionType else method
+            began = self._loop._clock()
             self._run_completions(1)
-            self._judge('completions', began, fn)
+            self._judge('completions', began, fn, handle)
 
-    def _behind(self, fn: Any, args: tuple[Any, ...]) -> object:
+    def _behind(self, fn: Any, args: tuple[Any, ...] | None) -> object:
         if type(fn) is not MethodType or type(fn.__func__) is not FunctionType:
             return fn
         if issubclass(type(fn.__self__), Handle):
             return callback_of(fn.__self__, fn)
-        return args[0] if fn.__func__ in self.callers else fn
+        return args[0] if args and fn.__func__ in self.callers else fn
+
+    def _judge(self, phase: str, began: float, fn: object, item: object) -> None:
+        self.callbacks += 1
+        ended = self._loop._clock()
+        if ended - began >= self._limit:
+            self._tell(phase, began, ended, fn, item)
+
+    def _tell(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
+        for watch in self._watches:
+            if ended - began >= watch.limit:
+                watch.passed(phase, began, ended, fn, item)
+
+
+class SlowWatch(Watch):
+    """Counts and reports callbacks and turns that take `limit` seconds or longer."""
+
+    def __init__(self, limit: float, counters: Counters, clock: Callable[[], float], timer: PhaseTimer) -> None:
+        self.limit = limit
+        self._counters = counters
+        self._clock = clock
+        self._timer = timer
+        self._callbacks = 0  # how many had run when this turn began
+        self._reported = -REPORT_INTERVAL
+
+    def passed(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
+        """Count and report a slow callback."""
+        place, seconds = where(fn), ended - began
+        self._counters.slow_callbacks += 1
+        self._counters.count_slow(place, seconds)
+        self._report(f'slow callback: {place} took {seconds:.3f} s in the {phase} phase')
 
     def judge_turn(self, seconds: float) -> None:
         """Called at the end of each turn with its duration in seconds, without the wait in the selector."""
-        callbacks, self._callbacks = self._callbacks, 0
-        if seconds >= self._limit:
+        callbacks, self._callbacks = self._timer.callbacks - self._callbacks, self._timer.callbacks
+        if seconds >= self.limit:
             self._counters.slow_turns += 1
             self._report(f'slow turn: {seconds:.3f} s in {callbacks} callbacks')
-
-    def _judge(self, phase: str, began: float, fn: object) -> None:
-        self._callbacks += 1
-        seconds = self._clock() - began
-        if seconds >= self._limit:
-            place = where(fn)
-            self._counters.slow_callbacks += 1
-            self._counters.count_slow(place, seconds)
-            self._report(f'slow callback: {place} took {seconds:.3f} s in the {phase} phase')
 
     def _report(self, line: str) -> None:
         now = self._clock()

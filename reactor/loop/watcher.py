@@ -37,13 +37,13 @@ class Handle:
     Attributes:
         loop: Its reactor.
         since: When it was opened, in seconds of the loop's clock.
-        events: Which events of its descriptor it wants. The loop tests `events` right before each call of the handle;
-            nothing else guards against stale events.
+        events: Which events of its descriptor it wants. The loop tests this right before each call of the handle.
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
 
     leads_to: tuple[tuple[str, str], ...] = ()  # (method, callback that it calls), for `slow_callback`
+    on_data: object = None  # what `handle_read` calls; read before the call, because a connection that ends forgets it
 
     if TYPE_CHECKING:
         events: int

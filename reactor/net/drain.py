@@ -226,6 +226,7 @@ def begin_drain(
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()
     if drain is None:
+        loop.phase_timer.callers.add(Drain.run_callback)
         return Drain(loop, timeout, lame_duck, callbacks)
     drain.hasten(timeout, lame_duck)
     return drain

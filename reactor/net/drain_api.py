@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..hints import Ts
 from ..loop.checks import callback
 from ..loop.loop import Loop
-from .drain import Drain, begin_drain
+from .drain import begin_drain
 
 if TYPE_CHECKING:
     from ..callbacks import Loop as Reactor
@@ -74,8 +74,3 @@ class DrainAPI(Loop):
     def draining(self) -> bool:
         """Whether `drain` was called. If so, fail readiness checks, and close connections after their next response."""
         return self.streams.drain is not None
-
-    def _watch_slow(self, limit: float) -> None:
-        super()._watch_slow(limit)
-        if self._slow is not None:
-            self._slow.callers.add(Drain.run_callback)

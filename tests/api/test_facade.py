@@ -45,7 +45,19 @@ API = {
     *('spawn', 'watch_path'),
 }
 # Attributes that the transports use. They are internal, as the changelog says.
-PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'look_ups', 'spins', 'streams'}
+PARTS = {
+    'watchers',
+    'timers',
+    'completions',
+    'counters',
+    'failures',
+    'guard',
+    'kernel',
+    'look_ups',
+    'phase_timer',
+    'spins',
+    'streams',
+}
 
 
 def nothing(*args: Any) -> None:

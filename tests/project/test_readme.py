@@ -151,6 +151,7 @@ def test_the_readme_names_everything_public():
         'guard',
         'kernel',
         'look_ups',
+        'phase_timer',
         'spins',
         'streams',
         'timers',
