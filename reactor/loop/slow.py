@@ -44,12 +44,14 @@ class PhaseTimer:
     Attributes:
         callers: The methods that call their first argument, such as `main`.
         callbacks: How many callbacks have run.
+        watching: Whether the phases are timed.
     """
 
     def __init__(self, loop: Loop, callers: set[Callable[..., None]]) -> None:
         self._loop = loop
         self.callers = callers
-        self.callbacks = 0
+        self.callbacks: int = 0
+        self.watching: bool = False
         self._watches: list[Watch] = []
         self._limit = 0.0
 
@@ -62,7 +64,7 @@ class PhaseTimer:
         self._set_watches([each for each in self._watches if each is not watch])
 
     def _set_watches(self, watches: list[Watch]) -> None:
-        self._watches = watches
+        self._watches, self.watching = watches, bool(watches)
         self._limit = min((watch.limit for watch in watches), default=0.0)
         replaced = vars(self._loop)  # of this object only: other loops keep their own methods
         for name in PHASES:
@@ -104,7 +106,8 @@ class PhaseTimer:
                 loop.failures.callback_failed(exc, watcher)
             ended = clock()
             if ended - began >= limit:
-                fn = callback_of(watcher, watcher.handle_read) if on_data is None else on_data
+                forgotten = watcher.closed and on_data is not None
+                fn = on_data if forgotten else callback_of(watcher, watcher.handle_read)
                 self._tell('dispatch', began, ended, fn, watcher)
             began = ended
 
@@ -174,7 +177,7 @@ class SlowWatch(Watch):
     """Counts and reports callbacks and turns that take `limit` seconds or longer."""
 
     def __init__(self, limit: float, counters: Counters, clock: Callable[[], float], timer: PhaseTimer) -> None:
-        self.limit = limit
+        self.limit: float = limit
         self._counters = counters
         self._clock = clock
         self._timer = timer

@@ -378,8 +378,8 @@ class Connection(Handle):
             sock = self.sock
             loop.watchers.remove(self, None if sock is None else sock.fileno())
             if sock is not None:
-                if self.peer is None and self.on_close is not None:
-                    self.peer = self.peername  # for `on_close`: a closed socket has no peer
+                if self.peer is None and (self.on_close is not None or loop.phase_timer.watching):
+                    self.peer = self.peername  # for `on_close` and reports: a closed socket has no peer
                 try:
                     sock.close()
                 except OSError as exc:  # some systems report a reset here; the descriptor is closed all the same

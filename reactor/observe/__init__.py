@@ -5,9 +5,11 @@
     observe.serve_control(r, '/run/app.sock')      # then: python -m reactor.observe /run/app.sock
     observe.serve_page(r, port=9080)               # then: a browser at http://127.0.0.1:9080
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install '.[metrics]' in a checkout
+    observe.FlightRecorder(r, folder='/var/tmp')   # what happened around a stall, in a file for Perfetto
 
-All three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for the workers
-of `reactor.serve` (`workers.stats`). On a control socket with `workers=workers`, each worker answers for itself.
+The first three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for
+workers of `reactor.serve` (`workers.stats`). On a control socket with `workers=workers`, each worker answers for
+itself.
 
 Monitoring must not disturb the program: it never keeps `run` running and never delays shutdown. Its errors are logged,
 and close only its own connections. Each part is imported on first use, so that a program that only reads the counters
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from .control_socket import ControlSocket, serve_control
     from .live import serve_page
     from .metrics import ReactorCollector, serve_metrics
+    from .recorder import FlightRecorder
+    from .trace_events import Recording
 
 _PARTS = {
     'ControlSocket': 'control_socket',
@@ -32,11 +36,15 @@ _PARTS = {
     'serve_page': 'live',
     'ReactorCollector': 'metrics',
     'serve_metrics': 'metrics',
+    'FlightRecorder': 'recorder',
+    'Recording': 'trace_events',
 }
 
 __all__ = [
     'ControlSocket',
+    'FlightRecorder',
     'ReactorCollector',
+    'Recording',
     'combined',
     'memory',
     'serve_control',

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -16,6 +17,7 @@ from .arguments import CommandLineParser
 from .asking import TIMEOUT, ControlClient, NoAnswer
 from .report import report
 from .tables import TABLES, printable
+from .trace_events import unpacked, write_whole
 from .worker_commands import ASKED, PARENT
 from .worker_commands import WORKER_COMMANDS as COMMANDS  # the commands of any socket, and all arguments
 
@@ -37,6 +39,7 @@ examples:
   python -m reactor.observe /run/app.sock handles --kind Stream --limit 20
   python -m reactor.observe /run/app.sock handles --worker 0    of one worker; {PARENT}: of the parent itself
   python -m reactor.observe /run/app.sock drain --drain-timeout 60   shut down without losing a request
+  python -m reactor.observe /run/app.sock trace slow.json       the last seconds of the flight recorder
   python -m reactor.observe --report                            one page for a bug report
 
 exit status: 0 success, 1 no answer or an error, 2 invalid arguments"""
@@ -128,8 +131,25 @@ def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_jso
         sleep(max(0.0, due - monotonic()))
 
 
+def save_trace(top: CommandLineParser, args: argparse.Namespace) -> None:
+    """Write the trace of the program's flight recorder to a file. Raises `NoAnswer`."""
+    if len(args.commands) != 2 or args.watch or args.json:
+        top.error('give the name of the file: python -m reactor.observe SOCKET trace FILE')
+    with ControlClient(args.socket, args.timeout) as client:
+        text = unpacked(client.ask('trace')['trace'])
+    path = Path(args.commands[1])
+    try:
+        write_whole(path, text)
+    except OSError as exc:
+        raise NoAnswer(f'{path}: {exc.strerror}') from None
+    print(f'{path}: open it at ui.perfetto.dev or www.speedscope.app')
+
+
 def answer(top: CommandLineParser, args: argparse.Namespace) -> None:
     """Print the report, the answers, or both. Raises `NoAnswer`."""
+    if args.commands[:1] == ['trace']:
+        save_trace(top, args)
+        return
     asked = requests(top, args)
     if args.report:
         print('\n'.join(report()))

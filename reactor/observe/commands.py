@@ -19,6 +19,8 @@ from ..loop.checks import shown
 from ..loop.counters import TIMES
 from ..loop.log import describe, log
 from .counters import Snapshot, Source, combined, health_of
+from .recorder import FlightRecorder
+from .trace_events import packed
 
 MOST = 1000  # the largest `limit`
 DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, by default
@@ -41,15 +43,39 @@ class Commands:
 
     known: CommandTable
 
-    def __init__(self, r: Reactor, source: Source, drain: Callable[[float, float], object]) -> None:
+    def __init__(
+        self,
+        r: Reactor,
+        source: Source,
+        drain: Callable[[float, float], object],
+        recorder: FlightRecorder | None = None,
+    ) -> None:
         self._r = r
+        self._recorder = recorder
         self._source = source
         self._drain = drain
         self.known = COMMANDS
 
     def handle(self, line: bytes, reply: Callable[[bytes], object]) -> None:
         """Call `reply(answer)`, now or later, with the answer to the request `line`."""
-        reply(self.answer(line))
+        if not self.traces(line, reply):
+            reply(self.answer(line))
+
+    def traces(self, line: bytes, reply: Callable[[bytes], object]) -> bool:
+        """Return whether the request is for a trace. If so, reply when it is made, in a thread: this takes a while."""
+        try:
+            name, _ = self.parse(line)
+        except CommandError:
+            return False
+        if name != 'trace' or self._recorder is None:
+            return False
+
+        def done(text: str | None, exc: BaseException | None) -> None:
+            answer = {'ok': True, 'trace': text} if exc is None else {'ok': False, 'error': describe(exc)}
+            reply(json.dumps(answer).encode() + b'\n')
+
+        self._r.run_in_thread(packed, self._recorder.recording('asked for'), on_done=done).unref()
+        return True
 
     def answer(self, line: bytes) -> bytes:
         """Return the answer to the request `line`, with its newline. Never raises."""
@@ -109,6 +135,12 @@ class Commands:
         """Return the reasons that `Reactor.why_alive` lists."""
         return inspection.why_alive(self._r, **arguments)
 
+    def do_trace(self) -> dict[str, Any]:
+        """Refuse: without a flight recorder, there is no trace."""
+        raise CommandError(
+            'this process has no flight recorder: pass recorder=observe.FlightRecorder(r) to serve_control'
+        )
+
     def do_drain(self, **times: float) -> dict[str, Any]:
         """Call `Reactor.drain`, or the `drain` that was passed to `serve_control`."""
         drain_timeout, lame_duck = times.get('drain_timeout', DRAIN_TIMEOUT), times.get('lame_duck', LAME_DUCK)
@@ -163,6 +195,7 @@ COMMANDS: CommandTable = {
         {'kind': (word, 'the class of the handles to list, such as Stream'), 'limit': HOW_MANY},
     ),
     'why_alive': ('why the process that owns the socket is still running', {'limit': HOW_MANY}),
+    'trace': ('the last seconds of the flight recorder, for Perfetto or speedscope: trace FILE', {}),
     'drain': (
         'shut down without losing a request',
         {

@@ -31,6 +31,7 @@ from ..serve.workers import Workers
 from .commands import Commands, refusal
 from .counters import Source
 from .counters import source as source_of
+from .recorder import FlightRecorder
 from .worker_commands import WorkerCommands
 
 LONGEST_LINE = 4096  # bytes in a request
@@ -51,6 +52,7 @@ def serve_control(
     mode: int = 0o600,
     drain: Callable[[float, float], object] | None = None,
     workers: Workers | None = None,
+    recorder: FlightRecorder | None = None,
 ) -> ControlSocket:
     """Open a control socket, for `python -m reactor.observe PATH` or any client that sends it a line.
 
@@ -65,6 +67,8 @@ def serve_control(
             `why_alive` are then answered by each worker, including workers that drain. A worker that does not answer
             within a second is named in the answer. With the argument `worker`, such as
             `{"do": "handles", "worker": "0"}`, one worker answers; with "parent", the parent does.
+        recorder: The flight recorder whose trace the command `trace` returns. Workers have recorders and control
+            sockets of their own.
 
     Returns:
         The control socket, a handle that does not keep `run` running.
@@ -83,9 +87,9 @@ def serve_control(
         raise TypeError(f'workers must be the `Workers` that serve.run passes to on_start, not {shown(workers)}')
     r.guard.check()
     if workers is None:
-        commands = Commands(r, source or source_of(r), drain or r.drain)
+        commands = Commands(r, source or source_of(r), drain or r.drain, recorder)
     else:
-        commands = WorkerCommands(r, source or workers.stats, drain or workers.drain, workers)
+        commands = WorkerCommands(r, source or workers.stats, drain or workers.drain, workers, recorder)
     return ControlSocket(r, path, mode, commands)
 
 

@@ -15,6 +15,7 @@ from .. import Reactor
 from ..inspection import LIMIT
 from .commands import COMMANDS, MOST, CommandError, Commands, CommandTable, phases_of, refusal, word
 from .counters import Source, combined
+from .recorder import FlightRecorder
 
 if TYPE_CHECKING:
     from ..serve import Workers
@@ -38,13 +39,22 @@ WORKER_COMMANDS: CommandTable = {
 class WorkerCommands(Commands):
     """The commands, for the parent of workers."""
 
-    def __init__(self, r: Reactor, source: Source, drain: Callable[[float, float], object], workers: Workers) -> None:
-        super().__init__(r, source, drain)
+    def __init__(
+        self,
+        r: Reactor,
+        source: Source,
+        drain: Callable[[float, float], object],
+        workers: Workers,
+        recorder: FlightRecorder | None,
+    ) -> None:
+        super().__init__(r, source, drain, recorder)
         self.known = WORKER_COMMANDS
         self._workers = workers
 
     def handle(self, line: bytes, reply: Callable[[bytes], object]) -> None:
         """Call `reply(answer)` when the workers have answered."""
+        if self.traces(line, reply):
+            return
         try:
             name, arguments = self.parse(line)
         except CommandError as exc:

@@ -1,0 +1,192 @@
+"""Recorded turns and callbacks as Chrome trace events, which Perfetto and speedscope show.
+
+The format is "Trace Event Format" (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU). The turns,
+each phase, the callbacks, and each connection with a recorded callback have a track. Times are microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from base64 import b64decode, b64encode
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..hints import StrPath
+
+TURNS, DISPATCH, TIMERS, SOON, COMPLETIONS, CALLBACKS = range(1, 7)  # numbers of the tracks
+TRACKS = {
+    TURNS: 'turns',
+    DISPATCH: 'dispatch',
+    TIMERS: 'timers',
+    SOON: 'soon',
+    COMPLETIONS: 'completions',
+    CALLBACKS: 'callbacks',
+}
+FIRST_CONNECTION = 100  # number of the first track of a connection
+MOST_CONNECTIONS = 200  # tracks
+
+
+@dataclass
+class Recording:
+    """What a flight recorder has recorded.
+
+    Attributes:
+        entries: Tuples of the begin and end of one or more turns, in seconds of the loop's clock, and the counters at
+            the end. The first entry only has the counters before the second one.
+        callbacks: Tuples (phase, begin, end, place, connection or None).
+        since: Older entries are left out.
+        clock_offset: What has to be added to the loop's clock for the time since 1970.
+        pid: The process.
+        reason: Why the recording was taken.
+    """
+
+    entries: list[Any]
+    callbacks: list[Any]
+    since: float
+    clock_offset: float
+    pid: int
+    reason: str
+
+
+@dataclass
+class Entry:
+    """One or more turns: their times in seconds, and what has changed in them."""
+
+    began: float
+    ended: float
+    turns: int
+    events: int
+    phases: tuple[float, float, float, float]
+    timers: int
+    lag: float
+    received: int
+    sent: int
+    incoming: int
+    outgoing: int
+
+
+def write_trace(recording: Recording, path: StrPath) -> None:
+    """Write a trace file, atomically."""
+    write_whole(Path(path), as_json(recording))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name, and rename it. Raises OSError, and then leaves nothing behind."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.new')
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def as_json(recording: Recording) -> str:
+    """Return the trace as JSON."""
+    return json.dumps(trace(recording), separators=(',', ':'))
+
+
+def packed(recording: Recording) -> str:
+    """Return the trace as JSON, compressed with zlib, in base64: a line for a control socket."""
+    return b64encode(zlib.compress(as_json(recording).encode())).decode()
+
+
+def unpacked(text: str) -> str:
+    """Undo `packed`."""
+    return zlib.decompress(b64decode(text)).decode()
+
+
+def trace(recording: Recording) -> dict[str, Any]:
+    """Return the trace, ready for JSON."""
+    entries = list(_entries(recording))
+    events = [*_names(recording), *_turns(entries), *_counters(entries), *_callbacks(recording, entries)]
+    for event in events:
+        event['pid'] = recording.pid
+    return {
+        'traceEvents': sorted(events, key=_by_time),
+        'displayTimeUnit': 'ms',
+        'otherData': {'reason': recording.reason, 'clock_offset_seconds': recording.clock_offset},
+    }
+
+
+def _by_time(event: dict[str, Any]) -> tuple[float, float]:
+    return event.get('ts', 0.0), -event.get('dur', 0.0)  # what begins at the same time and lasts longer is outside
+
+
+def _us(seconds: float) -> float:
+    return round(seconds * 1e6, 3)
+
+
+def _slice(name: str, track: int, began: float, ended: float, **about: Any) -> dict[str, Any]:
+    start = _us(began)
+    return {'name': name, 'ph': 'X', 'ts': start, 'dur': round(_us(ended) - start, 3), 'tid': track, 'args': about}
+
+
+def _entries(recording: Recording) -> Iterator[Entry]:
+    for before, now in zip(recording.entries, recording.entries[1:], strict=False):
+        if now[1] >= recording.since:
+            changed = [b - a for a, b in zip(before[2:12], now[2:12], strict=True)]
+            dispatch, timers_phase, soon, completions = changed[2:6]
+            phases = dispatch, timers_phase, soon, completions
+            yield Entry(now[0], now[1], changed[0], changed[1], phases, *changed[6:], *now[12:])
+
+
+def _names(recording: Recording) -> Iterator[dict[str, Any]]:
+    def name(what: str, text: str, track: int) -> dict[str, Any]:
+        return {'name': what, 'ph': 'M', 'tid': track, 'args': {'name': text}}
+
+    yield name('process_name', f'reactor {recording.pid}', 0)
+    for number, text in TRACKS.items():
+        yield name('thread_name', text, number)
+    for text, number in _connections(recording).items():
+        yield name('thread_name', text, number)
+
+
+def _connections(recording: Recording) -> dict[str, int]:
+    """Return the track of each connection, in the order of their first callbacks."""
+    found = dict.fromkeys(one[4] for one in recording.callbacks if one[2] >= recording.since and one[4] is not None)
+    return {text: FIRST_CONNECTION + n for n, text in enumerate(found) if n < MOST_CONNECTIONS}
+
+
+def _turns(entries: list[Entry]) -> Iterator[dict[str, Any]]:
+    """Yield the turns and their phases. In an entry of several turns, a phase has the sum of its times."""
+    for entry in entries:
+        name = 'turn' if entry.turns == 1 else f'{entry.turns} turns'
+        yield _slice(name, TURNS, entry.began, entry.ended, events=entry.events, timers=entry.timers)
+        began = entry.began
+        for track, seconds in zip((DISPATCH, TIMERS, SOON, COMPLETIONS), entry.phases, strict=True):
+            if seconds > 0:
+                yield _slice(TRACKS[track], track, began, began + seconds)
+                began += seconds
+
+
+def _counters(entries: list[Entry]) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        lag = entry.lag / entry.timers if entry.timers else 0.0
+        for name, values in (
+            ('connections', {'incoming': entry.incoming, 'outgoing': entry.outgoing}),
+            ('timer lag in ms', {'mean': round(lag * 1e3, 3)}),
+            ('bytes', {'received': entry.received, 'sent': entry.sent}),
+        ):
+            yield {'name': name, 'ph': 'C', 'ts': _us(entry.ended), 'tid': TURNS, 'args': values}
+
+
+def _callbacks(recording: Recording, entries: list[Entry]) -> Iterator[dict[str, Any]]:
+    """Yield each callback in the track of callbacks and in that of its connection, with what waited for its end."""
+    tracks = _connections(recording)
+    begins = [entry.began for entry in entries]
+    for phase, began, ended, place, connection in recording.callbacks:
+        if ended < recording.since:
+            continue
+        about = {'phase': phase, 'connection': connection}
+        after = bisect_left(begins, ended)
+        if after < len(entries):  # the next turn shows what has arrived in the meantime
+            about |= {'events_that_waited': entries[after].events, 'timers_that_waited': entries[after].timers}
+        yield _slice(place, CALLBACKS, began, ended, **about)
+        if connection in tracks:
+            yield _slice(place, tracks[connection], began, ended, **about)

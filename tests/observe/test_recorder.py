@@ -1,0 +1,380 @@
+"""The flight recorder: what it records, when it writes a file, and that the file is a valid trace."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from reactor import Reactor, ReactorError, ThreadCall
+from reactor.observe import FlightRecorder, recorder, serve_control
+from reactor.observe.asking import ControlClient
+from reactor.observe.trace_events import unpacked
+from tests.helpers.support import FakeKernel, run_until, turns
+
+STALL = 0.08  # seconds
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Files are written soon after their cause, not after a second."""
+    monkeypatch.setattr(recorder, 'AFTERMATH', 0.05)
+
+
+@pytest.fixture
+def record(r):
+    """`record(**options)` opens a recorder on `r`, which is closed after the test."""
+    opened = []
+
+    def record(*args, **options):
+        opened.append(FlightRecorder(r, *args, **options))
+        return opened[-1]
+
+    yield record
+    for flight in opened:
+        flight.close()
+    run_until(r, lambda: not [handle for handle in r.handles() if isinstance(handle, ThreadCall)])
+
+
+class Server:
+    """A server that echoes, and stalls when it reads 'stall'; 'last' makes it stall and close."""
+
+    def __init__(self, r, clients=10):
+        self.r = r
+        self.listener = r.listen_tcp('127.0.0.1', 0, self.on_data)
+        self.socks = [socket.create_connection(self.listener.address) for _ in range(clients)]
+        self.seen = []
+        run_until(r, lambda: r.stats().incoming == clients)
+
+    def on_data(self, conn, data):
+        self.seen.append(data)
+        if data in (b'stall', b'last'):
+            for sock in self.socks[1:]:
+                sock.send(b'waits')
+            time.sleep(STALL)
+        if data == b'last':
+            conn.close()
+        else:
+            conn.write(data)
+
+    @property
+    def line(self):
+        code = self.on_data.__func__.__code__
+        return f'{__name__}.{code.co_qualname}:{code.co_firstlineno}'
+
+    def stall(self, how=b'stall'):
+        self.socks[0].send(how)
+        run_until(self.r, lambda: how in self.seen and self.seen.count(b'waits') == len(self.socks) - 1)
+
+    def close(self):
+        for sock in self.socks:
+            sock.close()
+        run_until(self.r, lambda: not self.r.stats().incoming)
+        self.listener.close()
+
+
+@pytest.fixture
+def server(r):
+    server = Server(r)
+    yield server
+    server.close()
+
+
+def events(path):
+    """Return the events of a trace, after checking what the format requires."""
+    found = json.loads(path.read_text())
+    assert found['displayTimeUnit'] == 'ms'
+    open_until = {}
+    last = 0.0
+    for event in found['traceEvents']:
+        assert {'name', 'ph', 'pid', 'tid', 'args'} <= event.keys()
+        assert isinstance(event['name'], str) and event['name']
+        if event['ph'] == 'M':
+            assert event['name'] in ('process_name', 'thread_name') and event['args'].keys() == {'name'}
+            continue
+        assert event['ph'] in 'XC' and event['ts'] >= last
+        last = event['ts']
+        if event['ph'] == 'C':
+            assert event['args'] and all(isinstance(value, int | float) for value in event['args'].values())
+            continue
+        assert event['dur'] >= 0
+        ends = open_until.setdefault(event['tid'], [])
+        while ends and ends[-1] <= event['ts'] + 0.001:
+            ends.pop()
+        assert not ends, 'slices of a track do not overlap'
+        ends.append(event['ts'] + event['dur'])
+    named = {event['tid'] for event in found['traceEvents'] if event['name'] == 'thread_name'}
+    assert {event['tid'] for event in found['traceEvents'] if event['ph'] == 'X'} <= named
+    return found['traceEvents']
+
+
+def files(folder):
+    return sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
+
+
+def test_a_stall_is_written_with_its_line_its_connection_and_what_waited(r, record, server, soon, tmp_path):
+    record(folder=tmp_path, slow=STALL / 2)
+    server.stall()
+    run_until(r, lambda: files(tmp_path))
+    (path,) = files(tmp_path)
+    (stall, of_connection) = [event for event in events(path) if event['name'] == server.line]
+    assert STALL * 1e6 <= stall['dur'] < 10 * STALL * 1e6
+    host, port = server.socks[0].getsockname()
+    assert stall['args'] == {
+        'phase': 'dispatch',
+        'connection': f'Stream {host}:{port}',
+        'events_that_waited': len(server.socks) - 1,
+        'timers_that_waited': 0,
+    }
+    assert of_connection['tid'] != stall['tid']
+    assert server.line in json.loads(path.read_text())['otherData']['reason']
+
+
+def test_a_connection_that_ends_in_its_slow_callback_is_named_too(r, record, server, soon, tmp_path):
+    record(folder=tmp_path, slow=STALL / 2)
+    host, port = server.socks[0].getsockname()
+    server.stall(b'last')
+    run_until(r, lambda: files(tmp_path))
+    stalls = [event for event in events(files(tmp_path)[0]) if event['name'] == server.line]
+    assert stalls[0]['args']['connection'] == f'Stream {host}:{port}'
+
+
+def test_the_turns_and_phases_of_a_stall_are_shown(r, record, server, tmp_path):
+    flight = record()
+    r.call_later(0, lambda: None)
+    server.stall()
+    flight.save(tmp_path / 'trace')
+    found = events(tmp_path / 'trace')
+    tracks = {event['tid']: event['args']['name'] for event in found if event['name'] == 'thread_name'}
+    assert {'turns', 'dispatch', 'timers', 'soon', 'completions', 'callbacks'} <= set(tracks.values())
+    for track in 'turns', 'dispatch':
+        longest = max(e['dur'] for e in found if e['ph'] == 'X' and tracks[e['tid']] == track)
+        assert longest >= STALL * 1e6
+    assert {event['name'] for event in found if event['ph'] == 'C'} == {'connections', 'timer lag in ms', 'bytes'}
+    received = sum(event['args']['received'] for event in found if event['name'] == 'bytes')
+    assert received == r.stats().bytes_in
+
+
+def test_turns_that_begin_within_a_millisecond_share_an_entry(tmp_path):
+    kernel = FakeKernel()
+    with Reactor(kernel=kernel) as r:
+        flight = FlightRecorder(r, seconds=2)
+        for _ in range(3000):
+            kernel.time += 0.0001
+            r.call_soon(int)
+            r.run_once()
+        flight.save(tmp_path / 'trace')
+        turns = [event for event in events(tmp_path / 'trace') if event['tid'] == 1 and event['ph'] == 'X']
+        assert 250 <= len(turns) <= 350
+        assert sum(int(event['name'].partition(' ')[0]) for event in turns) == 3000
+
+
+def test_memory_is_bounded_and_what_is_too_old_is_left_out(tmp_path):
+    kernel = FakeKernel()
+    with Reactor(kernel=kernel) as r:
+        flight = FlightRecorder(r, seconds=2, callbacks=0)
+        for _ in range(30_000):
+            kernel.time += 0.001
+            r.call_soon(int)
+            r.run_once()
+        assert len(flight.recording('').entries) <= 2002
+        assert len(flight.recording('').callbacks) <= recorder.MOST_CALLBACKS
+        flight.save(tmp_path / 'trace')
+        times = [event['ts'] for event in events(tmp_path / 'trace') if event['ph'] == 'X']
+        assert min(times) >= (kernel.time - 2.01) * 1e6
+        assert max(times) >= (kernel.time - 0.01) * 1e6
+
+
+def test_a_signal_causes_a_file(r, record, soon, tmp_path):
+    record(folder=tmp_path, signum=signal.SIGUSR2)
+    r.call_soon(signal.raise_signal, signal.SIGUSR2)
+    run_until(r, lambda: files(tmp_path))
+    assert json.loads(files(tmp_path)[0].read_text())['otherData']['reason'] == f'signal {signal.SIGUSR2:d}'
+
+
+def fail(*args):
+    raise RuntimeError('a bug')
+
+
+@pytest.mark.parametrize('where', ['main', 'callback'])
+def test_an_exception_that_leaves_run_causes_a_file(where, tmp_path):
+    with Reactor(catch_errors=False) as r:
+        FlightRecorder(r, folder=tmp_path)
+        if where == 'callback':
+            r.call_soon(fail)
+        with pytest.raises(RuntimeError, match='a bug'):
+            r.run(fail if where == 'main' else None)
+        (path,) = files(tmp_path)
+        events(path)
+        assert 'a bug' in json.loads(path.read_text())['otherData']['reason']
+
+
+def test_a_file_that_is_due_is_written_when_the_reactor_is_closed(tmp_path):
+    with Reactor() as r:
+        FlightRecorder(r, folder=tmp_path, slow=0.01)
+        r.call_soon(time.sleep, 0.02)
+        assert r.run() is True, 'a file that is due does not keep run() running'
+        assert files(tmp_path) == []
+    assert len(files(tmp_path)) == 1
+
+
+def test_many_stalls_cause_one_file_in_the_given_seconds(r, record, server, soon, tmp_path):
+    record(60, folder=tmp_path, slow=0.01)
+    for _ in range(3):
+        server.stall()
+        server.seen.clear()
+    run_until(r, lambda: files(tmp_path))
+    r.run_once(0.1)
+    assert len(files(tmp_path)) == 1
+
+
+def test_the_oldest_files_are_removed(r, record, soon, tmp_path):
+    for second in range(5):
+        (tmp_path / f'trace-20200101T00000{second}-1-0001.json').touch()
+    (tmp_path / 'notes').touch()
+    record(folder=tmp_path, most_files=3, signum=signal.SIGUSR2)
+    r.call_soon(signal.raise_signal, signal.SIGUSR2)
+    run_until(r, lambda: len(files(tmp_path)) == 4)
+    names = [path.name for path in files(tmp_path)]
+    assert names[0] == 'notes'
+    assert names[1:3] == ['trace-20200101T000003-1-0001.json', 'trace-20200101T000004-1-0001.json']
+    assert names[3] > 'trace-2026'
+
+
+def test_a_file_that_cannot_be_written_is_logged_and_harms_nothing(r, record, soon, tmp_path, caplog):
+    folder = tmp_path / 'gone'
+    record(folder=folder, signum=signal.SIGUSR2)
+    folder.rmdir()
+    r.call_soon(signal.raise_signal, signal.SIGUSR2)
+    run_until(r, lambda: caplog.records)
+    assert str(folder) in caplog.records[0].getMessage() and 'No such file' in caplog.records[0].getMessage()
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(r, record, tmp_path, monkeypatch):
+    flight = record()
+    monkeypatch.setattr('pathlib.Path.replace', fail)
+    with pytest.raises(RuntimeError):
+        flight.save(tmp_path / 'trace')
+    assert files(tmp_path) == []
+
+
+def test_without_callbacks_only_turns_are_recorded(r, record, server, tmp_path):
+    flight = record(callbacks=None)
+    assert not r.phase_timer.watching
+    server.stall()
+    flight.save(tmp_path / 'trace')
+    found = events(tmp_path / 'trace')
+    assert not [event for event in found if event['name'] == server.line]
+    assert max(event['dur'] for event in found if event['ph'] == 'X') >= STALL * 1e6
+
+
+def test_a_closed_recorder_leaves_the_loop_as_it_was(r, record):
+    before = dict(vars(r))
+    flight = record(signum=signal.SIGUSR2)
+    assert vars(r).keys() != before.keys()
+    flight.close()
+    flight.close()
+    assert vars(r).keys() == before.keys()
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    record().close()
+
+
+def test_a_recorder_and_slow_callback_both_see_a_slow_callback(tmp_path, caplog):
+    with Reactor(slow_callback=0.01) as r:
+        flight = FlightRecorder(r, callbacks=0.01)
+        r.call_soon(time.sleep, 0.02)
+        r.run()
+        assert [one[3] for one in flight.recording('').callbacks] == ['time.sleep']
+        flight.close()
+        r.call_soon(time.sleep, 0.02)
+        r.run()
+    assert r.counters.slow_callbacks == 2
+
+
+def test_a_second_recorder_is_refused(record):
+    record()
+    with pytest.raises(ReactorError, match='already has a flight recorder'):
+        record()
+
+
+@pytest.mark.parametrize(
+    'wrong, error',
+    [
+        ({'seconds': 0}, ValueError),
+        ({'callbacks': -1}, ValueError),
+        ({'slow': '1'}, TypeError),
+        ({'most_files': 0}, ValueError),
+        ({'signum': 9999}, ValueError),
+    ],
+    ids=repr,
+)
+def test_a_wrong_argument_is_refused_and_nothing_is_recorded(r, wrong, error):
+    before = set(vars(r))
+    with pytest.raises(error):
+        FlightRecorder(r, **wrong)
+    assert set(vars(r)) == before
+
+
+def test_the_control_socket_returns_the_trace(tmp_path):
+    program = f"""
+import reactor, time
+from reactor import observe
+
+def main(r):
+    recorder = observe.FlightRecorder(r)
+    r.call_soon(time.sleep, {STALL})
+    observe.serve_control(r, 'app.sock', recorder=recorder)
+    r.call_later(60, r.stop)
+    print('ready', flush=True)
+
+reactor.run(main)
+"""
+    child = subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == 'ready\n'
+        command = [sys.executable, '-m', 'reactor.observe', 'app.sock', 'trace', 'slow.json']
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, done.stderr
+        assert 'slow.json' in done.stdout and 'perfetto' in done.stdout
+        assert [event for event in events(tmp_path / 'slow.json') if event['name'] == 'time.sleep']
+        with ControlClient(str(tmp_path / 'app.sock')) as client:
+            assert json.loads(unpacked(client.ask('trace')['trace']))['otherData']['reason'] == 'asked for'
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_without_a_recorder_the_command_says_how_to_have_one(r, tmp_path):
+    path = str(tmp_path / 'app.sock')
+    control = serve_control(r, path)
+    sock = socket.socket(socket.AF_UNIX)
+    with sock:
+        sock.connect(path)
+        sock.send(b'trace\n')
+        sock.setblocking(False)
+        answer = []
+
+        def answered():
+            try:
+                answer.append(sock.recv(4096))
+            except BlockingIOError:
+                return False
+            return True
+
+        run_until(r, answered)
+    control.close()
+    turns(r, 2)
+    found = json.loads(answer[0])
+    assert found['ok'] is False and 'recorder=' in found['error']
+
+
+@pytest.mark.parametrize('words', [['trace'], ['trace', 'a', 'b'], ['trace', 'a', '--watch', '1']])
+def test_a_trace_needs_exactly_one_file(words, tmp_path):
+    command = [sys.executable, '-m', 'reactor.observe', 'app.sock', *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2 and 'trace FILE' in done.stderr
