@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EXHAUSTION
@@ -220,9 +220,14 @@ def callback_of(handle: Any, method: Any) -> object:
 
 def where(fn: object) -> str:
     """Return where a callback is defined: module, qualified name and line."""
-    name = name_of(fn)
+    name, code = name_of(fn), code_of(fn)
+    return name if code is None else f'{name}:{code.co_firstlineno}'
+
+
+def code_of(fn: object) -> CodeType | None:
+    """Return the code of a callback that is a Python function, a method or a partial of one; otherwise None."""
     while issubclass(type(fn), functools.partial):
         fn = fn.func  # type: ignore[attr-defined]
     if type(fn) is MethodType:
         fn = fn.__func__
-    return f'{name}:{fn.__code__.co_firstlineno}' if type(fn) is FunctionType else name
+    return fn.__code__ if type(fn) is FunctionType else None

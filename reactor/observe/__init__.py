@@ -5,6 +5,7 @@
     observe.serve_control(r, '/run/app.sock')      # then: python -m reactor.observe /run/app.sock
     observe.serve_page(r, port=9080)               # then: a browser at http://127.0.0.1:9080
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install '.[metrics]' in a checkout
+    observe.Telemetry(r)                           # to OpenTelemetry; needs opentelemetry-api: pip install '.[otel]'
     observe.FlightRecorder(r, folder='/var/tmp')   # what happened around a stall, in a file for Perfetto
 
 The first three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .live import serve_page
     from .metrics import ReactorCollector, serve_metrics
     from .recorder import FlightRecorder
+    from .telemetry import Telemetry
     from .trace_events import Recording
 
 _PARTS = {
@@ -38,13 +40,21 @@ _PARTS = {
     'serve_metrics': 'metrics',
     'FlightRecorder': 'recorder',
     'Recording': 'trace_events',
+    'Telemetry': 'telemetry',
 }
+
+# The modules that are not in the standard library, with their package and the extra that installs it.
+_PACKAGES = (
+    ('prometheus_client', 'prometheus_client>=0.20', 'metrics'),
+    ('opentelemetry', 'opentelemetry-api>=1.20', 'otel'),
+)
 
 __all__ = [
     'ControlSocket',
     'FlightRecorder',
     'ReactorCollector',
     'Recording',
+    'Telemetry',
     'combined',
     'memory',
     'serve_control',
@@ -60,9 +70,11 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f'.{_PARTS[name]}', __name__), name)
     except ModuleNotFoundError as exc:
-        if exc.name is None or not exc.name.startswith('prometheus_client'):
-            raise
-        cure = "pip install '.[metrics]' in a checkout of this library, or with pip install 'prometheus_client>=0.20'"
-        raise ModuleNotFoundError(
-            f'observe.{name} needs the package prometheus_client; install it with {cure}', name=exc.name
-        ) from None
+        for module, package, extra in _PACKAGES:
+            if exc.name is not None and exc.name.split('.')[0] == module:
+                cure = f"pip install '.[{extra}]' in a checkout of this library, or with pip install '{package}'"
+                raise ModuleNotFoundError(
+                    f'observe.{name} needs the package {package.partition(">")[0]}; install it with {cure}',
+                    name=exc.name,
+                ) from None
+        raise
