@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from .arguments import CommandLineParser
 from .asking import TIMEOUT, ControlClient, NoAnswer
+from .attaching import Attached
 from .report import report
 from .tables import TABLES, printable
 from .trace_events import unpacked, write_whole
@@ -40,6 +41,7 @@ examples:
   python -m reactor.observe /run/app.sock handles --worker 0    of one worker; {PARENT}: of the parent itself
   python -m reactor.observe /run/app.sock drain --drain-timeout 60   shut down without losing a request
   python -m reactor.observe /run/app.sock trace slow.json       the last seconds of the flight recorder
+  python -m reactor.observe --pid 1234 handles                  of a program that has no control socket (Python 3.14)
   python -m reactor.observe --report                            one page for a bug report
 
 exit status: 0 success, 1 no answer or an error, 2 invalid arguments"""
@@ -66,6 +68,10 @@ def parser() -> CommandLineParser:
     top.add_argument('--version', action='version', version=f'reactor {__version__}')
     top.add_argument('socket', nargs='?', metavar='SOCKET', help='path of the control socket')
     top.add_argument('commands', nargs='*', metavar='COMMAND', help='commands to run, see below')
+    top.add_argument(
+        '--pid', type=int, help='instead of SOCKET: a process of the same user, without a control socket (Python 3.14)'
+    )
+    top.add_argument('--reactor', type=int, metavar='N', help='with --pid: which of several reactors, from 0')
     top.add_argument('--json', action='store_true', help='print each answer as one line of JSON')
     top.add_argument('--watch', type=seconds, metavar='SECONDS', help='repeat at this interval until Ctrl-C')
     top.add_argument(
@@ -145,6 +151,17 @@ def save_trace(top: CommandLineParser, args: argparse.Namespace) -> None:
     print(f'{path}: open it at ui.perfetto.dev or www.speedscope.app')
 
 
+def attached(args: argparse.Namespace) -> AbstractContextManager[object]:
+    """With --pid, open a control socket in that process, and set `args.socket`. Raises `NoAnswer`."""
+    if args.pid is None:
+        return nullcontext()
+    if args.socket is not None:
+        args.commands = [args.socket, *args.commands]  # there is no SOCKET, so the first word is a command
+    attached = Attached(args.pid, args.reactor, args.timeout)
+    args.socket = attached.path
+    return attached
+
+
 def answer(top: CommandLineParser, args: argparse.Namespace) -> None:
     """Print the report, the answers, or both. Raises `NoAnswer`."""
     if args.commands[:1] == ['trace']:
@@ -167,10 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     top = parser()
     args = top.parse_args(argv)
-    if args.socket is None and not args.report:
+    if args.pid is None and args.reactor is not None:
+        top.error('--reactor is for --pid')
+    if args.socket is None and args.pid is None and not args.report:
         top.error('give the path of a control socket, which the program opens with observe.serve_control(r, PATH)')
     try:
-        answer(top, args)
+        with attached(args):
+            answer(top, args)
     except NoAnswer as exc:
         print(f'{top.prog}: {printable(exc)}', file=sys.stderr)
         return 1
