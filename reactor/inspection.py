@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from . import Reactor
+from .activity import activity
 from .loop.log import describe
 
 LIMIT = 100  # number of handles or reasons, by default
@@ -47,4 +48,4 @@ def why_alive(r: Reactor, limit: int = LIMIT) -> dict[str, Any]:
     return {'reasons': reasons[:limit], 'more': len(reasons) > limit}
 
 
-DESCRIPTIONS = {'counters': counters, 'handles': handles, 'why_alive': why_alive}
+DESCRIPTIONS = {'counters': counters, 'handles': handles, 'why_alive': why_alive, 'activity': activity}

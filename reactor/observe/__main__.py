@@ -13,6 +13,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from .. import __version__
+from . import top as live
 from .arguments import CommandLineParser
 from .asking import TIMEOUT, ControlClient, NoAnswer
 from .attaching import Attached
@@ -40,13 +41,16 @@ examples:
   python -m reactor.observe /run/app.sock handles --kind Stream --limit 20
   python -m reactor.observe /run/app.sock handles --worker 0    of one worker; {PARENT}: of the parent itself
   python -m reactor.observe /run/app.sock drain --drain-timeout 60   shut down without losing a request
+  python -m reactor.observe /run/app.sock top                   a live table of the busiest and oldest connections
   python -m reactor.observe /run/app.sock trace slow.json       the last seconds of the flight recorder
   python -m reactor.observe --pid 1234 handles                  of a program that has no control socket (Python 3.14)
   python -m reactor.observe --report                            one page for a bug report
 
 exit status: 0 success, 1 no answer or an error, 2 invalid arguments"""
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
-OPTIONS = 'limit', 'kind', 'worker', 'drain_timeout', 'lame_duck'  # options that are sent as arguments of a command
+# Options that are sent as arguments of a command.
+OPTIONS = 'limit', 'kind', 'worker', 'drain_timeout', 'lame_duck', 'sort', 'only'
+ALONE = {'top': 'SOCKET top', 'trace': 'SOCKET trace FILE'}  # commands that cannot be combined with others
 
 
 def seconds(text: str) -> float:
@@ -87,6 +91,9 @@ def parser() -> CommandLineParser:
         help='drain: seconds until the remaining connections are reset',
     )
     top.add_argument('--lame-duck', type=float, metavar='SECONDS', help='drain: seconds to keep accepting connections')
+    top.add_argument('--sort', metavar='KEY', help='top: the sort key')
+    top.add_argument('--only', metavar='TEXT', help='top: list only connections whose address contains this text')
+    top.add_argument('--once', action='store_true', help='top: print one table, of one second')
     top.add_argument('--report', action='store_true', help='print versions, limits and features for a bug report')
     return top
 
@@ -97,12 +104,17 @@ def requests(top: CommandLineParser, args: argparse.Namespace) -> list[tuple[str
     for name in names:
         if name not in COMMANDS:
             top.error(f'unknown command {printable(name)!r}; the commands are {", ".join(COMMANDS)}')
-        if args.watch and name in ('drain', 'help'):
+        if name in ALONE and len(args.commands) > 1:
+            top.error(f'{name} stands alone: python -m reactor.observe {ALONE[name]}')
+        if args.watch and name in ('drain', 'help', *ALONE):
             top.error(f'{name} cannot be repeated; leave out --watch')
+    if args.once and names != ['top']:
+        top.error('--once is an option of top')
     given = {key: getattr(args, key) for key in OPTIONS if getattr(args, key) is not None}
     for key in given:
         if not any(key in COMMANDS[name][1] for name in names):
-            users = ' and '.join(name for name in COMMANDS if key in COMMANDS[name][1])
+            *others, last = [name for name in COMMANDS if key in COMMANDS[name][1]]
+            users = f'{", ".join(others)} and {last}' if others else last
             top.error(f'--{key.replace("_", "-")} is an option of {users}, not of {" or ".join(names)}')
     return [(name, {key: given[key] for key in given if key in COMMANDS[name][1]}) for name in names]
 
@@ -151,6 +163,21 @@ def save_trace(top: CommandLineParser, args: argparse.Namespace) -> None:
     print(f'{path}: open it at ui.perfetto.dev or www.speedscope.app')
 
 
+def show_top(
+    top: CommandLineParser, client: ControlClient, arguments: dict[str, Any], args: argparse.Namespace
+) -> None:
+    """Show the live table, or one table with --once. Raises `NoAnswer`."""
+    if not args.once and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        top.error('top needs a terminal; --once prints one table')
+    if not args.once:
+        live.watch(client, arguments)
+        return
+    before = client.ask('top', **arguments)
+    sleep(live.EVERY)
+    answer = client.ask('top', **arguments)
+    print(json.dumps(answer) if args.json else '\n'.join(live.lines(answer, before, 10_000)), flush=True)
+
+
 def attached(args: argparse.Namespace) -> AbstractContextManager[object]:
     """With --pid, open a control socket in that process, and set `args.socket`. Raises `NoAnswer`."""
     if args.pid is None:
@@ -175,6 +202,9 @@ def answer(top: CommandLineParser, args: argparse.Namespace) -> None:
         asked = [('stats', {}), ('phases', {})] if not args.commands else asked
         print()
     with ControlClient(args.socket, args.timeout) as client:
+        if args.commands == ['top']:
+            show_top(top, client, asked[0][1], args)
+            return
         if args.watch:
             watch(client, asked, args.json, args.watch)
         print('\n'.join(look(client, asked, args.json, [])), flush=True)
@@ -195,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{top.prog}: {printable(exc)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 0 if args.watch else INTERRUPTED
+        return 0 if args.watch or args.commands == ['top'] else INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

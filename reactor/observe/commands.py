@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .. import Reactor, __version__, inspection
+from ..activity import KEYS, activity
 from ..inspection import LIMIT
 from ..loop.checks import shown
 from ..loop.counters import TIMES
@@ -135,6 +136,10 @@ class Commands:
         """Return the reasons that `Reactor.why_alive` lists."""
         return inspection.why_alive(self._r, **arguments)
 
+    def do_top(self, **arguments: Any) -> dict[str, Any]:
+        """Return the counters, the busiest connections since the last request, and the oldest ones."""
+        return {**phases_of(self.do_stats()), **activity(self._r, **arguments)}
+
     def do_trace(self) -> dict[str, Any]:
         """Refuse: without a flight recorder, there is no trace."""
         raise CommandError(
@@ -179,6 +184,12 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
+def _sort_key(value: Any) -> str:
+    if value not in KEYS:
+        raise ValueError
+    return str(value)
+
+
 def word(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
@@ -195,6 +206,14 @@ COMMANDS: CommandTable = {
         {'kind': (word, 'the class of the handles to list, such as Stream'), 'limit': HOW_MANY},
     ),
     'why_alive': ('why the process that owns the socket is still running', {'limit': HOW_MANY}),
+    'top': (
+        'the busiest and the oldest connections',
+        {
+            'sort': (_sort_key, f'the sort key: {", ".join(KEYS)}'),
+            'only': (word, 'text in the address of the connections to list'),
+            'limit': HOW_MANY,
+        },
+    ),
     'trace': ('the last seconds of the flight recorder, for Perfetto or speedscope: trace FILE', {}),
     'drain': (
         'shut down without losing a request',

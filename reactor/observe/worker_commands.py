@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PARENT = 'parent'
 LONGEST_ANSWER = 12 << 20  # bytes; a client's connection buffers at most 16 MiB
 # Maps each command that the workers answer to the name of a description in `reactor.inspection`.
-ASKED = {'stats': 'counters', 'phases': 'counters', 'handles': 'handles', 'why_alive': 'why_alive'}
+ASKED = {'stats': 'counters', 'phases': 'counters', 'handles': 'handles', 'why_alive': 'why_alive', 'top': 'activity'}
 WHICH = word, f'the worker to ask, such as 0, or {PARENT} for the process that owns the socket (default: all workers)'
 WORKER_COMMANDS: CommandTable = {
     name: (what, {**arguments, 'worker': WHICH}) if name in ASKED else (what, arguments)
@@ -32,6 +32,7 @@ WORKER_COMMANDS: CommandTable = {
         **COMMANDS,
         'handles': ('the open handles of each worker', COMMANDS['handles'][1]),
         'why_alive': ('why each worker is still running', COMMANDS['why_alive'][1]),
+        'top': ('the busiest and the oldest connections of each worker', COMMANDS['top'][1]),
     }.items()
 }
 
@@ -89,6 +90,8 @@ class WorkerCommands(Commands):
         found = [(one, _content(one)) for one in answers]
         if worker is not None and 'error' in found[0][1]:
             raise CommandError(f'worker {worker} (pid {answers[0].worker.pid}): {found[0][1]["error"]}')
+        if name == 'top':
+            return {**phases_of(self.do_stats()), 'connections': [_described(one, content) for one, content in found]}
         if ASKED[name] != 'counters':
             return {'workers': [_described(one, content) for one, content in found]}
         stats = self.do_stats()

@@ -425,7 +425,7 @@ def test_a_full_backlog_is_reported_within_the_timeout_for_answers(capsys, tmp_p
         (['/x', '--watch', '0'], 'not a number of seconds above 0'),
         (['/x', '--watch', 'nan'], 'not a number of seconds above 0'),
         (['/x', '--timeout', 'x'], 'not a number of seconds above 0'),
-        (['/x', 'stats', '--limit', '5'], '--limit is an option of handles and why_alive, not of stats'),
+        (['/x', 'stats', '--limit', '5'], '--limit is an option of handles, why_alive and top, not of stats'),
         (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is an option of drain, not of stats'),
         (['/x', 'handles', '--limit', 'x'], 'invalid int value'),
     ],

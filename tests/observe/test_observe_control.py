@@ -98,7 +98,7 @@ def client(r, sockets, door):
 def test_help_lists_every_command_and_its_arguments(client):
     answer = client.ask('help')
     assert answer['ok'] is True
-    assert list(answer['commands']) == ['help', 'stats', 'phases', 'handles', 'why_alive', 'trace', 'drain']
+    assert list(answer['commands']) == ['help', 'stats', 'phases', 'handles', 'why_alive', 'top', 'trace', 'drain']
     for name, (what, arguments) in COMMANDS.items():
         assert answer['commands'][name]['what'] == what
         assert set(answer['commands'][name]['arguments']) == set(arguments)

@@ -198,7 +198,7 @@ def test_an_unknown_worker_is_an_error(program):
 def test_help_lists_the_argument(program):
     commands = program.client.ask('help')['commands']
     assert {name for name, one in commands.items() if 'worker' in one['arguments']} == {
-        'stats', 'phases', 'handles', 'why_alive',
+        'stats', 'phases', 'handles', 'why_alive', 'top',
     }  # fmt: skip
 
 

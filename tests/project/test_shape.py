@@ -26,6 +26,7 @@ FLOORS = [
     'observe',
     'serve',
     'inspection',
+    'activity',
     'testing',
     '__init__',
     'names',
@@ -48,7 +49,9 @@ LAZY = {
     'subprocess',
     'logging',
     'watchdog.observers',
-}  # modules that may be imported inside functions; watchdog is installed by an extra
+    'termios',
+    'tty',
+}  # modules that may be imported inside functions; watchdog is installed by an extra, and Windows has no terminals
 HOT = {
     'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
     '_run_completions', 'handle_due', 'collect', 'accept_client', 'finish', 'handle_closed', 'close', 'attach',
