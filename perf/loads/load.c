@@ -7,6 +7,7 @@
  *   -d     datagrams                         -R N   requests a second; 0: send when answered (default)
  *   -t S   seconds
  *
+ * At the end it waits for the replies in flight, so that no server has to write to connections that are gone.
  * With a rate, the times count from when a request was due, and the load never sleeps, because a late wake-up would be
  * measured too. Prints one line of JSON. */
 #define _GNU_SOURCE
@@ -34,7 +35,7 @@
 
 struct client { int fd; size_t missing; double due; };
 static struct client clients[MOST];
-static int idle[MOST], idle_count, opened, events, connections = 100, depth = 1, reconnect, datagrams;
+static int idle[MOST], idle_count, in_flight, opened, events, connections = 100, depth = 1, reconnect, datagrams;
 static size_t request_size, reply_size = 100;
 static double rate, seconds = 1, start;
 static const char *address;
@@ -92,6 +93,7 @@ static void ask(int index, double due)
     struct client *client = &clients[index];
     if (reconnect)
         open_client(index);
+    in_flight++;
     client->due = due;
     client->missing = reply_size * depth;
     if (send(client->fd, request, request_size * depth, MSG_NOSIGNAL) < 0)
@@ -102,6 +104,7 @@ static void done(int index)
 {
     struct client *client = &clients[index];
     double at = now();
+    in_flight--;
     if (reconnect)
         close(client->fd);
     for (int n = 0; n < depth; n++) {
@@ -190,10 +193,10 @@ int main(int argc, char **argv)
         for (int i = 0; i < count; i++)
             handle_read(ready[i].data.u32);
         end = now();
-        if (rate ? answered == total : end >= start + seconds)
+        if (rate ? answered == total : end >= start + seconds && !in_flight)
             break;
         if (end > start + seconds + PATIENCE) {
-            fprintf(stderr, "%zu answers to %zu requests\n", answered, total);
+            fprintf(stderr, "%zu answers to %zu requests\n", answered, rate ? total : answered + in_flight * depth);
             return 1;
         }
     }

@@ -113,6 +113,8 @@ class Spent:
 
     def per(self, what, count):
         """Return both figures for each of `count` units of work; `what` is the name of such a unit."""
+        if not count:
+            raise Failed(f'no {what} was answered')
         cpu, wakeups = self.server.cpu() - self.cpu, self.server.wakeups() - self.wakeups
         return {f'cpu_us_per_{what}': cpu / count * 1e6, f'wakeups_per_{what}': wakeups / count}
 
