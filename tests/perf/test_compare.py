@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 PERF = Path(__file__).parents[2] / 'perf'
-LONGEST_PEER = {'.py': 130, '.js': 80, '.c': 160}  # the most lines that a peer's program may have
+LONGEST_PEER = {'.py': 140, '.js': 80, '.c': 160}  # the most lines that a peer's program may have
 
 if sys.platform != 'linux':
     pytest.skip('perf.compare reads CPU time and memory from Linux', allow_module_level=True)
