@@ -78,9 +78,8 @@ def test_each_tool_of_the_page_shows_the_fault(program):
     observe(folder, 'trace', 'now.json')
     (stall,) = [
         event for event in json.loads((folder / 'now.json').read_text())['traceEvents']
-        if event['name'] == place and event['tid'] < 100
+        if event['name'] == place and event['tid'] < 100 and event['dur'] >= 80_000
     ]  # fmt: skip
-    assert stall['dur'] >= 80_000
     assert stall['args'].keys() == {'phase', 'connection', 'events_that_waited', 'timers_that_waited'}
     assert stall['args']['events_that_waited'] >= CLIENTS - 1
     for name in stall['args']:
