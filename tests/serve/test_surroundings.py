@@ -202,6 +202,13 @@ def first_process(path: Path, text: str):
             started.kill()
 
 
+def is_zombie(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False  # it was reaped after it was listed
+
+
 @FIRST
 @pytest.mark.timeout(90)
 def test_the_first_process_reaps_orphans_and_ends_on_sigterm(tmp_path):
@@ -226,7 +233,7 @@ sys.exit(serve.run(main, workers=1, on_start=on_start, drain_timeout=1, lame_duc
 """
     with first_process(tmp_path / 'app.py', text) as (started, program):
         assert started.stdout.readline() == 'orphans have ended\n'
-        zombies = lambda: [p for p in program.children() if p.status() == psutil.STATUS_ZOMBIE]  # noqa: E731
+        zombies = lambda: [p for p in program.children() if is_zombie(p)]  # noqa: E731
         assert len(zombies()) >= 20
         assert started.stdout.readline() == 'exit code 7\n'
         wait_until(lambda: not zombies())
