@@ -35,7 +35,6 @@ class Watch:
         `began` and `ended` are times of the loop's clock. `fn` is the user's callback, if it can be told, and `item`
         the handle or timer to which it belongs, or None.
         """
-        raise NotImplementedError
 
 
 class PhaseTimer:

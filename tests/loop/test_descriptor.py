@@ -634,3 +634,11 @@ def test_a_descriptor_that_stays_open_is_watched_for_ever(fake, kernel, pipe):
     assert not handle.closed
     handle.close()
     assert len(fake.timers) == 0
+
+
+def test_a_look_at_a_closed_watch_does_nothing(r, sockets):
+    ours, _theirs = (sockets.track(sock) for sock in socket.socketpair())
+    handle = r.watch_fd(ours, READ, int)
+    handle.close()
+    handle.handle_look(r.now)
+    assert handle.closed and ours.fileno() >= 0

@@ -23,6 +23,7 @@ import pytest
 
 import reactor
 from reactor import READ, WRITE, Limits, Reactor
+from reactor.loop.failures import MOST_LOGGED
 from reactor.loop.log import LONGEST, describe, log, name_of
 from reactor.net.addresses import show, unmapped
 from tests.conftest import check_empty
@@ -600,3 +601,10 @@ def test_only_the_log_module_writes_log_lines():
                 raise AssertionError(f'{path}:{node.lineno} reports without the log module')
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'print':
                 raise AssertionError(f'{path}:{node.lineno} prints')
+
+
+def test_the_number_of_errors_whose_last_report_is_remembered_is_bounded(fake):
+    assert all(fake.failures.is_news(('place', number)) for number in range(MOST_LOGGED))
+    assert not fake.failures.is_news(('place', 0)), 'it was reported less than a second ago'
+    assert fake.failures.is_news('one more')
+    assert fake.failures.is_news(('place', 0)), 'all were forgotten'

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 from functools import partial
 
 import pytest
 
 from reactor import WRITE, Reactor, Stats
+from reactor.loop.slow import Watch
 from tests.helpers.certificates import certificates  # noqa: F401
 from tests.helpers.support import kinds_of_handles, turns
 
@@ -241,3 +244,101 @@ def test_timers_are_counted_by_how_late_they_fire(fake, kernel):
     assert sum(lag) == 5 and lag[0] == 2 and lag[1] == 1 and lag[-1] == 1
     assert fake.stats().timer_lag_sum == pytest.approx(1000.102)
     assert Stats.lag_bounds[0] == 1 / 1024 and len(Stats.lag_bounds) == len(lag) - 1
+
+
+# -- the dispatch phase, which is another one while callbacks are timed
+
+
+@pytest.fixture
+def pairs(sockets):
+    """Two pairs of connected sockets; the first of each is for the reactor."""
+    both = [socket.socketpair() for _ in range(2)]
+    for pair in both:
+        for sock in pair:
+            sockets.track(sock)
+    return both
+
+
+def watched(r, pairs, fn):
+    """Call `fn(conn, data)` for both pairs, and make both readable before the next turn."""
+    conns = [r.adopt(ours, fn) for ours, _ in pairs]
+    r.run_once(0)
+    for _, theirs in pairs:
+        theirs.send(b'x')
+    return conns
+
+
+def test_ctrl_c_between_two_events_loses_neither(pairs):
+    seen = []
+
+    def read(conn, data):
+        seen.append(conn)
+        if len(seen) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with Reactor(slow_callback=60) as r:
+        conns = watched(r, pairs, read)
+        with pytest.raises(KeyboardInterrupt):
+            r.run()
+        assert len(seen) == 1
+        r.run_once(0)
+        assert set(seen) == set(conns)
+
+
+def test_a_callback_can_close_the_other_connection_of_its_batch(pairs):
+    seen = []
+
+    def read(conn, data):
+        seen.append(conn)
+        for other in conns:
+            other.abort()
+
+    with Reactor(slow_callback=60) as r:
+        conns = watched(r, pairs, read)
+        r.run_once(0)
+        r.run_once(0)
+        assert len(seen) == 1
+
+
+def test_a_connection_that_ends_in_its_slow_callback_is_reported_by_the_name_of_the_callback(pairs, kernel, caplog):
+    def read(conn, data):
+        kernel.time += 1
+        conn.abort()
+
+    with Reactor(kernel=kernel, slow_callback=0.5) as r:
+        watched(r, pairs, read)
+        r.run_once(0)
+        assert f'slow callback: {line_of(read)} took 1.000 s in the dispatch phase' in lines(caplog)
+
+
+def test_an_event_that_belongs_to_no_handle_is_noticed(pairs, monkeypatch):
+    noticed = []
+    monkeypatch.setattr('reactor.loop.spins.Spins.reported_for_another', lambda spins: noticed.append(spins))
+    with Reactor(slow_callback=60) as r:
+        watched(r, pairs, lambda conn, data: None)
+        r._dispatch([(9999, 1)])
+        assert len(noticed) == 1
+
+
+def test_of_two_watches_each_sees_what_reaches_its_limit(kernel, busy):
+    class Lower(Watch):
+        limit = 0.1
+
+        def __init__(self):
+            self.seen = []
+
+        def passed(self, phase, began, ended, fn, item):
+            self.seen.append((phase, round(ended - began, 3)))
+
+    with Reactor(kernel=kernel, slow_callback=0.5) as r:
+        lower = Lower()
+        r.phase_timer.add(lower)
+        r.call_soon(busy, 0.2)
+        r.call_soon(busy, 0.7)
+        r.run_once(0)
+        assert lower.seen == [('soon', 0.2), ('soon', 0.7)]
+        assert r.stats().slow_callbacks == 1
+        r.phase_timer.remove(lower)
+        r.call_soon(busy, 0.7)
+        r.run_once(0)
+        assert len(lower.seen) == 2 and r.stats().slow_callbacks == 2

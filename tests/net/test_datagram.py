@@ -1453,3 +1453,12 @@ def test_a_socket_lost_while_its_receiver_is_full_is_not_retried(sockets, log, t
         assert log.names() == ['close'] and log[0][1].errno == errno.ENOMEM
         assert len(r.timers) == 0 and r.handles() == []
         assert (r.stats().datagrams_dropped, r.stats().stalls) == (2, 0)
+
+
+def test_a_socket_that_cannot_be_watched_is_closed_and_the_error_raised(r, monkeypatch):
+    def full(*args):
+        raise SelectorFull('no room')
+
+    monkeypatch.setattr(Watchers, 'add', full)
+    with pytest.raises(SelectorFull, match='no room'):
+        r.bind_udp('127.0.0.1', 0)  # the fixtures check that no descriptor is left

@@ -186,7 +186,7 @@ def test_cpu_time_can_be_read_whatever_the_name_of_the_process(tmp_path):
     # If the line were split from the left, a name with a bracket and spaces would shift the fields.
     name = tmp_path / 'a) b (c'
     name.symlink_to(sys.executable)
-    with subprocess.Popen([name, '-c', 'sum(range(10**6)); print(flush=True); input()'],
+    with subprocess.Popen([name, '-c', 'sum(range(10**7)); print(flush=True); input()'],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # fmt: skip
         process.stdout.readline()
         assert 0 < samples.cpu_seconds(process.pid) < 60
