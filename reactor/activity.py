@@ -1,8 +1,8 @@
 """Which connections are the busiest and the oldest: what `python -m reactor.observe SOCKET top` shows.
 
-While somebody looks, each callback is timed, and its time is added up for its connection. No connection is visited that
-has no callback, so 40,000 waiting connections cost nothing. To find the oldest ones, each look visits some thousand
-handles, and continues where the last one has stopped.
+While somebody watches, each callback is timed, and the times are summed up by connection. Connections that only wait
+are not visited, so 40,000 of them cost nothing. To find the oldest ones, each look visits some thousand handles, and
+continues where the last look stopped.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from heapq import nlargest, nsmallest
 from itertools import islice
 from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from . import Reactor
 from .loop.log import describe
 from .loop.slow import Watch
+from .loop.timers import Timer
 from .net.addresses import show
 from .net.ending import Connection
 
 LIMIT = 10  # connections in each list, by default
-SHORTEST = 0.5  # seconds between two looks; an earlier look, by somebody else, gets the same figures
+SHORTEST = 0.5  # seconds between two looks; a second viewer who looks earlier gets the figures of the first
 SILENT = 5.0  # seconds without a look after which nothing is timed any more
 VISITED = 4000  # handles that one look visits, which takes a millisecond
 LONGEST_TEXT = 200  # characters
@@ -31,11 +31,14 @@ KEYS = {'busy': 'busy', 'calls': 'calls', 'waits': 'buffered', 'age': 'seconds'}
 BYTE_COUNTS = struct.Struct('QQ')  # tcpi_bytes_acked and tcpi_bytes_received of struct tcp_info (linux/tcp.h)
 COUNTS_AT = 120  # where they are
 
-_activities: WeakKeyDictionary[Reactor, Activity] = WeakKeyDictionary()
+_activities: dict[Reactor, Activity] = {}
 
 
 class Activity(Watch):
-    """Adds up the time of callbacks by connection, until nobody has looked for SILENT seconds."""
+    """Sums up the time of callbacks by connection, until nobody has looked for SILENT seconds.
+
+    There is one for each reactor, which keeps it until its end; `look` starts it again.
+    """
 
     limit: float = 0.0
 
@@ -49,12 +52,10 @@ class Activity(Watch):
         self._ahead: Iterator[Any] | None = None  # handles to visit for the oldest ones
         self._oldest: list[Connection] = []  # of the last complete visit
         self._found: list[Connection] = []  # of the visit that is under way
-        r.phase_timer.add(self)
-        self._timer = r.call_every(SILENT / 2, self._end_if_silent)
-        self._timer.unref()
+        self._timer: Timer | None = None  # while callbacks are timed
 
     def passed(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
-        """Add up the time of a callback."""
+        """Add the time of a callback to that of its connection."""
         if isinstance(item, Connection) and self._r.watchers.is_referenced(item):
             spent = self._spent.get(item)
             if spent is None:
@@ -64,9 +65,14 @@ class Activity(Watch):
                 spent[1] += 1
 
     def look(self, sort: str, limit: int, only: str) -> dict[str, Any]:
-        """Return the lists, and begin to add up anew."""
+        """Return the lists, and start new sums."""
         now = self._r.kernel.clock()
         self._looked = now
+        if self._timer is None:
+            self._since, self._interval = now, 0.0
+            self._r.phase_timer.add(self)
+            self._timer = self._r.call_every(SILENT / 2, self._stop_if_silent)
+            self._timer.unref()
         if now - self._since >= SHORTEST or not self._interval:
             self._last, self._spent = self._spent, {}
             self._interval, self._since = now - self._since, now
@@ -97,11 +103,12 @@ class Activity(Watch):
             return False
         return not self._only or self._only in show(conn.peername)
 
-    def _end_if_silent(self) -> None:
-        if self._r.kernel.clock() - self._looked >= SILENT:
+    def _stop_if_silent(self) -> None:
+        if self._timer is not None and self._r.kernel.clock() - self._looked >= SILENT:
             self._timer.cancel()
+            self._timer = None
             self._r.phase_timer.remove(self)
-            _activities.pop(self._r, None)
+            self._spent, self._last, self._ahead, self._oldest, self._found = {}, {}, None, [], []
 
 
 def activity(r: Reactor, sort: str = 'busy', limit: int = LIMIT, only: str = '') -> dict[str, Any]:
@@ -118,6 +125,7 @@ def activity(r: Reactor, sort: str = 'busy', limit: int = LIMIT, only: str = '')
     found = _activities.get(r)
     if found is None:
         found = _activities[r] = Activity(r)
+        r.add_exit_callback(_activities.pop, r, None)
     return found.look(sort, limit, only)
 
 

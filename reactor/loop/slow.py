@@ -32,7 +32,7 @@ class Watch:
     def passed(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
         """Called after such a callback, between two callbacks.
 
-        `began` and `ended` are times of the loop's clock. `fn` is the user's callback, if it can be told, and `item`
+        `began` and `ended` are times of the loop's clock. `fn` is the user's callback, if it is known, and `item`
         the handle or timer to which it belongs, or None.
         """
 
@@ -55,7 +55,7 @@ class PhaseTimer:
         self._limit = 0.0
 
     def add(self, watch: Watch) -> None:
-        """Tell `watch` about slow callbacks, beginning with the next phase."""
+        """Tell `watch` about slow callbacks, from the next phase on."""
         self._set_watches([*self._watches, watch])
 
     def remove(self, watch: Watch) -> None:

@@ -82,7 +82,7 @@ class Attached:
 
     def _run(self, script: Path) -> None:
         if os.getuid() == 0:
-            with suppress(OSError):  # the process must be able to read the script, whoever runs it
+            with suppress(OSError):  # the process must be able to read the script, whichever user runs it
                 owner = os.stat(f'/proc/{self.pid}')
                 os.chown(self._folder, owner.st_uid, owner.st_gid)
         try:

@@ -64,11 +64,13 @@ class Commands:
 
     def traces(self, line: bytes, reply: Callable[[bytes], object]) -> bool:
         """Return whether the request is for a trace. If so, reply when it is made, in a thread: this takes a while."""
+        if self._recorder is None:
+            return False
         try:
             name, _ = self.parse(line)
         except CommandError:
             return False
-        if name != 'trace' or self._recorder is None:
+        if name != 'trace':
             return False
 
         def done(text: str | None, exc: BaseException | None) -> None:

@@ -38,6 +38,11 @@ def connection(item: object) -> str | None:
     return describe(item)[:LONGEST_NAME] if isinstance(item, Handle) else None
 
 
+def left_run(exc: Exception) -> str:
+    """Return the reason of the file that an exception causes."""
+    return f'an exception left run(): {type(exc).__name__}: {describe(exc)}'
+
+
 class FlightRecorder(Watch):
     """Records the turns of a reactor and its slow callbacks, and writes them to files for Perfetto and speedscope.
 
@@ -53,7 +58,7 @@ class FlightRecorder(Watch):
     Args:
         r: The reactor.
         seconds: How far back a file reaches.
-        folder: Where files are written that nobody has asked for. None: no such files.
+        folder: Where to write the files that slow callbacks, the signal and exceptions cause. None: write none.
         callbacks: Seconds. Callbacks that take at least this long are recorded, with module, name, line and connection.
             Timing them adds 8 % to the instructions of a keep-alive request. 0: every callback, of which the last
             10,000 are kept; this triples the instructions. None: no callbacks, which adds 0.4 %.
@@ -119,8 +124,9 @@ class FlightRecorder(Watch):
         if self._handler is not None:
             self._handler.close()
         if self._timer is not None:
-            self._timer.cancel()
             self._write_now(self._reason)
+        self._entries.clear()  # the reactor keeps this object until its end, because of the exit callback
+        self._callbacks.clear()
 
     def save(self, path: StrPath) -> None:
         """Write what is recorded now to a file, atomically. This blocks the loop for up to half a second.
@@ -145,14 +151,14 @@ class FlightRecorder(Watch):
             Loop._turn(r, limit)
         except Exception as exc:
             self._note(r.now, r.kernel.clock())
-            self._write_now(f'an exception left run(): {describe(exc)}')
+            self._write_now(left_run(exc))
             raise
         ended = r._turn_began
         self._note(r.now, ended)
         if ended - r.now >= self.slow:
             self._trigger(f'a turn took {ended - r.now:.3f} s')
         if r._main_error is not None:
-            self._write_now(f'an exception left run(): {describe(r._main_error)}')
+            self._write_now(left_run(r._main_error))
 
     def _note(self, began: float, ended: float) -> None:
         c, entries = self._r.counters, self._entries
@@ -187,37 +193,37 @@ class FlightRecorder(Watch):
 
     def _write_in_thread(self) -> None:
         self._timer = None
-        recording = self.recording(self._reason)
-        self._r.run_in_thread(self._write, recording, self._new_path(), on_done=self._written).unref()
+        recording, path = self.recording(self._reason), self._new_path()
+        self._r.run_in_thread(self._write, recording, path, on_done=self._written).unref()
 
     def _write_now(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._folder is not None:
-            path = self._new_path()
             try:
-                self._write(self.recording(reason), path)
+                written = self._write(self.recording(reason), self._new_path())
             except OSError as exc:
                 self._written(None, exc)
             else:
-                self._written(path, None)
+                self._written(written, None)
 
     def _new_path(self) -> Path:
         assert self._folder is not None
         self._files += 1
         return self._folder / f'trace-{strftime("%Y%m%dT%H%M%S")}-{os.getpid()}-{self._files:04}.json'
 
-    def _write(self, recording: Recording, path: Path) -> Path:
+    def _write(self, recording: Recording, path: Path) -> tuple[str, Path]:
+        """Write a file, remove the oldest ones, and return the reason and the path. May run in a thread."""
         write_trace(recording, path)
         # The names begin with the time, so the first ones are the oldest.
         for old in sorted(path.parent.glob('trace-*.json'))[: -self._most_files]:
             old.unlink(missing_ok=True)
-        return path
+        return recording.reason, path
 
-    def _written(self, path: Path | None, exc: BaseException | None) -> None:
-        if exc is not None:
+    def _written(self, written: tuple[str, Path] | None, exc: BaseException | None) -> None:
+        if written is None:
             log('error', 'the flight recorder cannot write to %s: %s; free some space or change folder=',
                 str(self._folder), describe(exc))  # fmt: skip
         else:
-            log('warning', 'flight recorder: %s; the last %g s are in %s', self._reason, self.seconds, str(path))
+            log('warning', 'flight recorder: %s; the last %g s are in %s', written[0], self.seconds, str(written[1]))

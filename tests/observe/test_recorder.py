@@ -378,3 +378,25 @@ def test_a_trace_needs_exactly_one_file(words, tmp_path):
     command = [sys.executable, '-m', 'reactor.observe', 'app.sock', *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2 and 'trace FILE' in done.stderr
+
+
+def test_the_log_names_the_reason_of_the_file_that_was_written(tmp_path, caplog):
+    with Reactor(catch_errors=False) as r:
+        FlightRecorder(r, folder=tmp_path, slow=0.01)
+        r.call_soon(time.sleep, 0.02)
+        r.run_once(0)  # a file is due because of this
+        r.call_soon(fail)
+        with pytest.raises(RuntimeError):
+            r.run_once(0)
+        (path,) = files(tmp_path)
+        (line,) = [record.getMessage() for record in caplog.records if 'flight recorder' in record.getMessage()]
+        assert 'an exception left run(): RuntimeError' in line and str(path) in line
+
+
+def test_a_closed_recorder_keeps_nothing_that_it_has_recorded(record, r):
+    flight = record(callbacks=0)
+    r.call_soon(int)
+    r.run_once(0)
+    assert flight.recording('').entries and flight.recording('').callbacks
+    flight.close()
+    assert not flight.recording('').entries and not flight.recording('').callbacks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,28 @@ def test_when_nobody_looks_any_more_nothing_is_timed():
             kernel.time += activity.SILENT / 2
             r.run_once(0)
         assert not r.phase_timer.watching and not r.timers.pending
+
+
+def test_after_a_pause_callbacks_are_timed_again(often):
+    kernel = FakeKernel()
+    with Reactor(kernel=kernel) as r:
+        for _ in range(3):
+            activity.activity(r)
+            assert r.phase_timer.watching
+            for _ in range(4):
+                kernel.time += activity.SILENT / 2
+                r.run_once(0)
+            assert not r.phase_timer.watching
+        assert len(r._exit_callbacks) == 1
+
+
+def test_a_closed_reactor_is_not_kept():
+    with Reactor() as r:
+        activity.activity(r)
+        closed = weakref.ref(r)
+    del r
+    gc.collect()
+    assert closed() is None
 
 
 # -- the table
