@@ -240,7 +240,7 @@ class ReactorOptions(TypedDict, total=False):
         min_wait: Seconds. Before each turn for which nothing is waiting or due, sleep this long, so that the events
             that arrive in the meantime share the turn. 0 (default): never. This trades latency for CPU time under
             moderate load: events, signals and calls from other threads are handled up to this much later, and at
-            10,000 requests a second 0.0005 halves the CPU time of a request.
+            10,000 requests a second 0.0005 saves 40 % of the CPU time of a request.
     """
 
     selector: BaseSelector | None
