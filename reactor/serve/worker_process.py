@@ -91,7 +91,9 @@ class WorkerProcess:
                 '%s uses version %s of the messages between worker and parent, and this parent version %s: %s',
                 self, version, VERSION, RESTART,
             )  # fmt: skip
-            self.control.abort()  # so that a report that follows does not make this worker replace another one
+            # Paused, so that a report that follows does not make this worker replace another one. Not closed: it would
+            # take itself for an orphan, and have the kernel open no more connections on the sockets that it shares.
+            self.control.pause_reading()
             self.process.kill()
             return
         terms: Terms = details[0]

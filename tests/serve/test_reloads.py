@@ -355,6 +355,25 @@ def test_a_worker_with_other_messages_replaces_no_worker_and_the_log_says_what_t
         assert program.ask() == old
 
 
+# The parent loses the processor before it kills a worker.
+SLOW_TO_KILL = """
+from reactor import Process
+kill = Process.kill
+Process.kill = lambda process: (time.sleep(0.5), kill(process))
+"""
+
+
+def test_a_worker_that_the_parent_refuses_does_not_take_itself_for_an_orphan_before_it_is_killed(tmp_path):
+    """A worker without a parent has the kernel open no more connections on its sockets: here, the old worker's."""
+    path = release(tmp_path, 'one', SLOW_TO_KILL + APP)
+    with deployed(tmp_path, [sys.executable, 'app.py'], cwd=path) as program:
+        old = program.ask()
+        changed(tmp_path, ARGUMENTS, OTHER_VERSION)
+        program.reload()
+        wait_until(lambda: 'the last reload failed: 1 of 1 workers were not replaced' in program.log)
+        assert program.ask() == old
+
+
 def test_another_version_of_python_serves_and_the_log_advises_a_restart(tmp_path):
     with running(tmp_path) as program:
         changed(tmp_path, ARGUMENTS, 'sys.version_info = (3, 99, 1)')
