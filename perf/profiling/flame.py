@@ -1,9 +1,10 @@
 """Draw the flame graph of a recording: an SVG file that can be zoomed and searched.
 
 Every frame is a nested `<svg>` whose position is given in percent, so the graph fits any width and clips its own texts,
-even where scripts do not run. The script only zooms, searches and shows details. A frame is a function, coloured by the
-phase in which it runs; its tooltip has the lines of code. `--picture` draws a graph for pages that show images and run
-no scripts: it has a fixed width, a legend and no script.
+even where scripts do not run. The script only zooms, searches and shows details. A frame is a function; its tooltip has
+the lines of code. It is coloured by the phase in which it runs, in a graph of whole stacks by its kind (Python, C or
+kernel), and in a graph of two recordings by how much its share has changed. `--picture` draws a graph for pages that
+show images and run no scripts: it has a fixed width, a legend and no script.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from zlib import crc32
 
 from .phases import BETWEEN, FUNCTIONS, OUTSIDE, PHASES
-from .speedscope import Frame, Stack, read
+from .speedscope import KINDS, Frame, Stack, read
 
 ROW = 19  # height of a row in pixels
 TOP = 76  # pixels above the first row
@@ -27,8 +28,9 @@ VIEWS = {
     'wall': 'wall time, including waiting',
     'cpu': 'CPU time of Python: samples in which a thread held the GIL',
     'native': 'wall time, with the frames of C functions',
+    'kernel': 'CPU time of Python, C and the kernel',
 }
-COLOURS = {  # hue and saturation of each phase
+PHASE_COLOURS = {  # hue and saturation of each phase
     '_poll': (208, 45),
     '_dispatch': (27, 88),
     '_run_timers': (140, 42),
@@ -37,27 +39,45 @@ COLOURS = {  # hue and saturation of each phase
     BETWEEN: (45, 14),
     OUTSIDE: (45, 8),
 }
+KIND_COLOURS = dict(zip(KINDS, ((208, 60), (45, 85), (12, 75)), strict=True))  # hue and saturation of each kind
+CHANGE_COLOURS = {  # hue and saturation, from a much smaller share than before to a much larger one
+    'much less': (212, 90),
+    'less': (208, 60),
+    'a little less': (205, 35),
+    'unchanged': (45, 8),
+    'a little more': (14, 40),
+    'more': (8, 65),
+    'much more': (4, 90),
+}
+COLOURS = PHASE_COLOURS | KIND_COLOURS | CHANGE_COLOURS
+GROUPS = tuple(COLOURS)
 
 
 class Node:
-    """A function at one place in the tree of calls."""
+    """A function at one place in the tree of calls.
 
-    def __init__(self, label: str, phase: str) -> None:
+    Attributes:
+        group: What its colour shows: its phase; its kind in a graph of whole stacks; its change in a graph of two.
+        note: A last line for its tooltip.
+    """
+
+    def __init__(self, label: str, group: str) -> None:
         self.label = label
-        self.phase = phase
+        self.group = group
+        self.note = ''
         self.count = 0
         self.own = 0  # samples in which this function was the innermost frame
         self.lines: Counter[int] = Counter()
         self.children: dict[tuple[str, str], Node] = {}
 
-    def child(self, key: tuple[str, str], label: str, phase: str) -> Node:
+    def child(self, key: tuple[str, str], label: str, group: str) -> Node:
         """Return the node of a function called from here; create it if it is new."""
         if key not in self.children:
-            self.children[key] = Node(label, phase)
+            self.children[key] = Node(label, group)
         return self.children[key]
 
 
-def tree(threads: dict[str, list[Stack]]) -> Node:
+def tree(threads: dict[str, list[Stack]], by_kind: bool = False) -> Node:
     """Merge all samples from the outermost frame inwards.
 
     If there are several threads, the tree has a level for the threads.
@@ -68,17 +88,17 @@ def tree(threads: dict[str, list[Stack]]) -> Node:
         for stack in stacks:
             root.count += 1
             top.count += top is not root
-            add(top, stack)
+            add(top, stack, by_kind)
     return root
 
 
-def add(top: Node, stack: Stack) -> None:
+def add(top: Node, stack: Stack, by_kind: bool) -> None:
     """Add one sample."""
     node, phase = top, OUTSIDE
     for frame in stack:
         if phase not in PHASES:
             phase = FUNCTIONS.get(frame.function) or (BETWEEN if frame.function == 'Loop._turn' else phase)
-        node = node.child((frame.function, frame.file), label(frame), phase)
+        node = node.child((frame.function, frame.file), label(frame), frame.kind if by_kind else phase)
         node.count += 1
         node.lines[frame.line] += 1
     node.own += 1
@@ -86,7 +106,7 @@ def add(top: Node, stack: Stack) -> None:
 
 def label(frame: Frame) -> str:
     """Return the text in a frame's box."""
-    return f'{frame.function} ({frame.path})' if frame.file else frame.function
+    return f'{frame.function} ({frame.path})' if frame.file and frame.kind == 'Python' else frame.function
 
 
 def walk(node: Node, left: int = 0, depth: int = 0) -> Iterator[tuple[Node, int, int]]:
@@ -102,12 +122,12 @@ def tooltip(node: Node, total: int) -> str:
     text = f'{node.label}\n{node.count:,} samples, {100 * node.count / total:.1f} %'
     if node.own and node.children:
         text += f', {100 * node.own / total:.1f} % in itself'
-    if node.phase in PHASES:
-        text += f', in {node.phase}'
+    if node.group in PHASES:
+        text += f', in {node.group}'
     for line, count in node.lines.most_common(LINES_SHOWN):
         if line:
             text += f'\nline {line}: {100 * count / total:.1f} %'
-    return text
+    return f'{text}\n{node.note}' if node.note else text
 
 
 def box(node: Node, left: int, depth: int, total: int) -> str:
@@ -115,7 +135,7 @@ def box(node: Node, left: int, depth: int, total: int) -> str:
     place = f'x="{100 * left / total:.4f}%" y="{TOP + depth * ROW}" width="{100 * node.count / total:.4f}%"'
     shade = crc32(node.label.encode()) % SHADES
     return (
-        f'<svg class="frame p{(*PHASES, BETWEEN, OUTSIDE).index(node.phase)} s{shade}" {place} height="{ROW - 1}">'
+        f'<svg class="frame p{GROUPS.index(node.group)} s{shade}" {place} height="{ROW - 1}">'
         f'<title>{escape(tooltip(node, total))}</title><rect width="100%" height="100%" rx="2"/>'
         f'<text x="4" y="13">{escape(node.label)}</text></svg>'
     )
@@ -123,17 +143,16 @@ def box(node: Node, left: int, depth: int, total: int) -> str:
 
 def style() -> str:
     """Return the stylesheet, with colours for light and dark pages."""
-    phases = ''.join(
+    groups = ''.join(
         f'.flame .p{index}{{--hue:{hue};--saturation:{saturation}%}}'
         for index, (hue, saturation) in enumerate(COLOURS.values())
     )
     shades = ''.join(f'.flame .s{shade}{{--shade:{shade}}}' for shade in range(SHADES))
-    return phases + shades + STYLE
+    return groups + shades + STYLE
 
 
-def draw(threads: dict[str, list[Stack]], title: str, subtitle: str) -> str:
+def draw(root: Node, title: str, subtitle: str) -> str:
     """Return the SVG of an interactive graph."""
-    root = tree(threads)
     nodes = list(walk(root)) if root.count else []
     height = TOP + ROW * (1 + max((depth for _, _, depth in nodes), default=0)) + 8
     boxes = '\n'.join(box(node, left, depth, root.count) for node, left, depth in nodes)
@@ -142,17 +161,16 @@ def draw(threads: dict[str, list[Stack]], title: str, subtitle: str) -> str:
     )
 
 
-def picture(threads: dict[str, list[Stack]], title: str, subtitle: str, width: int) -> str:
+def picture(root: Node, title: str, subtitle: str, width: int) -> str:
     """Return an SVG that is shown as an image, `width` pixels wide."""
-    root = tree(threads)
     seen = [found for found in walk(root) if found[0].count * width >= WIDE_ENOUGH * root.count > 0]
     height = TOP + ROW * (1 + max((depth for _, _, depth in seen), default=0)) + 8
     boxes = '\n'.join(box(node, left, depth, root.count) for node, left, depth in seen)
-    phases = [phase for phase in PHASES if any(node.phase == phase for node, _, _ in seen)]
+    groups = [group for group in (*PHASES, *KINDS) if any(node.group == group for node, _, _ in seen)]
     legend = ''.join(
-        f'<g class="p{PHASES.index(phase)} s1 frame"><rect x="{4 + 150 * n}" y="53" width="13" height="13" rx="2"/>'
-        f'<text x="{22 + 150 * n}" y="64">{phase}</text></g>'
-        for n, phase in enumerate(phases)
+        f'<g class="p{GROUPS.index(group)} s1 frame"><rect x="{4 + 150 * n}" y="53" width="13" height="13" rx="2"/>'
+        f'<text x="{22 + 150 * n}" y="64">{group}</text></g>'
+        for n, group in enumerate(groups)
     )
     return PICTURE.format(
         title=escape(title), subtitle=escape(subtitle), width=width, height=height, style=style(), legend=legend,
@@ -278,10 +296,13 @@ def main() -> None:
     threads = read(args.out / f'{args.view}.speedscope.json')
     samples = sum(map(len, threads.values()))
     title, subtitle = args.title or VIEWS[args.view][:1].upper() + VIEWS[args.view][1:], f'{samples:,} samples'
+    root = tree(threads, by_kind=args.view == 'kernel')
+    if args.view == 'kernel' and not args.picture:  # a picture has a legend
+        subtitle += '; blue: Python, yellow: C, red: kernel'
     if args.picture:
-        (args.out / f'{args.view}-picture.svg').write_text(picture(threads, title, subtitle, args.picture))
+        (args.out / f'{args.view}-picture.svg').write_text(picture(root, title, subtitle, args.picture))
     else:
-        (args.out / f'{args.view}.svg').write_text(draw(threads, title, subtitle))
+        (args.out / f'{args.view}.svg').write_text(draw(root, title, subtitle))
 
 
 if __name__ == '__main__':

@@ -13,17 +13,25 @@ import re
 from pathlib import Path
 from typing import Any
 
-from perf.common.machine import commit, first_line
+from perf.common.machine import commit
 from perf.common.server import PROJECT
 
 MOST_ERRORS = 0.05  # share of the samples that may fail without a warning
 
 
 def sampler(log: str) -> dict[str, Any]:
-    """Return the facts from py-spy's log of one recording: samples, errors, and whether py-spy fell behind."""
-    found = re.search(r'Samples: (\d+) Errors: (\d+)', log)
-    samples, errors = map(int, found.groups()) if found else (None, None)
-    return {'samples': samples, 'errors': errors, 'behind': 'behind in sampling' in log}
+    """Return the facts from a recorder's log of one recording: samples, errors, and whether it fell behind."""
+    if found := re.search(r'Samples: (\d+) Errors: (\d+)', log):  # py-spy
+        samples, errors = map(int, found.groups())
+    elif found := re.search(r'Captured (\d+) samples.*Error rate: ([\d.]+)', log, re.S):  # profiling.sampling
+        samples = int(found[1])
+        errors = round(samples * float(found[2]) / 100)
+    elif found := re.search(r'\((\d+) samples\)', log):  # perf
+        samples, errors = int(found[1]), 0
+    else:
+        samples = errors = None
+    behind = 'behind in sampling' in log or bool(re.search(r'missed \d+ samples .*\((?:[5-9]|\d\d)[\d.]*%\)', log))
+    return {'samples': samples, 'errors': errors, 'behind': behind or 'lost' in log.lower()}
 
 
 def warnings(recordings: dict[str, dict[str, Any]]) -> list[str]:
@@ -55,7 +63,7 @@ def main() -> None:
     parser.add_argument('--target', required=True)
     parser.add_argument('--seconds', type=int, required=True)
     parser.add_argument('--rate', type=int, required=True)
-    parser.add_argument('--py-spy', required=True)
+    parser.add_argument('--recorder', required=True, help='its name and version')
     args = parser.parse_args()
     recordings = {log.stem: sampler(log.read_text()) for log in sorted(args.logs.glob('*.sampler'))}
     meta = {
@@ -63,7 +71,7 @@ def main() -> None:
         'date': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
         'commit': commit(PROJECT),
         'python': platform.python_version(),
-        'py_spy': first_line(args.py_spy, '--version'),
+        'recorder': args.recorder,
         'system': platform.platform(),
         'seconds': args.seconds,
         'rate': args.rate,

@@ -1,7 +1,7 @@
 """Write the page of a profile: an index.html that needs no network and no other file.
 
-The page shows phases.json, meta.json and the flame graphs, and computes nothing. Unknown figures are left out. Warnings
-are always shown, and come first.
+The page shows phases.json or kernel.json, meta.json and the flame graphs, and computes nothing. Unknown figures are
+left out. Warnings are always shown, and come first.
 """
 
 from __future__ import annotations
@@ -12,18 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .flame import COLOURS, VIEWS
+from . import kernel_page
+from .cells import bar
+from .flame import VIEWS
 from .phases import BETWEEN, verdict
-
-
-def bar(percent: float | None, phase: str, kind: str = '') -> str:
-    """Return a table cell: a percentage, with a bar in proportion."""
-    if percent is None:
-        return '<td></td>'
-    return (
-        f'<td class="share {kind}" style="--share:{min(percent, 100):.2f}%;--hue:{COLOURS[phase][0]};'
-        f'--saturation:{COLOURS[phase][1]}%"><i></i>{percent:.1f}</td>'
-    )
 
 
 def phase_rows(result: dict[str, Any]) -> str:
@@ -75,7 +67,7 @@ def facts(result: dict[str, Any], meta: dict[str, Any]) -> str:
         'recorded': f'{meta["seconds"]} s each at {meta["rate"]} Hz',
         'commit': meta['commit'],
         'Python': meta['python'],
-        'sampler': meta['py_spy'],
+        'recorder': meta['recorder'],
         'system': meta['system'],
         'date': meta['date'],
     }
@@ -94,17 +86,28 @@ def facts(result: dict[str, Any], meta: dict[str, Any]) -> str:
     )
 
 
-def page(result: dict[str, Any], meta: dict[str, Any], graphs: dict[str, str]) -> str:
-    """Return the text of index.html."""
-    drawn = '\n'.join(f'<div class="graph" id="{view}">{svg}</div>' for view, svg in graphs.items())
+def by_phase(result: dict[str, Any]) -> str:
+    """Return the tables of a profile of wall time and CPU time."""
     clock = '<th class="wide">reactor %</th>' if result['reactor'] else '<th></th>'
+    return BY_PHASE.format(clock=clock, phases=phase_rows(result), lines=line_tables(result))
+
+
+def whole_stacks(result: dict[str, Any]) -> str:
+    """Return the tables of a profile of whole stacks."""
+    return WHOLE_STACKS.format(table=kernel_page.table(result), functions=kernel_page.functions(result))
+
+
+def page(result: dict[str, Any], meta: dict[str, Any], graphs: dict[str, str], changes: str = '') -> str:
+    """Return the text of index.html; `changes` is the comparison with an earlier profile, as a text."""
+    drawn = '\n'.join(f'<div class="graph" id="{view}">{svg}</div>' for view, svg in graphs.items())
     return PAGE.format(
         target=escape(meta['target']),
         style=STYLE,
         banner=banner(result, meta),
-        clock=clock,
-        phases=phase_rows(result),
-        lines=line_tables(result),
+        tables=by_phase(result) if 'wall_samples' in result else whole_stacks(result),
+        changes=f'<h2>Compared with an earlier profile</h2>\n<pre class="scroll">{escape(changes)}</pre>'
+        if changes
+        else '',
         graphs=drawn,
         facts=facts(result, meta),
     )
@@ -145,6 +148,29 @@ summary{cursor:pointer;padding:4px 0}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:10px 24px;margin:0}
 dt{color:var(--quiet);font-size:13px}
 dd{margin:0;overflow-wrap:anywhere}
+pre{font:13px/1.4 ui-monospace,"DejaVu Sans Mono",Consolas,monospace}
+"""
+
+BY_PHASE = """\
+<h2>By phase</h2>
+<div class="scroll"><table>
+<thead><tr><th scope="row">phase</th><th>samples</th><th class="wide">wall %</th>{clock}<th class="wide">CPU %</th></tr>
+</thead>
+<tbody>
+{phases}
+</tbody>
+</table></div>
+<p class="quiet">Wall: all time, including waiting. Reactor: the same time by the loop's own counters; the two should
+agree. CPU: samples in which a thread held the GIL. System calls release the GIL, so only wall time includes them.</p>
+<h2>Costliest lines</h2>
+{lines}
+"""
+
+WHOLE_STACKS = """\
+<h2>By phase and callback</h2>
+{table}
+<h2>Costliest functions of the kernel</h2>
+{functions}
 """
 
 PAGE = """\
@@ -162,18 +188,8 @@ PAGE = """\
 <p class="quiet">Where the turns of the reactor spend their time, as measured by the sampler and by the reactor's own
 clock.</p>
 {banner}
-<h2>By phase</h2>
-<div class="scroll"><table>
-<thead><tr><th scope="row">phase</th><th>samples</th><th class="wide">wall %</th>{clock}<th class="wide">CPU %</th></tr>
-</thead>
-<tbody>
-{phases}
-</tbody>
-</table></div>
-<p class="quiet">Wall: all time, including waiting. Reactor: the same time by the loop's own counters; the two should
-agree. CPU: samples in which a thread held the GIL. System calls release the GIL, so only wall time includes them.</p>
-<h2>Costliest lines</h2>
-{lines}
+{tables}
+{changes}
 <h2>Flame graphs</h2>
 {graphs}
 <h2>Measured</h2>
@@ -191,9 +207,13 @@ def main() -> None:
     )
     parser.add_argument('out', type=Path)
     out = parser.parse_args().out
-    result, meta = (json.loads((out / name).read_text()) for name in ('phases.json', 'meta.json'))
-    graphs = {view: (out / f'{view}.svg').read_text() for view in VIEWS if (out / f'{view}.svg').exists()}
-    (out / 'index.html').write_text(page(result, meta, graphs), encoding='utf-8')
+    found = next(out / name for name in ('phases.json', 'kernel.json') if (out / name).exists())
+    result, meta = (json.loads(path.read_text()) for path in (found, out / 'meta.json'))
+    names = [*VIEWS, *(f'diff-{view}' for view in VIEWS)]
+    graphs = {name: (out / f'{name}.svg').read_text() for name in names if (out / f'{name}.svg').exists()}
+    changes = out / 'diff.txt'
+    text = page(result, meta, graphs, changes.read_text() if changes.exists() else '')
+    (out / 'index.html').write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':

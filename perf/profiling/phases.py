@@ -150,7 +150,7 @@ def text(result: dict[str, Any], meta: dict[str, Any]) -> str:
     """Return the table for a terminal."""
     lines = [
         f'{meta["target"]}: {result["wall_samples"]:,} wall samples, {result["cpu_samples"]:,} with the GIL held, '
-        f'{meta["seconds"]} s each at {meta["rate"]} Hz',
+        f'{meta["seconds"]} s each at {meta["rate"]} Hz, recorded by {meta["recorder"]}',
         '',
         f'{"phase":<18}{"samples":>9}{"wall %":>9}{"CPU %":>9}{"reactor %":>11}',
     ]

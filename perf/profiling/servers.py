@@ -14,6 +14,7 @@ SIGTERM.
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sys
 from time import monotonic, process_time
@@ -81,8 +82,9 @@ def start(r, workload):
 
 
 def print_counters(r):
-    """Print the counters of the reactor, the clock, and the CPU time of this process, as a line of JSON."""
-    print(json.dumps(r.stats().as_dict() | {'clock': monotonic(), 'cpu_seconds': process_time()}), flush=True)
+    """Print the counters of the reactor, the clock, and what this process has used, as a line of JSON."""
+    used = {'cpu_seconds': process_time(), 'preemptions': resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw}
+    print(json.dumps(r.stats().as_dict() | {'clock': monotonic(), **used}), flush=True)
 
 
 def main(workload):

@@ -64,7 +64,7 @@ def counters(clock, idle=0.0, dispatch=0.0, timers=0.0):
             'soon_time': 0.0, 'completions_time': 0.0}  # fmt: skip
 
 
-META = {'target': 'keepalive', 'seconds': 2, 'rate': 499, 'commit': 'abc', 'python': '3.11', 'py_spy': None,
+META = {'target': 'keepalive', 'seconds': 2, 'rate': 499, 'commit': 'abc', 'python': '3.11', 'recorder': 'py-spy 1',
         'system': 'here', 'date': 'now', 'recordings': {}, 'load': None, 'warnings': []}  # fmt: skip
 
 
@@ -152,18 +152,20 @@ def test_without_counters_the_table_shows_only_the_samples(threads):
 
 
 def test_a_picture_of_the_graph_has_a_fixed_width_a_legend_and_no_script(threads):
-    drawn = flame.picture(threads, 'a <title>', 'b & c', 900)
+    drawn = flame.picture(flame.tree(threads), 'a <title>', 'b & c', 900)
     root = ElementTree.fromstring(drawn)
     assert root.get('width') == '900' and 'script' not in drawn and 'foreignObject' not in drawn
     texts = [text.text for text in root.iter('{http://www.w3.org/2000/svg}text')]
     assert texts[:2] == ['a <title>', 'b & c']
     assert {'_poll', '_dispatch'} <= set(texts)
     assert any('_dispatch (' in text for text in texts)
-    assert len(flame.picture(threads, '', '', 9)) < len(drawn)  # frames that are too narrow to see are left out
+    assert len(flame.picture(flame.tree(threads), '', '', 9)) < len(
+        drawn
+    )  # frames that are too narrow to see are left out
 
 
 def test_the_flame_graph_is_as_wide_as_the_samples_and_well_formed(threads):
-    drawn = flame.draw(threads, 'a <title>', 'b & c')
+    drawn = flame.draw(flame.tree(threads), 'a <title>', 'b & c')
     boxes = {}
     for box in ElementTree.fromstring(drawn).iter('{http://www.w3.org/2000/svg}svg'):
         if 'frame' in box.get('class', '').split():
@@ -196,6 +198,10 @@ def test_several_threads_get_a_level_in_the_tree(threads):
         (['--rate', '0'], "not '0'"),
         (['--workload', 'chess'], "no workload 'chess'"),
         (['--pid', '1', '--workload', 'idle'], 'leave out --workload'),
+        (['--recorder', 'tape'], "no recorder 'tape'"),
+        (['--kernel', '--native'], 'leave out --native'),
+        (['--recorder', 'tachyon', '--native'], 'leave out --native'),
+        (['--diff', '/nowhere'], "'/nowhere' has no meta.json"),
     ],
 )
 def test_a_mistyped_option_is_reported_in_one_line_with_status_2(options, words):
@@ -365,7 +371,7 @@ window.addEventListener('load', function () {
 def test_the_pages_zoom_and_search_in_a_browser_without_an_error(threads, tmp_path, name):
     count = phases.Count(threads)
     result = phases.table(count, count, counters(10.0), counters(12.0, idle=1.24, dispatch=0.58, timers=0.1))
-    drawn = flame.draw(threads, 'Wall', 'made by hand')
+    drawn = flame.draw(flame.tree(threads), 'Wall', 'made by hand')
     made = drawn if name == 'wall.svg' else page.page(result, META, {'wall': drawn, 'cpu': drawn})
     end = '</svg>' if name == 'wall.svg' else '</body>'
     before, _, after = made.rpartition(end)
