@@ -1,0 +1,111 @@
+"""The documentation: its programs run, its pages are built without a warning, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+import reactor
+from tests.site.pages import DOCS, Reader, pages, ports
+
+needs_sphinx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ('sphinx', 'furo', 'myst_parser'))),
+    reason="NOT TESTED: Sphinx is not installed: pip install -e '.[docs]'",
+)
+WITH_PROGRAMS = [page for page in pages() if re.search(r'^```(python|sh)$', page.read_text(), re.MULTILINE)]
+
+
+@pytest.mark.parametrize('page', WITH_PROGRAMS, ids=[str(page.relative_to(DOCS)) for page in WITH_PROGRAMS])
+def test_every_program_of_a_page_runs_as_it_stands(page, tmp_path):
+    Reader(tmp_path).read(page)
+
+
+def test_no_two_pages_use_the_same_port():
+    seen: dict[str, str] = {}
+    for page in pages():
+        for port in ports(page):
+            assert seen.setdefault(port, page.name) == page.name, f'{page.name} and {seen[port]} both use {port}'
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The built site."""
+    out = tmp_path_factory.mktemp('site')
+    done = subprocess.run(
+        [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', str(DOCS), str(out)],
+        capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+class Links(HTMLParser):
+    """The links and the anchors of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.anchors = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.anchors.add(found.get('id'))
+        self.links.update(found[name] for name in ('href', 'src') if found.get(name))
+
+
+@pytest.mark.slow
+@needs_sphinx
+def test_the_site_is_built_without_a_warning_and_every_link_inside_it_leads_somewhere(site):
+    built = {path: Links(path.read_text()) for path in site.rglob('*.html')}
+    assert len(built) >= 20
+    broken = []
+    for path, page in built.items():
+        for link in page.links:
+            target, anchor = urldefrag(link)
+            if re.match(r'[a-z]+:', target):
+                continue
+            file = (path.parent / unquote(target)).resolve() if target else path
+            file = file / 'index.html' if file.is_dir() else file
+            known = built[file].anchors if file in built else None
+            if not file.exists() or (anchor and known is not None and unquote(anchor) not in known):
+                broken.append(f'{path.relative_to(site)}: {link}')
+    assert not broken
+
+
+@pytest.mark.slow
+@needs_sphinx
+def test_every_public_name_has_an_entry_in_the_reference(site):
+    text = ''.join(path.read_text() for path in (site / 'reference').rglob('*.html'))
+    missing = [name for name in reactor.__all__ if f'id="reactor.{name}"' not in text]
+    public = [name for name in dir(reactor.Reactor) if not name.startswith('_')]
+    from tests.api.test_facade import PARTS
+
+    missing += [name for name in public if name not in PARTS and f'id="reactor.Reactor.{name}"' not in text]
+    assert not missing
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec('codespell_lib'), reason="NOT TESTED: no codespell: pip install -e '.[docs]'"
+)
+def test_the_words_of_the_site_are_spelt_correctly():
+    done = subprocess.run(
+        [sys.executable, '-m', 'codespell_lib', str(DOCS), str(Path(DOCS.parent) / 'README.md')],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@needs_sphinx
+@pytest.mark.slow
+def test_nothing_on_a_page_is_loaded_from_elsewhere(site):
+    for path in site.rglob('*.html'):
+        loaded = re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(https?:[^"]+)"', path.read_text())
+        assert not loaded, path
