@@ -25,7 +25,6 @@ import sys
 import time
 from pathlib import Path
 
-
 CHECKOUT = Path(__file__).parents[2]
 DOCS = CHECKOUT / 'docs'
 BLOCK = re.compile(r'^```(\w*)[^\n]*\n(.*?)^```$', re.MULTILINE | re.DOTALL)
