@@ -13,7 +13,7 @@ class Stats(Counters):
 
     Most attributes are counts since the start. `incoming`, `outgoing`, `timers` and `handles` say how many are open or
     pending now. The attributes that end with `_time` are the seconds spent in each phase of the turn; `idle_time` is
-    the time inside the selector, waiting or not. COUNTERS.md explains each attribute.
+    the time inside the selector, waiting or not. docs/counters.md explains each attribute.
 
     Attributes:
         timer_lag: How late timers fired, the best sign of an overloaded loop: for each bound in `lag_bounds`, how many

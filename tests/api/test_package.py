@@ -107,7 +107,7 @@ def test_the_first_use_of_the_package_can_be(code):
 
 def test_every_name_that_the_documents_show_is_there():
     project = Path(__file__).parents[2]
-    texts = [path.read_text() for path in (project / 'README.md', *(project / 'examples').rglob('*.md'))]
+    texts = [path.read_text() for path in (project / 'README.md', *(project / 'docs').rglob('*.md'))]
     names = {name for text in texts for name in re.findall(r'\breactor\.([A-Z]\w+|run|reconnect|framing)\b', text)}
     assert len(names) > 8
     assert printed(f'import reactor; print([name for name in {sorted(names)} if not hasattr(reactor, name)])') == '[]'

@@ -105,7 +105,7 @@ def test_the_image_starts_the_command_of_the_kubernetes_manifest():
 
 
 def test_the_readme_gives_more_time_than_the_drain_timeout():
-    text = (FOLDER / 'README.md').read_text()
+    text = (CHECKOUT / 'docs' / 'operations' / 'container.md').read_text()
     arguments = json.loads(values(stages(DOCKERFILE)[-1], 'CMD')[0])
     timeout = float(arguments[arguments.index('--drain-timeout') + 1])
     times = re.findall(r'(?:--stop-timeout |stop -t |stop_grace_period: )(\d+)', text)

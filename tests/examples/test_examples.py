@@ -142,8 +142,11 @@ def test_an_example_is_short_and_says_what_to_run_and_what_is_printed(path):
 
 def test_the_readme_of_the_examples_lists_each_example():
     text = (EXAMPLES / 'README.md').read_text()
-    for path in [*EXAMPLES.glob('*.py'), *(path.parent for path in EXAMPLES.glob('*/README.md'))]:
-        assert f']({path.name}' in text, path.name
+    for path in [
+        *EXAMPLES.glob('*.py'),
+        *(path for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith('_')),
+    ]:
+        assert f']({path.name}' in text or f'/{path.name}.md' in text or f'/{path.name}/' in text, path.name
     for target in re.findall(r'\]\((?!https?:|#)([^)#]+)', text):
         assert (EXAMPLES / target).exists(), target
 

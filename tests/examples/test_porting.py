@@ -25,7 +25,8 @@ EXAMPLES = Path(__file__).parents[2] / 'examples'
 # The asyncio original is a text file, not a module, because nothing in this project imports asyncio.
 PORTING = EXAMPLES / 'porting'
 ORIGINALS = [*PORTING.glob('*_original.py'), *PORTING.glob('*_original.txt')]
-GUIDES = sorted(PORTING.glob('*.md'))
+PAGES = EXAMPLES.parent / 'docs' / 'porting'
+GUIDES = sorted(PAGES.glob('*.md'))
 BLOCKS = [
     pytest.param(guide, *found, id=f'{guide.stem}: {found[1].strip().splitlines()[0].strip()}')
     for guide in GUIDES
@@ -278,10 +279,10 @@ def test_every_link_in_a_guide_leads_to_a_file_and_every_table_is_well_formed(gu
 
 
 def test_the_guides_list_every_original_and_every_port():
-    assert {guide.name for guide in GUIDES} == {'README.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
-    index = (PORTING / 'README.md').read_text()
+    assert {guide.name for guide in GUIDES} == {'index.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
+    index = (PAGES / 'index.md').read_text()
     for path in [*GUIDES, *ORIGINALS, *PORTING.glob('port_from_*.py')]:
-        assert path.name == 'README.md' or path.name in index, path.name
+        assert path.name == 'index.md' or path.name in index, path.name
 
 
 def test_a_wrong_guide_is_detected(tmp_path):

@@ -1,4 +1,4 @@
-"""The tables of examples/COUNTERS.md, generated from the declarations of the counters.
+"""The tables of docs/counters.md, generated from the declarations of the counters.
 
 After a declaration has changed, run `python -m tests.helpers.counters_table`. The last column, which says what to do
 when a counter grows, is written by hand.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reactor import Stats
 
-PAGE = Path(__file__).parents[2] / 'examples' / 'COUNTERS.md'
+PAGE = Path(__file__).parents[2] / 'docs' / 'counters.md'
 WITHOUT_COUNTER = '\n## Metrics without a counter\n'  # the heading after the tables of counters
 SUFFIX = {'count': '_total', 'seconds': '_total', 'gauge': '', 'other': ''}
 

@@ -103,7 +103,7 @@ def test_an_accept_that_always_fails_is_logged_once_if_there_is_no_callback(r, s
 
 @pytest.mark.parametrize(('count', 'parked'), [(49, 0), (50, 1)])
 def test_a_spin_is_detected_after_exactly_the_documented_number_of_turns(r, sockets, count, parked):
-    # examples/COUNTERS.md states this number.
+    # docs/counters.md states this number.
     conn = r.adopt(sockets()[0])
     for _ in range(count):
         turns(r, 1)

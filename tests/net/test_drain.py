@@ -1244,7 +1244,7 @@ def test_a_service_that_is_shut_down_answers_every_client_it_accepted(r, seed, t
 
 
 def test_the_page_about_drains_states_the_times_of_the_code():
-    page = (Path(__file__).parents[2] / 'examples' / 'DRAIN.md').read_text()
+    page = (Path(__file__).parents[2] / 'docs' / 'operations' / 'drain.md').read_text()
     with_ten_thousand = GRACE + 10_000 * CHECK_COST
     assert f'| {GRACE:g} s later | idle connections are closed' in page
     assert f'{with_ten_thousand:.0f} s later with 10,000 connections' in page
