@@ -10,8 +10,9 @@ In another terminal, each line that you type comes back after half a second:
     hello
     hello
 
-The line `slow` blocks the loop for 0.2 seconds, and the page then names the callback that blocked it. The page has no
-password, and is served only on loopback; from another machine, use `ssh -L 9010:127.0.0.1:9010`.
+The line `slow` blocks the loop for 0.2 seconds, and the page then names the callback that blocked it. What happened
+around it is in the trace that the page offers as a download. The page has no password, and is served only on loopback;
+from another machine, use `ssh -L 9010:127.0.0.1:9010`.
 """
 
 import argparse
@@ -26,7 +27,8 @@ class Server:
     def __init__(self, r, port, page):
         self.r = r
         server = r.listen_tcp('127.0.0.1', port, self.on_data, on_connect=self.on_connect)
-        page = observe.serve_page(r, port=page, about='examples/live_page.py.')
+        recorder = observe.FlightRecorder(r)
+        page = observe.serve_page(r, port=page, about='examples/live_page.py.', recorder=recorder)
         for signum in signal.SIGINT, signal.SIGTERM:
             r.add_signal_handler(signum, r.stop)
         print(f'look at http://127.0.0.1:{page.address[1]}/', flush=True)

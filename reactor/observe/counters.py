@@ -77,6 +77,18 @@ def combined(many: Iterable[Snapshot]) -> Snapshot:
     return total
 
 
+def utilisation(idle: float, total: float) -> float | None:
+    """Return the share of the time in which a loop did not wait in its selector, 0 to 1; None if no time has passed.
+
+    Node calls this the event loop utilisation.
+
+    Args:
+        idle: Seconds in the selector.
+        total: Seconds in all phases.
+    """
+    return max(0.0, 1 - idle / total) if total > 0 else None
+
+
 def memory(pid: int) -> int | None:
     """Return the resident memory of a process in bytes, or None if it is unknown.
 

@@ -4,6 +4,7 @@ A browser gets the page once, and then samples as server-sent events (WHATWG HTM
 
 - Counters are read only while at least one browser is connected.
 - A browser that reads too slowly is disconnected; other browsers do not wait for it.
+- With a flight recorder, the page offers its trace as a download.
 - Worker names and code locations are sent as JSON and displayed as text, so they cannot inject markup. The page may
   run no scripts except its own.
 """
@@ -21,6 +22,8 @@ from ..loop.log import log
 from ..loop.stats import Stats
 from .counters import Snapshot, Source
 from .counters import source as source_of
+from .downloads import Downloads
+from .recorder import FlightRecorder
 from .responder import Request, listen_http
 from .samples import FIELDS, Sampler
 
@@ -37,12 +40,19 @@ HEADERS = (('Referrer-Policy', 'no-referrer'), ('Cross-Origin-Resource-Policy', 
 
 
 def serve_page(
-    r: Reactor, host: str | None = '127.0.0.1', port: int = 0, source: Source | None = None, *, about: str = ''
+    r: Reactor,
+    host: str | None = '127.0.0.1',
+    port: int = 0,
+    source: Source | None = None,
+    *,
+    about: str = '',
+    recorder: FlightRecorder | None = None,
 ) -> Listener:
     """Serve the live page at `http://` and the `address` of the returned listener.
 
-    There is no password: every client that can connect can see the counters. On loopback, the host in the URL must be
-    an address or `localhost`, so that other web sites cannot read the counters through DNS rebinding.
+    There is no password: every client that can connect can see the counters, and the trace of the recorder. On
+    loopback, the host in the URL must be an address or `localhost`, so that other web sites cannot read the counters
+    through DNS rebinding.
 
     At most 16 browsers may be connected. The page does not keep `run` running, and costs nothing while no browser is
     connected.
@@ -54,25 +64,36 @@ def serve_page(
         source: Source of the counters, see `reactor.observe`. Default: the counters of `r`.
         about: Text for the foot of the page, such as the name of the program.
 
+        recorder: The flight recorder of `r` whose trace can be downloaded, at most twice at once. A request that
+            another site has caused is refused. Workers have recorders and control sockets of their own.
+
     Returns:
         The listener. After it is closed, no browser can connect; browsers that are connected stay connected.
 
     Raises:
         OSError: As for `listen_tcp`.
     """
-    return LivePage(r, host, port, source, about=about).listener
+    return LivePage(r, host, port, source, about=about, recorder=recorder).listener
 
 
 class LivePage:
     """The live page of one listener. Callers use `listener`, `url`, `record` and `end`."""
 
     def __init__(
-        self, r: Reactor, host: str | None, port: int, source: Source | None = None, *, about: str = ''
+        self,
+        r: Reactor,
+        host: str | None,
+        port: int,
+        source: Source | None = None,
+        *,
+        about: str = '',
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self._r = r
         self._source = source or source_of(r)
         self._about = ' '.join(filter(None, (about, f'reactor {__version__}, Python {platform.python_version()}.')))
         self._viewers: set[Stream] = set()
+        self._downloads = Downloads(r, recorder, HEADERS)
         self._history: deque[list[Any]] = deque(maxlen=HISTORY)
         self._timer: Timer | None = None
         self._over: str | None = None
@@ -124,7 +145,8 @@ class LivePage:
     def _counters(self) -> dict[str, Snapshot]:
         """The counters of the source, without the connections of this page."""
         counters, mine = self._source(), os.getpid()
-        viewers = sum(viewer.sock is not None for viewer in self._viewers)  # the counters include no closed ones
+        own = (*self._viewers, *self._downloads.conns)
+        viewers = sum(conn.sock is not None for conn in own)  # the counters include no closed ones
         for name, one in counters.items():
             if one['pid'] == mine:
                 counters = {**counters, name: {**one, 'incoming': one['incoming'] - viewers}}
@@ -137,8 +159,10 @@ class LivePage:
             page = __spec__.loader.get_data(PAGE).replace(b'NONCE', nonce.encode())  # type: ignore[union-attr]
             policy = ('Content-Security-Policy', POLICY.format(nonce))
             request.reply(200, 'text/html; charset=utf-8', page, (policy, *HEADERS))
+        elif request.path == '/trace':
+            self._downloads.answer(request)
         elif request.path != '/events':
-            request.reply(404, 'text/plain', b'not found; the pages are / and /events\n')
+            request.reply(404, 'text/plain', b'not found; the pages are /, /events and /trace\n')
         elif len(self._viewers) >= MOST_VIEWERS:
             request.reply(503, 'text/plain', b'too many browsers are connected; close one\n')
         else:
@@ -159,6 +183,7 @@ class LivePage:
             'seconds': HISTORY,
             'lag_bounds': Stats.lag_bounds,
             'about': self._about,
+            'trace': self._downloads.seconds,
         }
         viewer.write(b'retry: %d\n\n' % RECONNECT + event(hello, name='hello'))
         if self._over is not None:

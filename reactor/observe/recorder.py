@@ -43,6 +43,11 @@ def left_run(exc: Exception) -> str:
     return f'an exception left run(): {type(exc).__name__}: {describe(exc)}'
 
 
+def trace_name(pid: int) -> str:
+    """Return a file name for a trace of this process, without its extension. Sorted by name, the oldest is first."""
+    return f'trace-{strftime("%Y%m%dT%H%M%S")}-{pid}'
+
+
 class FlightRecorder(Watch):
     """Records the turns of a reactor and its slow callbacks, and writes them to files for Perfetto and speedscope.
 
@@ -51,9 +56,9 @@ class FlightRecorder(Watch):
     bytes, so ten seconds take at most 7 MB. Only one recorder can be open on a reactor.
 
     A file is written when a callback or a turn takes `slow` seconds, when the signal arrives, or when an exception
-    leaves `run`; also by `python -m reactor.observe SOCKET trace FILE`, and by `save`. The file is written in a thread,
-    a second after what has caused it, so it shows what followed too. There is at most one such file in `seconds`. If a
-    file cannot be written, this is logged.
+    leaves `run`; also by `python -m reactor.observe SOCKET trace FILE`, and by `save`. The live page offers it as a
+    download. The file is written in a thread, a second after what has caused it, so it shows what followed too. There
+    is at most one such file in `seconds`. If a file cannot be written, this is logged.
 
     Args:
         r: The reactor.
@@ -211,7 +216,7 @@ class FlightRecorder(Watch):
     def _new_path(self) -> Path:
         assert self._folder is not None
         self._files += 1
-        return self._folder / f'trace-{strftime("%Y%m%dT%H%M%S")}-{os.getpid()}-{self._files:04}.json'
+        return self._folder / f'{trace_name(os.getpid())}-{self._files:04}.json'
 
     def _write(self, recording: Recording, path: Path) -> tuple[str, Path]:
         """Write a file, remove the oldest ones, and return the reason and the path. May run in a thread."""

@@ -15,7 +15,7 @@ from time import monotonic, process_time, time
 from typing import Any
 
 from ..loop.counters import TIMES
-from .counters import Snapshot, Source, combined, memory
+from .counters import Snapshot, Source, combined, memory, utilisation
 
 # The values of a sample, in this order; each covers all reactors together.
 FIELDS = (
@@ -29,7 +29,8 @@ FIELDS = (
     'timers',
     'soon',
     'completions',
-    'busiest',  # share of time that the busiest loop spent outside the selector
+    'utilisation',  # share of the time outside the selector, averaged over all loops
+    'busiest',  # utilisation of the busiest loop
     # How late timers fired since the last sample, as indices into `Stats.timer_lag`.
     'lag_p50',
     'lag_p99',
@@ -40,7 +41,7 @@ FIELDS = (
     'per_connection',
 )
 # The values for each reactor, in this order.
-WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu', 'memory', 'silent')
+WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'utilisation', 'lag_p99', 'cpu', 'memory', 'silent')
 RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # reported per second
 ENOUGH_CONNECTIONS = 100  # with fewer, the memory per connection is too inexact to be useful
 LEAST_CPU_TIME = 0.5  # seconds to measure over, because the kernel counts CPU time in hundredths of a second
@@ -82,6 +83,7 @@ class Sampler:
         self.counts_requests = self.counts_requests or totals.get('requests', 0) > 0
         counted = 'requests' if self.counts_requests else 'reads'
         slow, all_ = totals.pop('slow', []), list(self._watched.values())
+        busy = [one.utilisation for one in all_]
         rates = {name: rounded(added([one.rates.get(name) for one in all_])) for name in RATES}
         row = [
             int((self._started + monotonic()) * 1000),
@@ -90,7 +92,8 @@ class Sampler:
             rates['requests'],
             rates['reads'],
             *[mean([one.shares.get(name) for one in all_]) for name in TIMES if name != 'idle_time'],
-            max((one.busy for one in all_ if one.busy is not None), default=None),
+            mean(busy),
+            max((one for one in busy if one is not None), default=None),
             *lateness([one.lag for one in all_]),
             rounded(added([one.cpu for one in all_]), 4),
             added([one.memory for one in all_]),
@@ -171,10 +174,10 @@ class Watched:
         return count
 
     @property
-    def busy(self) -> float | None:
-        """The share of time spent outside the selector, 0 to 1."""
+    def utilisation(self) -> float | None:
+        """The share of the time spent outside the selector, 0 to 1."""
         idle = self.shares.get('idle_time')
-        return None if idle is None else round(max(0.0, 1 - idle), 4)
+        return None if idle is None else rounded(utilisation(idle, 1.0), 4)
 
     def row(self, counted: str) -> list[Any]:
         """Return the values of WORKER_FIELDS except the name."""
@@ -183,7 +186,7 @@ class Watched:
             self.counters['pid'],
             self.connections,
             rounded(self.rates.get(counted)),
-            self.busy,
+            self.utilisation,
             lateness([self.lag])[1],
             rounded(self.cpu, 4),
             self.memory,

@@ -21,6 +21,7 @@ from ..loop.counters import COUNTS, GAUGES
 from ..loop.slow import Watch, code_of, where
 from ..net.addresses import show
 from ..net.ending import Connection
+from .counters import utilisation
 
 SCOPE = 'reactor'
 BYTES = {'bytes_in', 'bytes_out'}
@@ -143,9 +144,10 @@ class Telemetry(Watch):
     def _utilization(self) -> Iterator[Observation]:
         now, before = self._now(), self._used
         active, idle = _active(now) - _active(before), now.idle_time - before.idle_time
-        if active + idle > 0:
+        share = utilisation(idle, active + idle)
+        if share is not None:
             self._used = now
-            yield Observation(active / (active + idle))
+            yield Observation(share)
 
     def _delay(self, name: str) -> Callable[[], Iterable[Observation]]:
         before = self._stats

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..activity import KEYS
 from .asking import ControlClient
+from .counters import utilisation
 from .tables import phases, printable
 
 EVERY = 1.0  # seconds between two looks
@@ -41,15 +42,16 @@ def lines(answer: dict[str, Any], before: dict[str, Any] | None, columns: int = 
 
 
 def _headline(answer: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
-    """Return the utilisation of each loop: the share of its time in which it does not wait (Node's ELU)."""
+    """Return the utilisation and the turns of each loop since the last look."""
     found = []
     for name, part in answer['workers'].items():
         then = before and before['workers'].get(name)
         seconds = {key: value - (then['seconds'][key] if then else 0.0) for key, value in part['seconds'].items()}
         total = sum(seconds.values())
-        if total > 0:
+        busy = utilisation(seconds['idle'], total)
+        if busy is not None:
             turns = part['loop_count'] - (then['loop_count'] if then else 0)
-            found.append(f'{name}: {1 - seconds["idle"] / total:.1%} busy, {turns / total:,.0f} turns/s')
+            found.append(f'{name}: {busy:.1%} busy, {turns / total:,.0f} turns/s')
     return ['utilisation  ' + '   '.join(found)]
 
 

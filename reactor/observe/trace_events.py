@@ -13,6 +13,8 @@ from base64 import b64decode, b64encode
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ TRACKS = {
 }
 FIRST_CONNECTION = 100  # number of the first track of a connection
 MOST_CONNECTIONS = 200  # tracks
+AT_ONCE = 100  # events in one piece of JSON
 
 
 @dataclass
@@ -88,12 +91,36 @@ def write_whole(path: Path, text: str) -> None:
 
 def as_json(recording: Recording) -> str:
     """Return the trace as JSON."""
-    return json.dumps(trace(recording), separators=(',', ':'))
+    return ''.join(pieces(recording))
+
+
+def pieces(recording: Recording) -> Iterator[str]:
+    """Yield the trace as JSON, in pieces of a few events.
+
+    While `json.dumps` runs in a thread, the loop waits for the GIL. For all events of ten seconds, that took 0.14 s.
+    """
+    about = {'reason': recording.reason, 'clock_offset_seconds': recording.clock_offset}
+    yield f'{{"displayTimeUnit":"ms","otherData":{_dumps(about)},"traceEvents":['
+    events, separator = _events(recording), ''
+    while some := list(islice(events, AT_ONCE)):
+        yield separator + _dumps(some)[1:-1]
+        separator = ','
+    yield ']}'
+
+
+def compressed(recording: Recording) -> tuple[bytes, int]:
+    """Return the trace as JSON, compressed with zlib, and its length without compression in bytes."""
+    compressor, length = zlib.compressobj(), 0
+    found = []
+    for piece in pieces(recording):
+        length += len(piece)  # JSON from `json.dumps` is ASCII
+        found.append(compressor.compress(piece.encode()))
+    return b''.join([*found, compressor.flush()]), length
 
 
 def packed(recording: Recording) -> str:
-    """Return the trace as JSON, compressed with zlib, in base64: a line for a control socket."""
-    return b64encode(zlib.compress(as_json(recording).encode())).decode()
+    """Return the compressed trace in base64: a line for a control socket."""
+    return b64encode(compressed(recording)[0]).decode()
 
 
 def unpacked(text: str) -> str:
@@ -101,17 +128,17 @@ def unpacked(text: str) -> str:
     return zlib.decompress(b64decode(text)).decode()
 
 
-def trace(recording: Recording) -> dict[str, Any]:
-    """Return the trace, ready for JSON."""
+def _dumps(value: object) -> str:
+    return json.dumps(value, separators=(',', ':'))
+
+
+def _events(recording: Recording) -> Iterator[dict[str, Any]]:
+    """Yield the events by time. Each part is in this order already."""
     entries = list(_entries(recording))
-    events = [*_names(recording), *_turns(entries), *_counters(entries), *_callbacks(recording, entries)]
-    for event in events:
+    parts = _names(recording), _turns(entries), _counters(entries), _callbacks(recording, entries)
+    for event in merge(*parts, key=_by_time):
         event['pid'] = recording.pid
-    return {
-        'traceEvents': sorted(events, key=_by_time),
-        'displayTimeUnit': 'ms',
-        'otherData': {'reason': recording.reason, 'clock_offset_seconds': recording.clock_offset},
-    }
+        yield event
 
 
 def _by_time(event: dict[str, Any]) -> tuple[float, float]:

@@ -23,6 +23,7 @@ NUMBERS = 6
 WORDS = (
     b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',
     b'Host: 127.0.0.1:80\r\n', b'Last-Event-ID: ', b'\r\n\r\n', b'\r\n', b'\r\n ', b': ', b'POST / HTTP/1.1\r\n',
+    b'GET /trace HTTP/1.1\r\n',
 )  # fmt: skip
 LONGEST_HEAD = 8192  # bytes: the request line and the headers together
 MOST_HEADERS = 100
@@ -193,7 +194,7 @@ def check_echo(payload: bytes, sent: bytes) -> None:
 @cache
 def always_sent() -> bytes:
     """Return text that the server sends to any client: its responses to the fixed requests below."""
-    requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/x')]
+    requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/trace', b'/x')]
     requests += [b'HEAD / HTTP/1.0\r\n\r\n', b'PUT / HTTP/1.0\r\n\r\n', b'GET / HTTP/3.0\r\n\r\n', b'?\r\n\r\n']
     requests += [b'GET / HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a.b\r\n\r\n', b'GET / HTTP/1.1\r\nx\r\n\r\n']
     requests += [b'GET / HTTP/1.0\r\n\0\r\n\r\n', b'GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n', b'x' * 9000]

@@ -27,7 +27,7 @@ import pytest
 import reactor
 from perf.visitors import browser
 from reactor import Reactor, Stream
-from reactor.observe import live, samples, source
+from reactor.observe import FlightRecorder, live, samples, source
 from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, serve_page
 from tests.helpers.support import FakeKernel, drain, run_until, turns
 
@@ -572,6 +572,7 @@ def assert_agrees_with_stats(window, process, lines):
     figures = dict(window.until(f'{rows}.length && {rows}'))
     assert number(figures['incoming']) == pytest.approx(5000, rel=0.02)
     assert number(figures['accepts']) == pytest.approx(5000, rel=0.02)
+    assert 0 <= number(figures['Utilisation, by phase of the turn']) < 100
     end = time.monotonic() + 10
     while not any('open 5,000 of 5,000' in line for line in lines):  # this line is printed once a second
         assert time.monotonic() < end, lines
@@ -666,14 +667,14 @@ return [...document.querySelectorAll(texts)].map(node => {
 
 
 @contextmanager
-def page_in_a_thread(read):
-    """Run a live page with this source in a thread; yield its reactor and the page."""
+def page_in_a_thread(read, record=False):
+    """Run a live page with this source, and perhaps a recorder, in a thread; yield its reactor and the page."""
     ready = threading.Event()
     found = []
 
     def run():
         with Reactor() as r:
-            page = LivePage(r, '127.0.0.1', 0, read)
+            page = LivePage(r, '127.0.0.1', 0, read, recorder=FlightRecorder(r) if record else None)
             found.extend([r, page])
             r.notifier(int)
             ready.set()
@@ -729,6 +730,33 @@ def test_a_browser_reconnects_after_a_lost_connection_and_reloads_after_the_end(
         window.run("document.getElementById('pause').click()")
         window.until("document.readyState === 'complete' && document.getElementById('link').textContent === 'ended'")
     assert not [line for line in window.log() if line['source'] != 'network']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1280, 390])
+def test_a_click_in_a_browser_downloads_the_trace_of_a_page_with_a_recorder(window, tmp_path, width):
+    with Reactor() as r:
+        counters = source(r)()
+    visible = "document.getElementById('trace').checkVisibility()"
+    with page_in_a_thread(lambda: counters) as (r, page):
+        window.open(page.url)
+        window.until("document.getElementById('about').textContent")
+        assert not window.run(f'return {visible}')
+    window.devtools('Browser.setDownloadBehavior', behavior='allow', downloadPath=str(tmp_path))
+    window.show(width, 800)
+    with page_in_a_thread(lambda: counters, record=True) as (r, page):
+        r.call_soon_threadsafe(time.sleep, 0.01)
+        window.open(page.url)
+        window.until(visible)
+        assert window.run('return document.documentElement.scrollWidth') == width
+        window.run("document.querySelector('#trace a').click()")
+        deadline = time.monotonic() + 20
+        while not (found := list(tmp_path.glob('trace-*.json'))):
+            assert time.monotonic() < deadline, list(tmp_path.iterdir())
+            time.sleep(0.05)
+        assert 'time.sleep' in {event['name'] for event in json.loads(found[0].read_text())['traceEvents']}
+        r.call_soon_threadsafe(page.end, 'over')
+        window.until(f'!{visible}')
 
 
 @pytest.mark.slow

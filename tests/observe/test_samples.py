@@ -8,7 +8,9 @@ import pytest
 
 from reactor import Reactor
 from reactor.loop.counters import COUNTS, GAUGES, LAG_BUCKETS, TIMES
-from reactor.observe import samples, source
+from reactor.observe import samples, source, top
+from reactor.observe.commands import phases_of
+from reactor.observe.counters import utilisation
 from reactor.observe.samples import FIELDS, WORKER_FIELDS, Sampler, lateness
 
 NO_PROCESS = 2**22 + 1  # above the largest possible process id
@@ -61,14 +63,14 @@ def test_rates_use_the_clock_of_the_loop_and_not_that_of_the_sampler(clock):
     assert sample['rates']['requests'] == row(sample)['requests'] == 100
     assert sample['rates']['reads'] == row(sample)['reads'] == 200 and sample['counted'] == 'requests'
     assert (row(sample)['dispatch'], row(sample)['timers'], row(sample)['soon']) == (0.15, 0.1, 0)
-    assert row(sample)['busiest'] == worker(sample)['busy'] == 0.25
+    assert row(sample)['busiest'] == worker(sample)['utilisation'] == 0.25
 
 
 def test_in_the_first_sample_values_that_need_two_samples_are_none():
     counters = Source({'0': figures(incoming=3)})
     first = Sampler(counters).sample()
     assert row(first)['incoming'] == 3
-    assert [row(first)[name] for name in ('requests', 'dispatch', 'busiest', 'lag_p99')] == [None] * 4
+    assert [row(first)[name] for name in ('requests', 'dispatch', 'utilisation', 'busiest', 'lag_p99')] == [None] * 5
 
 
 def test_a_worker_without_new_counters_keeps_its_values_for_three_seconds(clock):
@@ -82,7 +84,7 @@ def test_a_worker_without_new_counters_keeps_its_values_for_three_seconds(clock)
     assert row(held)['requests'] == 10 and worker(held)['silent'] == 0
     clock.now += 0.5
     silent = sampler.sample()
-    assert row(silent)['requests'] is None and worker(silent)['busy'] is None and worker(silent)['silent'] == 3
+    assert row(silent)['requests'] is None and worker(silent)['utilisation'] is None and worker(silent)['silent'] == 3
 
 
 def test_a_successor_counts_from_its_own_start(clock):
@@ -213,3 +215,29 @@ def test_a_sample_can_be_made_from_the_counters_of_a_real_reactor():
         assert row(sample)['lag_p99'] is not None
         assert sample['totals']['timers_fired'] == 1
         assert sample['slow'] == []
+
+
+@pytest.mark.parametrize('idle, total, expected', [
+    (1.0, 1.0, 0.0), (0.0, 2.0, 1.0), (0.75, 1.0, 0.25), (0.0, 0.0, None), (1.0000001, 1.0, 0.0),
+])  # fmt: skip
+def test_utilisation_is_the_share_of_the_time_in_which_a_loop_does_not_wait(idle, total, expected):
+    assert utilisation(idle, total) == expected
+
+
+def test_the_page_and_the_table_in_the_terminal_show_the_same_utilisation(clock):
+    before, after = figures(idle_time=5.0, soon_time=1.0), figures(idle_time=5.6, soon_time=1.1, timers_time=0.3)
+    counters = Source({'0': before})
+    sampler = Sampler(counters)
+    counters['0'] = after
+    answers = [phases_of({'clock': 0.0, 'workers': {'0': one}, 'sum': one}) for one in (before, after)]
+    assert '0: 40.0% busy' in top.lines(answers[1], answers[0])[0]
+    assert row(sampler.sample())['utilisation'] == 0.4
+
+
+def test_the_utilisation_of_several_loops_is_their_mean(clock):
+    counters = Source({'a': figures(), 'b': figures()})
+    sampler = Sampler(counters)
+    counters['a'], counters['b'] = figures(idle_time=1.0), figures(idle_time=0.5, dispatch_time=1.5)
+    sample = sampler.sample()
+    assert row(sample)['utilisation'] == 0.375 and row(sample)['busiest'] == 0.75
+    assert [worker(sample, name)['utilisation'] for name in 'ab'] == [0, 0.75]

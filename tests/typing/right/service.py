@@ -17,6 +17,7 @@ def main(r: Reactor, listeners: list[Any]) -> None:
         r.listen_tcp(None, 0, lambda conn, data: conn.write(data), sock=sock, ssl=certificates.context)
     observe.serve_control(r, '/run/app.sock', mode=0o660, drain=r.drain)
     assert_type(observe.serve_page(r, port=9080, about='mine'), Listener)
+    assert_type(observe.serve_page(r, recorder=observe.FlightRecorder(r)), Listener)
     systemd.watchdog(r)
 
 
