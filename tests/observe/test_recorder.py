@@ -16,6 +16,7 @@ from reactor.observe import FlightRecorder, recorder, serve_control
 from reactor.observe.asking import ControlClient
 from reactor.observe.trace_events import unpacked
 from tests.helpers.support import FakeKernel, run_until, turns
+from tests.helpers.trace_format import check
 
 STALL = 0.08  # seconds
 
@@ -86,31 +87,18 @@ def server(r):
 
 
 def events(path):
-    """Return the events of a trace, after checking what the format requires."""
-    found = json.loads(path.read_text())
-    assert found['displayTimeUnit'] == 'ms'
-    open_until = {}
-    last = 0.0
-    for event in found['traceEvents']:
-        assert {'name', 'ph', 'pid', 'tid', 'args'} <= event.keys()
-        assert isinstance(event['name'], str) and event['name']
-        if event['ph'] == 'M':
-            assert event['name'] in ('process_name', 'thread_name') and event['args'].keys() == {'name'}
-            continue
-        assert event['ph'] in 'XC' and event['ts'] >= last
-        last = event['ts']
-        if event['ph'] == 'C':
-            assert event['args'] and all(isinstance(value, int | float) for value in event['args'].values())
-            continue
-        assert event['dur'] >= 0
-        ends = open_until.setdefault(event['tid'], [])
-        while ends and ends[-1] <= event['ts'] + 0.001:
-            ends.pop()
-        assert not ends, 'slices of a track do not overlap'
-        ends.append(event['ts'] + event['dur'])
-    named = {event['tid'] for event in found['traceEvents'] if event['name'] == 'thread_name'}
-    assert {event['tid'] for event in found['traceEvents'] if event['ph'] == 'X'} <= named
-    return found['traceEvents']
+    """Return the events of a trace, after checking the format and what this recorder promises in addition."""
+    found = check(path.read_text())
+    times = [event['ts'] for event in found if event['ph'] != 'M']
+    assert times == sorted(times), 'a viewer can read the file from its beginning to its end'
+    slices = [event for event in found if event['ph'] == 'X']
+    named = {event['tid'] for event in found if event['name'] == 'thread_name'}
+    assert {event['tid'] for event in slices} <= named
+    for track in named:
+        ends = [event['ts'] + event['dur'] for event in slices if event['tid'] == track]
+        begins = [event['ts'] for event in slices if event['tid'] == track]
+        assert all(ended <= began + 0.001 for ended, began in zip(ends, begins[1:], strict=False)), 'nothing is nested'
+    return found
 
 
 def files(folder):
