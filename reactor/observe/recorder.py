@@ -177,7 +177,9 @@ class FlightRecorder(Watch):
 
     def passed(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
         """Record a callback."""
-        self._callbacks.append((phase, began, ended, where(fn), connection(item)))
+        # Nothing waits long for a short callback, whose turn may share its entry with others.
+        left = self._r.phase_timer.left(phase) if ended - began >= RESOLUTION else None
+        self._callbacks.append((phase, began, ended, where(fn), connection(item), left))
         if ended - began >= self.slow:
             self._trigger(f'{where(fn)} took {ended - began:.3f} s')
 
