@@ -84,11 +84,11 @@ class PhaseTimer:
 
     def dispatch(self, ready: list[tuple[Any, int]]) -> None:
         """Like `Loop._dispatch`, and read the clock after each event."""
-        loop, clock, limit = self._loop, self._loop._clock, self._limit
-        signals, source = loop._signals, loop.watchers.source
+        loop, limit, batch = self._loop, self._limit, iter(ready)
+        clock, signals, source = loop._clock, loop._signals, loop.watchers.source
         handles, changed, readable = source.handles, source.changed, source.readable
         self.callbacks += len(ready)
-        batch = self._batch = iter(ready)
+        self._batch = batch
         began = clock()
         for item, event in batch:
             if signals.interrupted:

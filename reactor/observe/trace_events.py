@@ -33,7 +33,7 @@ MOST_CONNECTIONS = 200  # tracks
 FULL = 1023  # events that epoll reports at once; when it reports so many, others may be waiting
 # After a slow callback, the next turn begins at once if something has waited. If it begins later than this share of the
 # callback's time, its events have arrived since.
-AT_ONCE = 0.1
+PROMPTLY = 0.1
 
 
 @dataclass
@@ -213,7 +213,7 @@ def _waited(phase: str, began: float, ended: float, left: int, entries: list[Ent
     until, before = own.ended if events or timers else began, own
     for number in range(after, len(entries)):
         turn = entries[number]
-        if turn.began - before.ended > AT_ONCE * (ended - began):
+        if turn.began - before.ended > PROMPTLY * (ended - began):
             break
         events, timers, lag = events + turn.events, timers + turn.timers, lag + turn.lag
         if turn.events or turn.timers:

@@ -14,7 +14,7 @@ import pytest
 from reactor import Reactor, ReactorError, ThreadCall
 from reactor.observe import FlightRecorder, recorder, serve_control
 from reactor.observe.asking import ControlClient
-from reactor.observe.trace_events import TURNS, Recording, trace, unpacked
+from reactor.observe.trace_events import TURNS, Recording, as_json, unpacked
 from tests.helpers.support import FakeKernel, run_until, turns
 from tests.helpers.trace_format import check
 
@@ -165,7 +165,7 @@ def test_more_events_than_epoll_reports_at_once_have_all_waited():
     turns = (9.0, 9.001, 0), (10.0, 10.081, 4), (10.082, 10.09, 1023), (10.091, 10.1, 477), (10.101, 10.102, 2)
     stall = 'dispatch', 10.0, 10.08, 'app.on_data:1', None, 3
     recording = Recording(entries_of(turns), [stall], since=0.0, clock_offset=0.0, pid=1, reason='')
-    (found,) = [event['args'] for event in trace(recording)['traceEvents'] if event['name'] == 'app.on_data:1']
+    (found,) = [event['args'] for event in check(as_json(recording)) if event['name'] == 'app.on_data:1']
     assert found['events_that_waited'] == 3 + 1023 + 477
     assert found['waited_at_most_ms'] == 100
 
