@@ -199,8 +199,8 @@ def test_timers_that_waited_are_counted_with_their_lag(due, r, record, server, t
 
 def test_timers_that_wait_for_a_slow_timer_are_counted(r, record, tmp_path):
     flight = record()
-    for wait in (0, STALL, 0, 0):
-        r.call_later(0, time.sleep, wait)
+    for fn, *args in ((int,), (time.sleep, STALL), (int,), (int,)):
+        r.call_later(0, fn, *args)
     run_until(r, lambda: not len(r.timers))
     found = stall_in(flight, tmp_path / 'trace')
     assert (found['phase'], found['timers_that_waited'], found['events_that_waited']) == ('timers', 2, 0)
