@@ -1,1 +1,1 @@
-"""Programs for a visitor's first impression: take the pictures of the live page, and try the README's commands."""
+"""Programs for a visitor's first impression: take the pictures in the documentation, and try the README's commands."""

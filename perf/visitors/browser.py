@@ -112,6 +112,15 @@ class Browser:
         actions = [{'type': kind, 'value': key} for key in keys for kind in ('keyDown', 'keyUp')]
         self.send('POST', f'{self.session}/actions', {'actions': [{'type': 'key', 'id': 'keys', 'actions': actions}]})
 
+    def double_click(self, x: int, y: int) -> None:
+        """Double-click at a place in the window, and move the pointer away."""
+        move = {'type': 'pointerMove', 'duration': 0, 'origin': 'viewport'}
+        click = [{'type': 'pointerDown', 'button': 0}, {'type': 'pointerUp', 'button': 0}]
+        actions = [{**move, 'x': x, 'y': y}, *click, *click, {**move, 'x': 0, 'y': 0}]
+        self.send(
+            'POST', f'{self.session}/actions', {'actions': [{'type': 'pointer', 'id': 'mouse', 'actions': actions}]}
+        )
+
     def show(self, width: int, height: int, scheme: str = 'light', motion: str = 'no-preference') -> None:
         """Set the size of the window in CSS pixels, and the user's preferences for colours and motion."""
         self.devtools(

@@ -7,7 +7,8 @@ callbacks in one turn block a loop as much as one long callback, so the whole tu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import length_hint
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ class PhaseTimer:
         self.watching: bool = False
         self._watches: list[Watch] = []
         self._limit = 0.0
+        self._batch: Iterator[tuple[Any, int]] = iter(())  # the events of this turn that have not been handled yet
 
     def add(self, watch: Watch) -> None:
         """Tell `watch` about slow callbacks, from the next phase on."""
@@ -76,14 +78,19 @@ class PhaseTimer:
             timed = self.dispatch, self.run_timers, self.run_soon, self.run_completions
             replaced.update(zip(PHASES, timed, strict=True))
 
+    def left(self, phase: str) -> int:
+        """Return how many events or timers of this turn have not had their callback yet."""
+        return length_hint(self._batch) if phase == 'dispatch' else len(self._loop.timers.due)
+
     def dispatch(self, ready: list[tuple[Any, int]]) -> None:
         """Like `Loop._dispatch`, and read the clock after each event."""
-        loop, clock, limit = self._loop, self._loop._clock, self._limit
-        signals, source = loop._signals, loop.watchers.source
+        loop, limit, batch = self._loop, self._limit, iter(ready)
+        clock, signals, source = loop._clock, loop._signals, loop.watchers.source
         handles, changed, readable = source.handles, source.changed, source.readable
         self.callbacks += len(ready)
+        self._batch = batch
         began = clock()
-        for item, event in ready:
+        for item, event in batch:
             if signals.interrupted:
                 signals.raise_interrupt()
             try:

@@ -64,9 +64,10 @@ class FlightRecorder(Watch):
         r: The reactor.
         seconds: How far back a file reaches.
         folder: Where to write the files that slow callbacks, the signal and exceptions cause. None: write none.
-        callbacks: Seconds. Callbacks that take at least this long are recorded, with module, name, line and connection.
-            Timing them adds 8 % to the instructions of a keep-alive request. 0: every callback, of which the last
-            10,000 are kept; this triples the instructions. None: no callbacks, which adds 0.4 %.
+        callbacks: Seconds. Callbacks that take at least this long are recorded, with module, name, line and connection,
+            and from a millisecond on with the events and timers that waited for them. Timing them adds 8 % to the
+            instructions of a keep-alive request. 0: every callback, of which the last 10,000 are kept; this triples
+            the instructions. None: no callbacks, which adds 0.4 %.
         slow: Seconds. A callback or turn that takes at least this long causes a file. None: never.
         most_files: How many files of all processes may be in the folder; the oldest ones are removed.
         signum: A signal that causes a file. None: no signal.
@@ -182,9 +183,12 @@ class FlightRecorder(Watch):
 
     def passed(self, phase: str, began: float, ended: float, fn: object, item: object) -> None:
         """Record a callback."""
-        self._callbacks.append((phase, began, ended, where(fn), connection(item)))
-        if ended - began >= self.slow:
-            self._trigger(f'{where(fn)} took {ended - began:.3f} s')
+        # Nothing waits long for a short callback, whose turn may share its entry with others.
+        seconds = ended - began
+        left = self._r.phase_timer.left(phase) if seconds >= RESOLUTION else None
+        self._callbacks.append((phase, began, ended, where(fn), connection(item), left))
+        if seconds >= self.slow:
+            self._trigger(f'{where(fn)} took {seconds:.3f} s')
 
     # -- files
 

@@ -20,18 +20,23 @@ from typing import Any
 
 from ..hints import StrPath
 
-TURNS, DISPATCH, TIMERS, SOON, COMPLETIONS, CALLBACKS = range(1, 7)  # numbers of the tracks
+# The numbers of the tracks. speedscope opens the first one, so these are the callbacks.
+CALLBACKS, TURNS, DISPATCH, TIMERS, SOON, COMPLETIONS = range(1, 7)
 TRACKS = {
+    CALLBACKS: 'callbacks',
     TURNS: 'turns',
     DISPATCH: 'dispatch',
     TIMERS: 'timers',
     SOON: 'soon',
     COMPLETIONS: 'completions',
-    CALLBACKS: 'callbacks',
 }
 FIRST_CONNECTION = 100  # number of the first track of a connection
 MOST_CONNECTIONS = 200  # tracks
 AT_ONCE = 100  # events in one piece of JSON
+FULL = 1023  # events that epoll reports at once; when it reports so many, others may be waiting
+# After a slow callback, the next turn begins at once if something has waited. If it begins later than this share of the
+# callback's time, its events have arrived since.
+PROMPTLY = 0.1
 
 
 @dataclass
@@ -41,7 +46,8 @@ class Recording:
     Attributes:
         entries: Tuples of the begin and end of one or more turns, in seconds of the loop's clock, and the counters at
             the end. The first entry only has the counters before the second one.
-        callbacks: Tuples (phase, begin, end, place, connection or None).
+        callbacks: Tuples (phase, begin, end, place, connection or None, left). `left` is the number of events or timers
+            of the same turn that came after the callback, or None for a callback shorter than an entry.
         since: Older entries are left out.
         clock_offset: What has to be added to the loop's clock for the time since 1970.
         pid: The process.
@@ -207,13 +213,44 @@ def _callbacks(recording: Recording, entries: list[Entry]) -> Iterator[dict[str,
     """Yield each callback in the track of callbacks and in that of its connection, with what waited for its end."""
     tracks = _connections(recording)
     begins = [entry.began for entry in entries]
-    for phase, began, ended, place, connection in recording.callbacks:
+    for phase, began, ended, place, connection, left in recording.callbacks:
         if ended < recording.since:
             continue
         about = {'phase': phase, 'connection': connection}
         after = bisect_left(begins, ended)
-        if after < len(entries):  # the next turn shows what has arrived in the meantime
-            about |= {'events_that_waited': entries[after].events, 'timers_that_waited': entries[after].timers}
+        complete = after and entries[after - 1].ended >= ended  # otherwise the callback's turn has not ended yet
+        if complete and left is not None:
+            about |= _waited(phase, began, ended, left, entries, after)
         yield _slice(place, CALLBACKS, began, ended, **about)
         if connection in tracks:
             yield _slice(place, tracks[connection], began, ended, **about)
+
+
+def _waited(phase: str, began: float, ended: float, left: int, entries: list[Entry], after: int) -> dict[str, Any]:
+    """Return what waited for the end of a callback, and for how long.
+
+    These are the events and timers that came after it in its own turn, and those of the next turn, which arrived in the
+    meantime. The loop does not know when they arrived: the longest wait is that of one that came at the beginning.
+    """
+    own = entries[after - 1]
+    events = left if phase == 'dispatch' else 0
+    timers = {'dispatch': own.timers, 'timers': left}.get(phase, 0)
+    # The lag of a timer is counted until its turn begins, so add the time from there to the end of the callback.
+    lag = timers * (ended - own.began + (own.lag / own.timers if own.timers else 0.0))
+    until, before = own.ended if events or timers else began, own
+    for number in range(after, len(entries)):
+        turn = entries[number]
+        if turn.began - before.ended > PROMPTLY * (ended - began):
+            break
+        events, timers, lag = events + turn.events, timers + turn.timers, lag + turn.lag
+        if turn.events or turn.timers:
+            until = turn.began + turn.phases[0] + turn.phases[1]
+        if turn.events < FULL:
+            break
+        before = turn
+    return {
+        'events_that_waited': events,
+        'timers_that_waited': timers,
+        'waited_at_most_ms': round((until - began) * 1e3, 3),
+        'mean_timer_lag_ms': round(lag / timers * 1e3, 3) if timers else 0.0,
+    }

@@ -74,16 +74,28 @@ def test_each_tool_of_the_page_shows_the_fault(program):
     assert place in PAGE
     phases = observe(folder, 'phases')
     assert phases.splitlines()[0].split() == ['seconds', 'share'] and 'late' in phases
+    top = observe(folder, 'top', '--once').splitlines()
+    (head,) = {line for line in top if line.startswith('connection ')}
+    assert top[0].startswith('utilisation  0: ') and f'\n{head}\n' in PAGE
     assert re.search(rf'slow callbacks +times +longest\n{re.escape(place)} +1 ', observe(folder))
     observe(folder, 'trace', 'now.json')
     (stall,) = [
         event for event in json.loads((folder / 'now.json').read_text())['traceEvents']
         if event['name'] == place and event['tid'] < 100 and event['dur'] >= 80_000
     ]  # fmt: skip
-    assert stall['args'].keys() == {'phase', 'connection', 'events_that_waited', 'timers_that_waited'}
+    assert stall['args'].keys() == {
+        'phase', 'connection', 'events_that_waited', 'timers_that_waited', 'waited_at_most_ms', 'mean_timer_lag_ms'
+    }  # fmt: skip
     assert stall['args']['events_that_waited'] >= CLIENTS - 1
     for name in stall['args']:
         assert f'\n{name} ' in PAGE
     log = [process.stderr.readline() for _ in range(2)]
     assert f'slow callback: {place} took 0.08' in log[0]
     assert f'flight recorder: {place} took 0.08' in log[1] and 'the last 10 s are in traces/trace-' in log[1]
+
+
+def test_the_pictures_of_the_page_exist_and_are_small():
+    names = re.findall(r'<img src="(\S+)"', PAGE)
+    assert len(names) == 2
+    for name in names:
+        assert (CHECKOUT / 'examples' / name).stat().st_size < 150_000

@@ -14,8 +14,9 @@ import pytest
 from reactor import Reactor, ReactorError, ThreadCall
 from reactor.observe import FlightRecorder, recorder, serve_control
 from reactor.observe.asking import ControlClient
-from reactor.observe.trace_events import unpacked
+from reactor.observe.trace_events import TURNS, Recording, as_json, unpacked
 from tests.helpers.support import FakeKernel, run_until, turns
+from tests.helpers.trace_format import check
 
 STALL = 0.08  # seconds
 
@@ -48,13 +49,14 @@ class Server:
         self.r = r
         self.listener = r.listen_tcp('127.0.0.1', 0, self.on_data)
         self.socks = [socket.create_connection(self.listener.address) for _ in range(clients)]
+        self.waiting = self.socks[1:]  # they send something during a stall
         self.seen = []
         run_until(r, lambda: r.stats().incoming == clients)
 
     def on_data(self, conn, data):
         self.seen.append(data)
         if data in (b'stall', b'last'):
-            for sock in self.socks[1:]:
+            for sock in self.waiting:
                 sock.send(b'waits')
             time.sleep(STALL)
         if data == b'last':
@@ -69,7 +71,7 @@ class Server:
 
     def stall(self, how=b'stall'):
         self.socks[0].send(how)
-        run_until(self.r, lambda: how in self.seen and self.seen.count(b'waits') == len(self.socks) - 1)
+        run_until(self.r, lambda: how in self.seen and self.seen.count(b'waits') == len(self.waiting))
 
     def close(self):
         for sock in self.socks:
@@ -86,31 +88,18 @@ def server(r):
 
 
 def events(path):
-    """Return the events of a trace, after checking what the format requires."""
-    found = json.loads(path.read_text())
-    assert found['displayTimeUnit'] == 'ms'
-    open_until = {}
-    last = 0.0
-    for event in found['traceEvents']:
-        assert {'name', 'ph', 'pid', 'tid', 'args'} <= event.keys()
-        assert isinstance(event['name'], str) and event['name']
-        if event['ph'] == 'M':
-            assert event['name'] in ('process_name', 'thread_name') and event['args'].keys() == {'name'}
-            continue
-        assert event['ph'] in 'XC' and event['ts'] >= last
-        last = event['ts']
-        if event['ph'] == 'C':
-            assert event['args'] and all(isinstance(value, int | float) for value in event['args'].values())
-            continue
-        assert event['dur'] >= 0
-        ends = open_until.setdefault(event['tid'], [])
-        while ends and ends[-1] <= event['ts'] + 0.001:
-            ends.pop()
-        assert not ends, 'slices of a track do not overlap'
-        ends.append(event['ts'] + event['dur'])
-    named = {event['tid'] for event in found['traceEvents'] if event['name'] == 'thread_name'}
-    assert {event['tid'] for event in found['traceEvents'] if event['ph'] == 'X'} <= named
-    return found['traceEvents']
+    """Return the events of a trace, after checking the format and what this recorder promises in addition."""
+    found = check(path.read_text())
+    times = [event['ts'] for event in found if event['ph'] != 'M']
+    assert times == sorted(times), 'a viewer can read the file from its beginning to its end'
+    slices = [event for event in found if event['ph'] == 'X']
+    named = {event['tid'] for event in found if event['name'] == 'thread_name'}
+    assert {event['tid'] for event in slices} <= named
+    for track in named:
+        ends = [event['ts'] + event['dur'] for event in slices if event['tid'] == track]
+        begins = [event['ts'] for event in slices if event['tid'] == track]
+        assert all(ended <= began + 0.001 for ended, began in zip(ends, begins[1:], strict=False)), 'nothing is nested'
+    return found
 
 
 def files(folder):
@@ -125,14 +114,97 @@ def test_a_stall_is_written_with_its_line_its_connection_and_what_waited(r, reco
     (stall, of_connection) = [event for event in events(path) if event['name'] == server.line]
     assert STALL * 1e6 <= stall['dur'] < 10 * STALL * 1e6
     host, port = server.socks[0].getsockname()
+    at_most = stall['args'].pop('waited_at_most_ms')
+    assert stall['dur'] / 1e3 <= at_most < 10 * STALL * 1e3
     assert stall['args'] == {
         'phase': 'dispatch',
         'connection': f'Stream {host}:{port}',
         'events_that_waited': len(server.socks) - 1,
         'timers_that_waited': 0,
+        'mean_timer_lag_ms': 0.0,
     }
     assert of_connection['tid'] != stall['tid']
     assert server.line in json.loads(path.read_text())['otherData']['reason']
+
+
+def stall_in(flight, path):
+    """Return the arguments of the one callback that took as long as the stall."""
+    flight.save(path)
+    tracks = {event['tid']: event['args']['name'] for event in events(path) if event['name'] == 'thread_name'}
+    (stall,) = [
+        event for event in events(path)
+        if event['ph'] == 'X' and tracks[event['tid']] == 'callbacks' and event['dur'] >= STALL * 1e6
+    ]  # fmt: skip
+    return stall['args']
+
+
+def test_events_of_the_same_turn_that_come_after_the_slow_callback_have_waited_too(r, record, server, tmp_path):
+    flight = record()
+    server.waiting = []
+    for sock in server.socks:  # all are reported in one turn
+        sock.send(b'stall' if sock is server.socks[0] else b'at once')
+    run_until(r, lambda: len(server.seen) == len(server.socks))
+    after = len(server.seen) - 1 - server.seen.index(b'stall')
+    found = stall_in(flight, tmp_path / 'trace')
+    assert found['events_that_waited'] == after
+    assert (found['waited_at_most_ms'] >= STALL * 1e3) is (after > 0)
+
+
+def test_an_event_that_arrives_after_the_slow_callback_has_not_waited(r, record, server, tmp_path):
+    flight = record()
+    server.waiting = []
+    server.stall()
+    time.sleep(STALL / 2)
+    server.socks[1].send(b'later')
+    run_until(r, lambda: b'later' in server.seen)
+    found = stall_in(flight, tmp_path / 'trace')
+    assert (found['events_that_waited'], found['waited_at_most_ms']) == (0, 0.0)
+
+
+def test_more_events_than_epoll_reports_at_once_have_all_waited():
+    turns = (9.0, 9.001, 0), (10.0, 10.081, 4), (10.082, 10.09, 1023), (10.091, 10.1, 477), (10.101, 10.102, 2)
+    stall = 'dispatch', 10.0, 10.08, 'app.on_data:1', None, 3
+    recording = Recording(entries_of(turns), [stall], since=0.0, clock_offset=0.0, pid=1, reason='')
+    (found,) = [event['args'] for event in check(as_json(recording)) if event['name'] == 'app.on_data:1']
+    assert found['events_that_waited'] == 3 + 1023 + 477
+    assert found['waited_at_most_ms'] == 100
+
+
+def entries_of(turns):
+    """Return the entries of these turns, each of which spent its time dispatching this number of events."""
+    entries = []
+    events = dispatch = 0
+    for number, (began, ended, count) in enumerate(turns):
+        events += count
+        dispatch += ended - began
+        entries.append((began, ended, number, events, dispatch, 0.0, 0.0, 0.0, 0, 0.0, 0, 0, 0, 0))
+    return entries
+
+
+@pytest.mark.parametrize('due', ['in the turn of the stall', 'during the stall'])
+def test_timers_that_waited_are_counted_with_their_lag(due, r, record, server, tmp_path):
+    flight = record()
+    server.waiting = []
+    fired = []
+    server.socks[0].send(b'stall')
+    for _ in range(3):
+        r.call_later(0 if due == 'in the turn of the stall' else STALL / 2, fired.append, 1)
+    run_until(r, lambda: len(fired) == 3)
+    found = stall_in(flight, tmp_path / 'trace')
+    assert found['timers_that_waited'] == 3 and found['events_that_waited'] == 0
+    lag = STALL if due == 'in the turn of the stall' else STALL / 2
+    assert lag * 1e3 * 0.9 <= found['mean_timer_lag_ms'] < 10 * STALL * 1e3
+    assert found['waited_at_most_ms'] >= STALL * 1e3
+
+
+def test_timers_that_wait_for_a_slow_timer_are_counted(r, record, tmp_path):
+    flight = record()
+    for fn, *args in ((int,), (time.sleep, STALL), (int,), (int,)):
+        r.call_later(0, fn, *args)
+    run_until(r, lambda: not len(r.timers))
+    found = stall_in(flight, tmp_path / 'trace')
+    assert (found['phase'], found['timers_that_waited'], found['events_that_waited']) == ('timers', 2, 0)
+    assert min(found['mean_timer_lag_ms'], found['waited_at_most_ms']) >= STALL * 1e3
 
 
 def test_a_connection_that_ends_in_its_slow_callback_is_named_too(r, record, server, soon, tmp_path):
@@ -169,7 +241,7 @@ def test_turns_that_begin_within_a_millisecond_share_an_entry(tmp_path):
             r.call_soon(int)
             r.run_once()
         flight.save(tmp_path / 'trace')
-        turns = [event for event in events(tmp_path / 'trace') if event['tid'] == 1 and event['ph'] == 'X']
+        turns = [event for event in events(tmp_path / 'trace') if event['tid'] == TURNS and event['ph'] == 'X']
         assert 250 <= len(turns) <= 350
         assert sum(int(event['name'].partition(' ')[0]) for event in turns) == 3000
 

@@ -198,7 +198,7 @@ def test_the_measuring_commands_have_the_options_that_the_documents_show():
     commands: dict[str, set[str]] = {}
     for module, rest in re.findall(r'`(?:sudo )?python\s+-m\s+(perf\.[a-z_.]+)([^`]*)`', text):
         commands.setdefault(module, set()).update(re.findall(r'--[a-z]+', rest))
-    assert len(commands) == 8 and any(commands.values())
+    assert len(commands) == 9 and any(commands.values())
     for module, options in commands.items():
         command = [sys.executable, '-m', module, '--help']
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
