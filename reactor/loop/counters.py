@@ -1,7 +1,7 @@
 """Declares every counter, with its help text.
 
-`stats()`, the metrics, the live page and the table in docs/counters.md are made from these declarations. Each part of the
-reactor adds to the attributes directly, so counting costs one addition. Names are taken from libuv (`loop_count`,
+`stats()`, the metrics, the live page and the table in docs/counters.md are made from these declarations. Each part of
+the reactor adds to the attributes directly, so counting costs one addition. Names are taken from libuv (`loop_count`,
 `events`, `idle_time`), otherwise from redis.
 """
 

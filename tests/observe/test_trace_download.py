@@ -27,7 +27,7 @@ def recording(entries=ENTRIES):
     turns = [(0.001 * n, 0.001 * n + 0.0009, 3 * n, 20 * n, *[0.0002 * n] * 4, n, 0.00001 * n, 2000 * n, 2000 * n, 9, 1)
              for n in range(entries)]  # fmt: skip
     calls = [
-        ('dispatch', 0.001 * n, 0.001 * n + 0.0001, 'app.on_data:7', f'Stream 127.0.0.1:{n % 500}')
+        ('dispatch', 0.001 * n, 0.001 * n + 0.0001, 'app.on_data:7', f'Stream 127.0.0.1:{n % 500}', 3)
         for n in range(entries)
     ]
     return Recording(turns, calls, 0.0, 0.0, 4711, 'a test')
