@@ -26,3 +26,15 @@ html_title = 'reactor'
 html_extra_path = ['llms.txt']
 html_static_path = []
 html_copy_source = False
+
+
+def code_in_docstrings(app, what, name, obj, options, lines):
+    """Mark code in docstrings, which begins after a colon and an empty line, as reStructuredText marks it."""
+    for number, line in enumerate(lines[:-2]):
+        indented = len(lines[number + 2]) - len(lines[number + 2].lstrip()) > len(line) - len(line.lstrip())
+        if line.endswith(':') and not lines[number + 1].strip() and indented:
+            lines[number] = line + ':'
+
+
+def setup(app):
+    app.connect('autodoc-process-docstring', code_in_docstrings, priority=400)  # before napoleon

@@ -1,4 +1,4 @@
-"""Try what a newcomer does: run everything that the README says to type, in a bare Debian with only Python.
+"""Try what a newcomer does: run what the README and two pages say to type, in a bare Debian with only Python.
 
     sudo python -m perf.visitors.newcomer                  everything: about ten minutes, mostly for the tests
     sudo python -m perf.visitors.newcomer --only demo,echo
@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-README = (CHECKOUT / 'README.md').read_text()
-BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+PAGES = ('README.md', 'docs/operations/workers.md', 'docs/operations/load-balancers.md')
+TEXT = '\n'.join((CHECKOUT / page).read_text() for page in PAGES)
+BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', TEXT, re.MULTILINE | re.DOTALL)
 SYSTEM = 'debootstrap --variant=minbase --include=python3 bookworm {} http://deb.debian.org/debian'
 HOSTS = '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n'  # debootstrap, unlike an installer, does not write this
 ENTER = 'mount -t proc proc {0}/proc && mount --bind /dev {0}/dev && exec chroot {0} /usr/bin/env -i {1} bash -c "$0"'
@@ -66,7 +67,7 @@ def end(process: subprocess.Popen[str]) -> str:
 
 
 def block(*words: str) -> str:
-    """Return the one code block of the README that contains all of these words."""
+    """Return the one code block of the pages that contains all of these words."""
     (found,) = [code for _, code in BLOCKS if all(word in code for word in words)]
     return found
 
@@ -103,12 +104,11 @@ def demo(debian: Debian) -> None:
 
 
 def echo(debian: Debian) -> None:
-    """Run the echo server, and send data to it."""
-    (debian.root / 'root/reactor/echo.py').write_text(block('7007'))
+    """Run the echo server, and the client."""
+    (debian.root / 'root/reactor/echo.py').write_text(block('7007', 'listen_tcp'))
+    (debian.root / 'root/reactor/hello.py').write_text(block('7007', 'connect_tcp'))
     process = debian.start('python3 echo.py')
-    talk = re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))
-    ask = 'import socket; s = socket.create_connection(("127.0.0.1", 7007)); s.send(b"hi"); print(s.recv(9))'
-    until(debian, talk[1] if talk else f"python3 -c '{ask}'", "b'hi'")
+    until(debian, 'python3 hello.py', "received b'hello'")
     end(process)
 
 

@@ -1,4 +1,4 @@
-"""Make what examples/SLOW.md shows, from a real run of its program: `python -m perf.visitors.stall`.
+"""Make what docs/guide/slow.md shows, from a real run of its program: `python -m perf.visitors.stall`.
 
 The program serves 2,000 connections, one of which asks for a report every half second. The outputs of the commands are
 printed, and the file of the flight recorder is opened in speedscope for two pictures. This takes half a minute.
@@ -23,7 +23,7 @@ from typing import Any
 from . import browser, speedscope
 
 PROJECT = Path(__file__).parents[2]
-PAGE = PROJECT / 'examples' / 'SLOW.md'
+PAGE = PROJECT / 'docs' / 'guide' / 'slow.md'
 PORT = 7010  # of the program in the page
 CONNECTIONS = 2000
 RATE = 1500  # lines of all connections in a second
@@ -113,7 +113,7 @@ def take(trace: Path, folder: Path, out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser('python -m perf.visitors.stall', description=__doc__.splitlines()[0])
-    out = PROJECT / 'examples' / 'pictures'
+    out = PROJECT / 'docs' / 'pictures'
     parser.add_argument('--out', type=Path, default=out, help='folder for the pictures, default %(default)s')
     args = parser.parse_args()
     if missing := speedscope.missing():

@@ -1,4 +1,4 @@
-"""The page examples/SLOW.md: its program has the fault, and each tool shows what the page says."""
+"""The page docs/guide/slow.md: its program has the fault, and each tool shows what the page says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-PAGE = (CHECKOUT / 'examples' / 'SLOW.md').read_text()
+PAGE = (CHECKOUT / 'docs' / 'guide' / 'slow.md').read_text()
 PORT = '7010'
 CLIENTS = 20
 

@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parents[2]
 CHANGELOG = (CHECKOUT / 'CHANGELOG.md').read_text()
 COUNTERS = (CHECKOUT / 'docs' / 'counters.md').read_text()
 LIMITS = (CHECKOUT / 'docs' / 'limits.md').read_text()
-README = (CHECKOUT / 'README.md').read_text()
+COSTS = (CHECKOUT / 'docs' / 'costs.md').read_text()
 RELEASES, VERSIONS = CHANGELOG.split('\n## What a version number means\n')
 PUBLIC = re.findall(r'`(reactor[\w.]*)`', re.search(r'^\| `reactor`.*\n(?:\| `reactor\..*\n)*', VERSIONS, re.M)[0])
 MODULES = [name for name in PUBLIC if name != 'reactor.__all__']
@@ -134,7 +134,7 @@ def test_the_documented_limits_agree_with_the_code():
         assert getattr(importlib.import_module(path.replace('/', '.')), name) == number(bound), what
 
 
-def test_the_documented_figures_of_other_servers_agree_with_the_readme():
+def test_the_documented_figures_of_other_servers_agree_with_the_page_of_costs():
     figures = [row[2] for row in rows(LIMITS) if len(row) > 2 and '–' in row[2]]
     assert len(figures) > 5
-    assert not [figure for figure in figures if figure not in README]
+    assert not [figure for figure in figures if figure not in COSTS]

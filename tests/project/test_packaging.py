@@ -19,7 +19,7 @@ import reactor
 CHECKOUT = Path(__file__).parents[2]
 METADATA = configparser.ConfigParser()
 METADATA.read(CHECKOUT / 'setup.cfg')
-TOP = ('.ci', 'examples', 'perf', 'reactor', 'tests', 'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'ruff.toml')
+TOP = ('.ci', 'docs', 'examples', 'perf', 'reactor', 'tests', 'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'ruff.toml')
 JUNK = shutil.ignore_patterns('__pycache__', '*.egg-info', '.*_cache', '.hypothesis', 'out')
 SECONDS = '1700000000'  # the time of all files in a wheel
 

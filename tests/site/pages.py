@@ -7,7 +7,8 @@ The rules for a page, which `docs/README.md` explains to its writers:
 - A program that listens on a port 70xx of 127.0.0.1 is a server. It runs while the rest of the page is run, and then
   must end at SIGINT. If a later program listens on the same port, the earlier one is ended first. No two pages use the
   same port.
-- A file `test_NAME.py` is run by pytest and must pass, unless the text after it says that it fails.
+- A file `test_NAME.py` is run by pytest and must pass, unless the paragraph after it says that it fails.
+- A file that a later program imports, and that is no server, is not run by itself.
 - Any other program must end with status 0 within 30 seconds.
 - A block of `text` after a line that ends with "prints:" must be what the last program has printed; `...` stands for
   anything within a line.
@@ -55,6 +56,16 @@ KNOWN = {
     'export PYTHONPATH=': 'shown only',
     'PYTHONPATH=. python3 examples/': 'tests/examples, tests/recipes',
     'haproxy -f ': 'tests/serve/test_haproxy.py',
+    "echo 'set server ": 'tests/serve/test_haproxy.py',
+    "echo 'show stat' ": 'tests/serve/test_haproxy.py',
+    'envoy -c ': 'tests/serve/test_envoy.py',
+    'nginx ': 'tests/serve/test_nginx.py',
+    'mkdir -p ': 'shown only',
+    'pip install ': 'shown only',
+    'systemd-socket-activate ': 'tests/examples/test_service.py',
+    'promtool ': 'tests/examples/test_alerts.py',
+    'prometheus ': 'tests/examples/test_alerts.py',
+    'cp ': 'shown only',
     'openssl ': 'the tests of TLS make certificates with the same command',
     'git clone ': 'shown only',
     'systemctl ': 'shown only',
@@ -112,8 +123,8 @@ class Reader:
         path.write_text(code)
         port = PORT.search(code)
         if Path(name).name.startswith('test_'):
-            self.test(path, fails='fails' in after[:400].split('```')[0])
-        elif 'def main' not in code and 'reactor.run' not in code and '__main__' not in code and save:
+            self.test(path, fails=' fails' in after.strip().partition('\n\n')[0])
+        elif re.search(rf'^(?:from|import) {path.stem}\b', after, re.MULTILINE) and not LISTENS.search(code):
             compile(code, name, 'exec')  # a module that later programs import
         elif port and LISTENS.search(code):
             self.start(path, port[1])
@@ -148,7 +159,7 @@ class Reader:
         while True:
             assert process.poll() is None, (self.folder / f'{path.name}.log').read_text()
             with socket.socket() as sock:
-                if not sock.connect_ex(('127.0.0.1', int(port))):
+                if not sock.connect_ex(('127.0.0.1', int(port))) and process.poll() is None:
                     return
             assert time.monotonic() < until, f'{path.name} does not listen on {port}'
             time.sleep(0.05)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,13 +15,18 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 import reactor
-from tests.site.pages import DOCS, Reader, pages, ports
+from tests.api.test_facade import PARTS  # internal attributes
+from tests.site.pages import CHECKOUT, DOCS, Reader, blocks, pages, ports
 
 needs_sphinx = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ('sphinx', 'furo', 'myst_parser'))),
     reason="NOT TESTED: Sphinx is not installed: pip install -e '.[docs]'",
 )
-WITH_PROGRAMS = [page for page in pages() if re.search(r'^```(python|sh)$', page.read_text(), re.MULTILINE)]
+# The guides for porting quote pieces of programs: tests/examples/test_porting.py compares and runs these.
+WITH_PROGRAMS = [
+    page for page in pages()
+    if page.parent.name != 'porting' and re.search(r'^```(python|sh)$', page.read_text(), re.MULTILINE)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize('page', WITH_PROGRAMS, ids=[str(page.relative_to(DOCS)) for page in WITH_PROGRAMS])
@@ -32,6 +39,53 @@ def test_no_two_pages_use_the_same_port():
     for page in pages():
         for port in ports(page):
             assert seen.setdefault(port, page.name) == page.name, f'{page.name} and {seen[port]} both use {port}'
+
+
+def test_the_workers_behind_haproxy_are_started_with_options_that_they_have():
+    """tests/serve/test_haproxy.py runs this block."""
+    page = (DOCS / 'operations' / 'load-balancers.md').read_text()
+    (code,) = [code for language, code, *_ in blocks(page) if language == 'sh']
+    for line in re.findall(r'^python3 (.*) &$', code, re.MULTILINE):
+        path, *options = shlex.split(line)
+        command = [sys.executable, path, '--help']
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env={**os.environ, 'PYTHONPATH': '.'}, capture_output=True, text=True, timeout=30
+        )
+        assert all(word in done.stdout for word in options if word.startswith('--')), done.stderr
+    assert (CHECKOUT / re.search(r'haproxy -f (\S+)', code)[1]).exists()
+
+
+def test_the_api_on_one_page_names_everything_public():
+    page = (DOCS / 'reference' / 'index.md').read_text()
+    for name in reactor.__all__:
+        if name not in ('READ', 'WRITE', 'Listener', 'Stats', 'Stream'):
+            assert f'`{name}' in page or f'reactor.{name}(' in page or f'**{name}**' in page, name
+    for name in set(dir(reactor.Reactor)) - PARTS:
+        if not name.startswith('_'):
+            assert name in page, name
+
+
+def test_every_test_named_in_the_comparison_exists():
+    links = re.findall(r'\[([^]]+)\]\((?!https?:|#)([^)#]+)', (DOCS / 'costs.md').read_text())
+    named = [(text, DOCS / target) for text, target in links if text.startswith('test_') and not text.endswith('.py')]
+    assert len(named) > 10
+    assert not [f'{target}::{name}' for name, target in named if f'\ndef {name}(' not in target.read_text()]
+
+
+@pytest.mark.parametrize('page', pages(), ids=lambda page: str(page.relative_to(DOCS)))
+def test_all_rows_of_a_table_have_the_same_number_of_cells(page):
+    for table in re.findall(r'(?:^\|.*\n)+', page.read_text(), re.MULTILINE):
+        rows = [row.replace('\\|', '') for row in table.splitlines()]
+        assert {row.count('|') for row in rows} == {rows[0].count('|')}, rows[0]
+
+
+def test_the_comparison_uses_all_of_its_footnotes_and_no_others():
+    page = (DOCS / 'costs.md').read_text()
+    table = re.search(r'^\| \| reactor \| asyncio .*?\n\n(.*?)\n\n', page + '\n\n', re.MULTILINE | re.DOTALL)
+    numbers = re.findall(r'(?:^| · )(\d+) ', table[1].replace('\n', ' '))
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert set(re.findall(r'\| p (\d+)', table[0])) == set(numbers)
+    assert '| p |' not in table[0]
 
 
 @pytest.fixture(scope='module')
@@ -85,8 +139,6 @@ def test_every_public_name_has_an_entry_in_the_reference(site):
     text = ''.join(path.read_text() for path in (site / 'reference').rglob('*.html'))
     missing = [name for name in reactor.__all__ if f'id="reactor.{name}"' not in text]
     public = [name for name in dir(reactor.Reactor) if not name.startswith('_')]
-    from tests.api.test_facade import PARTS
-
     missing += [name for name in public if name not in PARTS and f'id="reactor.Reactor.{name}"' not in text]
     assert not missing
 
