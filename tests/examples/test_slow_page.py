@@ -95,7 +95,7 @@ def test_each_tool_of_the_page_shows_the_fault(program):
 
 
 def test_the_pictures_of_the_page_exist_and_are_small():
-    names = re.findall(r'<img src="(\S+)"', PAGE)
+    names = re.findall(r'!\[[^]]+\]\(\.\./(\S+)\)', PAGE)
     assert len(names) == 2
     for name in names:
-        assert (CHECKOUT / 'examples' / name).stat().st_size < 150_000
+        assert (CHECKOUT / 'docs' / name).stat().st_size < 150_000
