@@ -59,7 +59,9 @@ def test_the_api_on_one_page_names_everything_public():
     page = (DOCS / 'reference' / 'index.md').read_text()
     for name in reactor.__all__:
         if name not in ('READ', 'WRITE', 'Listener', 'Stats', 'Stream'):
-            assert f'`{name}' in page or f'reactor.{name}(' in page or f'**{name}**' in page, name
+            assert (
+                f'`{name}' in page or f'`reactor.{name}`' in page or f'reactor.{name}(' in page or f'**{name}**' in page
+            ), name
     for name in set(dir(reactor.Reactor)) - PARTS:
         if not name.startswith('_'):
             assert name in page, name
