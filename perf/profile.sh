@@ -123,7 +123,7 @@ start() {
     # perf needs no CPU of its own, because the kernel takes the samples. Where that is allowed, the server gets a higher
     # priority, so that a phase lasts as long as it runs.
     priority=''
-    ! nice -n -10 true 2>/dev/null || priority='nice -n -10'
+    ! nice -n -20 true 2>/dev/null || priority='nice -n -20'
     [ "$minor" -lt 12 ] || options='-X perf'
   fi
   $priority "$python" $options "$here/profiling/servers.py" "$workload" >"$scratch/server" 2>&1 &
@@ -136,9 +136,9 @@ start() {
   pid=$server
 }
 
-count() { # number: make our server print its counters, and wait until it has printed this number of lines
+count() { # number, "sent": make our server print its counters, and wait until it has printed this number of lines
   [ -n "$server" ] || return 0
-  kill -USR1 "$server"
+  [ "${2-}" = sent ] || kill -USR1 "$server"
   for _ in {1..100}; do [ "$(grep -c '^{' "$scratch/server")" -lt "$1" ] || return 0; sleep 0.05; done
   fail 'the server does not answer SIGUSR1 with its counters'
 }
@@ -146,13 +146,14 @@ count() { # number: make our server print its counters, and wait until it has pr
 record() { # view: record once; the counters are read when sampling begins and after it has ended
   local view=$1 log=$scratch/$1.sampler status=0 command
   sampling "$view"
-  [ "$recorder" = py-spy ] || [ "$view" = cpu ] || [ "$view" = native ] || count 1
+  if [ "$recorder" = tachyon ] && [ "$view" = wall ]; then count 1; fi
   "${command[@]}" >"$log" 2>&1 &
   sampler=$!
   if [ "$recorder" = py-spy ] && await "$sampler" "$log" 'Sampling process' && [ "$view" = wall ]; then count 1; fi
   wait "$sampler" || status=$?
   sampler=''
-  if [ "$status" = 0 ] && [ "$view" != cpu ] && [ "$view" != native ]; then count 2; fi
+  if [ "$status" = 0 ] && [ "$view" = wall ]; then count 2; fi
+  if [ "$status" = 0 ] && [ "$view" = kernel ]; then count 2 sent; fi
   if [ "$status" = 0 ]; then convert "$view" >>"$log" 2>&1 || status=$?; fi
   [ "$status" = 0 ] && [ -s "$out/$view.speedscope.json" ] && return
   grep -qiE 'permission|not permitted|No permission' "$log" && fail "$recorder is not allowed to trace process $pid: run it as root, with 'docker run --cap-add SYS_PTRACE' (perf: PERFMON), or after 'sysctl kernel.yama.ptrace_scope=0' (perf: kernel.perf_event_paranoid=1)"
@@ -168,8 +169,10 @@ sampling() { # view: set `command` to the command that records it
       command=("$python" -m profiling.sampling attach -a --blocking --binary -o "$scratch/$1.bin" -d "$seconds" -r "$rate")
       case $1 in wall) command+=(--mode wall) ;; cpu) command+=(--mode gil) ;; esac
       command+=("$pid") ;;
-    perf)
-      command=("$perf" record -g --no-buildid-cache -F "$rate" -p "$pid" -o "$scratch/$1.data" -- sleep "$seconds") ;;
+    perf) # it needs a second to start and to end, so what it runs in between has the counters printed
+      local wait="sleep $seconds"
+      [ -z "$server" ] || wait="kill -USR1 $server; sleep $seconds; kill -USR1 $server"
+      command=("$perf" record -g --no-buildid-cache -F "$rate" -p "$pid" -o "$scratch/$1.data" -- sh -c "$wait") ;;
   esac
 }
 
