@@ -157,6 +157,13 @@ def test_the_words_of_the_site_are_spelt_correctly():
     assert done.returncode == 0, done.stdout
 
 
+def test_every_entry_of_the_reference_has_a_link_to_a_program_or_a_page_that_uses_it():
+    for path in (DOCS / 'reference').glob('*.md'):
+        intro, _, entries = path.read_text().partition('```{eval-rst}\n')
+        for entry in re.split(r'^\.\. ', entries, flags=re.MULTILINE)[1:]:
+            assert 'Used in: ' in entry or '](../' in intro, (path.name, entry.splitlines()[0])
+
+
 @needs_sphinx
 @pytest.mark.slow
 def test_nothing_on_a_page_is_loaded_from_elsewhere(site):
