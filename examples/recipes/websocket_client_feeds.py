@@ -3,7 +3,9 @@
     $ pip install websocket-client
     $ PYTHONPATH=. python3 examples/recipes/websocket_client_feeds.py ws://127.0.0.1:8765 ws://127.0.0.1:8765
     ws://127.0.0.1:8765: connected
-    ws://127.0.0.1:8765: hello
+    ws://127.0.0.1:8765: connected
+
+It prints what the server sends; websockets_sans_io.py, in the same folder, is a server to begin with.
 
 When the server dies, each feed connects again after `reconnect` seconds, and the library calls `on_reconnect`, or else
 `on_open`. It does not call `on_error` and `on_close` then. Messages of the meantime are lost; a program that must know
