@@ -47,6 +47,7 @@ examples:
   python -m reactor.demo                            40,000 connections, at 6,000 a second
   python -m reactor.demo --connections 1000 --delay 1 --json
   python -m reactor.demo --dashboard                the same, with a live page
+  python -m reactor.demo --connections 1000000      a million; it says first what that takes, and asks
   python -m reactor.demo serve --port 9009          only the server, which prints statistics once a second
   python -m reactor.demo load --connections 5000    only the load, against that server
   python -m reactor.demo load --port 8080 --connections 100 --requests-per-second 2000 --seconds 10
@@ -111,6 +112,10 @@ def make_parsers() -> dict[str, CommandLineParser]:
     top.add_argument('--connections', type=COUNT, default=40000, help='connections to open at once (default 40000)')
     top.add_argument('--rate', type=RATE, default=6000, help='connections to open per second (default 6000)')
     top.add_argument('--delay', type=SECONDS, default=10, help='seconds until each request is answered (default 10)')
+    top.add_argument(
+        '--hold', type=SECONDS, help='seconds to hold all connections before the answers (default 0; above 100,000: 10)'
+    )
+    top.add_argument('--yes', action='store_true', help='do not ask before more than 100,000 connections are opened')
     add_dashboard(top, '; it stays until Ctrl-C, also after the experiment')
     top.add_argument('--json', action='store_true', help=JSON_HELP.format('table'))
     top.add_argument('--quiet', action='store_true', help='print no progress lines')
@@ -300,7 +305,9 @@ def run(args: argparse.Namespace) -> int:
         return run_server(args)
     if args.command == 'load':
         return run_load(args)
-    return run_experiment(args.connections, args.rate, args.delay, args.json, args.quiet, args.dashboard)
+    return run_experiment(
+        args.connections, args.rate, args.delay, args.hold, args.json, args.quiet, args.yes, args.dashboard
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -309,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except KeyboardInterrupt:
+        print('reactor.demo: interrupted', file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has ended, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit

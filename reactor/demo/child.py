@@ -16,7 +16,6 @@ from .limits import raise_descriptor_limit
 from .load import Load
 from .server import Server
 
-REPORT_EVERY = 0.2  # seconds between two reports
 RELEASED_PER_TURN = 64  # how many held answers are sent per turn; more would block the loop for too long
 
 
@@ -53,11 +52,14 @@ class Child:
         self.watched: bool = False  # whether to report the counters of the server
         self.load: Load | None = None
         self.control: ControlConnection = ControlConnection(r, sock, self.on_message, r.stop)
-        r.call_every(REPORT_EVERY, self.report).unref()
         self.control.send(ready=True)
 
     def on_message(self, message: dict[str, Any]) -> None:
         getattr(self, 'do_' + message.pop('do'))(**message)
+
+    def do_report(self, every: float) -> None:
+        """Report the status every so many seconds."""
+        self.r.call_every(every, self.report).unref()
 
     def do_listen(self, host: str, port: int, delay: float, reuse_port: bool, watched: bool) -> None:
         self.server, self.watched = HeldServer(self.r, delay), watched
@@ -79,7 +81,11 @@ class Child:
     def on_load_done(self) -> None:
         assert self.load is not None
         self.report()
-        self.control.send(errors=self.load.errors, reply_times=[round(time, 6) for time in self.load.reply_times])
+        load = self.load
+        replied = [round(load.started + time, 6) for time in load.replied_at]
+        self.control.send(
+            errors=load.errors, reply_times=[round(time, 6) for time in load.reply_times], replied=replied
+        )
 
     def report(self) -> None:
         if self.server is not None and self.server.listener is not None:
@@ -91,7 +97,7 @@ class Child:
         elif self.load is not None:
             load = self.load
             settled = load.connected + sum(load.errors.values())
-            self.control.send(settled=settled, connected=load.connected, seconds=load.opened - load.started)
+            self.control.send(settled=settled, connected=load.connected, opened=load.opened)
 
 
 def main() -> None:

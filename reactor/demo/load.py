@@ -76,6 +76,7 @@ class Load:
         self.errors: dict[str, int] = {}
         self.connect_times: list[float] = []
         self.reply_times: list[float] = []
+        self.replied_at: list[float] = []  # seconds from `started`
         self.started: float = monotonic()
         self.opened: float = self.started
         self.ended: float = self.started
@@ -127,6 +128,7 @@ class Load:
         now = monotonic()
         self.replies += 1
         self.reply_times.append(now - client.since)
+        self.replied_at.append(now - self.started)
         client.received = client.received[size:]
         client.since = now
         client.calls_left -= 1

@@ -1,4 +1,4 @@
-"""The memory of processes: PSS where the kernel reports it, otherwise RSS.
+"""The memory of processes, PSS where the kernel reports it, otherwise RSS; and the memory of the kernel.
 
 RSS counts a page in each process that uses it, so the sum over several processes is too high. PSS (proportional set
 size, proc(5)) divides a shared page among the processes that share it, so the sum is what they use together.
@@ -21,6 +21,18 @@ def total_memory(pids: Iterable[int], kind: str) -> int:
     """Return the memory of the processes together, in bytes; `kind` is 'PSS' or 'RSS'. Ended processes count as 0."""
     measure = proportional_memory if kind == 'PSS' else memory
     return sum(measure(pid) or 0 for pid in pids)
+
+
+def kernel_memory() -> int | None:
+    """Return the bytes that the kernel uses for its own objects (slab), of all programs, or None if that is unknown."""
+    try:
+        with open('/proc/meminfo', 'rb') as file:
+            for line in file:
+                if line.startswith(b'Slab:'):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
 
 
 def proportional_memory(pid: int) -> int | None:
