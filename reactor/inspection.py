@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import Reactor
 from .activity import activity
 from .loop.log import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT = 100  # number of handles or reasons, by default
 LONGEST_TEXT = 500  # characters for each handle or reason; longer texts are cut
@@ -48,4 +51,9 @@ def why_alive(r: Reactor, limit: int = LIMIT) -> dict[str, Any]:
     return {'reasons': reasons[:limit], 'more': len(reasons) > limit}
 
 
-DESCRIPTIONS = {'counters': counters, 'handles': handles, 'why_alive': why_alive, 'activity': activity}
+DESCRIPTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    'counters': counters,
+    'handles': handles,
+    'why_alive': why_alive,
+    'activity': activity,
+}

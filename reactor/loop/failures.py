@@ -31,7 +31,7 @@ RESERVE_RETRY = 0.1  # seconds between two attempts to allocate the reserve agai
 # Packages and modules whose code may run between a phase of the turn and the user's callback.
 OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.kernel', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
-WRITTEN_IN_C = {BuiltinFunctionType, type}  # the types of C functions and methods, and of classes
+WRITTEN_IN_C: set[type[object]] = {BuiltinFunctionType, type}  # the types of C functions and methods, and of classes
 
 
 class Failures:

@@ -25,6 +25,8 @@ from .writer import MARK_COST, SHUT
 
 if TYPE_CHECKING:
     from ..callbacks import Loop
+    from .ending import Ending
+    from .states import State
 
 # The most handshake steps per turn, for each listener. The first step of a handshake takes 1.1 ms with an RSA key
 # of 2048 bits, 0.4 ms with P-256 and 6 ms with RSA of 4096 bits. With 4 steps per turn, ten clients that kept
@@ -38,6 +40,10 @@ class HandshakeStream(Stream):
     __slots__ = ()
 
     tls: TLSSession
+
+    if TYPE_CHECKING:
+        state: State
+        ending: Ending | None
 
     # -- methods for opening (internal)
 

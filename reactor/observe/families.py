@@ -28,7 +28,7 @@ PHASES = {name: name.removesuffix('_time') for name in TIMES}
 GAUGE_METRICS = 'handles', 'timers', 'draining'
 DRAIN_METRICS = 'drain_connections', 'drain_seconds'  # exported while the reactor drains
 # The name of each histogram, with its bounds and its help text.
-HISTOGRAMS = {
+HISTOGRAMS: dict[str, tuple[tuple[float, ...], str]] = {
     'timer_lag': (Stats.lag_bounds, 'How late timers fired, in seconds: the best sign of an overloaded loop.'),
     'request_seconds': (
         Stats.request_bounds,

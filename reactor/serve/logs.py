@@ -227,7 +227,7 @@ class StandardError:
             log('warning', '%d log lines were dropped, because standard error failed: %s', dropped, self._why)
 
 
-FORMATTERS = {'text': TextFormatter, 'json': JSONFormatter}
+FORMATTERS: dict[str, type[TextFormatter | JSONFormatter]] = {'text': TextFormatter, 'json': JSONFormatter}
 
 
 def log_to_standard_error(style: str, worker: int | str) -> None:

@@ -137,7 +137,7 @@ class Listening(File):
     def look(self) -> None:
         """Update `ready` and `hung_up`."""
         self.ready: int = READ if self.queue or self.shut & READ else 0
-        self.hung_up = self.shut == BOTH
+        self.hung_up: bool = self.shut == BOTH
 
     def closed(self) -> None:
         while self.queue:

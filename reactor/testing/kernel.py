@@ -87,6 +87,8 @@ class SimKernel(Descriptors):
     `trace` lists the events as (time in ns, name, descriptor, detail); `show_trace` renders it as text.
     """
 
+    wakeup_fd: int
+
     def __init__(
         self,
         seed: int = 0,
@@ -103,7 +105,7 @@ class SimKernel(Descriptors):
         keepalive: bool = False,
     ) -> None:
         super().__init__(fail, lasting, keepalive, grain, seed, selector, faults, only, descriptors, profile)
-        self.hosts = {**HOSTS, **(hosts or {})}
+        self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
         self.replaced_in_vain: bool = False  # a selector was replaced although it worked
         self.suspended: Threads = Threads(self)
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
@@ -114,7 +116,7 @@ class SimKernel(Descriptors):
         """Stop all faults and allow enough descriptors, so that everything can end."""
         self.note('calm', -1)
         self.faults.calm()
-        self.descriptors = max(self.descriptors, PLENTY)
+        self.descriptors: int = max(self.descriptors, PLENTY)
         self.silent.clear()
         super().calm()
 

@@ -113,4 +113,4 @@ class Mailbox(File):
         full = self.peer is not None and self.peer.is_full_for(self)
         read = READ if self.inbox or self.error or self.shut & READ else 0
         self.ready = read | (0 if full and not self.error else WRITE)
-        self.hung_up = self.shut == BOTH
+        self.hung_up: bool = self.shut == BOTH

@@ -42,10 +42,10 @@ class ProcessKernel(SimKernel):
 
     def __init__(self, host: SimKernel, index: int, clock: Random) -> None:
         self.host = host
-        self.mortal = False  # whether a fault may kill the process now
+        self.mortal: bool = False  # whether a fault may kill the process now
         self._offset = int(clock.random() * FURTHEST)
         self.rate: float = 1 + DRIFT * (2 * clock.random() - 1)
-        self.dead = False
+        self.dead: bool = False
         self.down: float | None = None  # seconds from its end to its next start; None: only the program starts it
         profile = 'hostile' if host.hostile else 'default'
         super().__init__(host.seed, selector=host.kind, faults=False, descriptors=PLENTY, grain=0, profile=profile)

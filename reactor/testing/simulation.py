@@ -118,7 +118,7 @@ class Simulation:
         self._until_stop = until_stop
         self._allow_real = allow_real
         self._calm_since = 0
-        self.places = count(1)  # the numbers of addresses and paths
+        self.places: count[int] = count(1)  # the numbers of addresses and paths
         self.world: World = World(self, self.kernel, self.reactor, programs_random(seed, traffic))
         if Random(f'silence {seed}').random() < 0.3:
             self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reactor import ConnectionClosed, Limits, Stream
 
 from .admission import header
 from .parts import AnyWorld, Goal, Place, new_random
+
+if TYPE_CHECKING:
+    from reactor import Reactor, Timer
 
 TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a common size is noticed
 PERIOD = 251
@@ -27,14 +30,19 @@ class Crowd:
     kinds  functions that open handles other than connections: each takes the crowd, and returns an actor or None
     """
 
+    world: AnyWorld
+    r: Reactor
+    rng: random.Random
+    beat: Timer
+
     def __init__(self, world: AnyWorld, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
         self.world, self.r, self.rng = world, world.r, new_random(world)
         self.left = self.rng.choice((30, 100, 300))
         self.actors: list[Any] = []
         self.places: list[tuple[Place, bool]] = []
         self.goals: dict[int, Goal] = {}
-        self.over = False
-        self.began = world.r.now
+        self.over: bool = False
+        self.began: float = world.r.now
         self._numbers = 0
         self._kinds = (Side.open, Side.open, Side.open, *kinds)
 
@@ -179,12 +187,21 @@ def refer(handle: Any, rng: random.Random) -> None:
 class Side:
     """One end of a connection. The program writes to it, pauses it, and ends it in every possible way."""
 
+    over: bool
+    paused: bool
+    closed_by_us: bool
+    peer_ended: bool
+    said: int
+    heard: int
+    count: int
+    written_calls: int
+
     def __init__(self, crowd: Crowd, conn: Stream | None, ready: bool) -> None:
         self.crowd = crowd
         self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this call
-        self.number = crowd.expect('end of connection')
+        self.number: int = crowd.expect('end of connection')
         self.ready = ready  # the program may write to the connection; a proxied client first sends its header
-        self.ended = ''  # the method with which the program has ended the connection
+        self.ended: str = ''  # the method with which the program has ended the connection
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text that were sent and received
         self.count = self.written_calls = 0  # how many writes had an on_written, and how many of those were called

@@ -7,9 +7,12 @@ client asks again for work that was not answered, so the server must not do the 
 from __future__ import annotations
 
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reactor import Stream
+
+if TYPE_CHECKING:
+    from ..world import Expectation, World
 
 WAIT = 20.0  # seconds: the time limits of clients
 
@@ -17,7 +20,10 @@ WAIT = 20.0  # seconds: the time limits of clients
 class WorkServer:
     """A server. It does each piece of work that it does not find on its disk, and answers."""
 
-    def __init__(self, world: Any, address: tuple[str, int], disk: list[bytes]) -> None:
+    world: World
+    disk: list[bytes]
+
+    def __init__(self, world: World, address: tuple[str, int], disk: list[bytes]) -> None:
         self.world, self.disk = world, disk
         world.r.listen_tcp(*address, self.on_data, on_connect=self.on_connect, on_close=self.on_close)
 
@@ -40,14 +46,18 @@ class WorkServer:
 class WorkClient:
     """A client with a few requests. It connects until each of them is answered."""
 
-    def __init__(self, world: Any, address: tuple[str, int], name: bytes, rng: Random) -> None:
+    world: World
+    address: tuple[str, int]
+    rng: Random
+
+    def __init__(self, world: World, address: tuple[str, int], name: bytes, rng: Random) -> None:
         self.world, self.address, self.rng = world, address, rng
         self.left: list[bytes] = [b'%s-%d' % (name, number) for number in range(rng.choice((1, 5, 100)))]
-        self.goal = world.expect(f'all answers to {name!r}')
+        self.goal: Expectation = world.expect(f'all answers to {name!r}')
         self.connect()
 
     def connect(self) -> None:
-        self.rest = b''
+        self.rest: bytes = b''
         self.world.r.connect_tcp(
             *self.address, self.on_data, on_connect=self.ask, on_close=self.on_close,
             timeout=WAIT, read_timeout=WAIT, write_timeout=WAIT,
