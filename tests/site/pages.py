@@ -3,15 +3,18 @@
 The rules for a page, which `docs/README.md` explains to its writers:
 
 - A block of Python is a whole program. If the text after it begins with "Save this as `NAME`", that is its file;
-  otherwise it is run once and forgotten. All files of a page are in one folder.
+  otherwise it is run once and forgotten. All files of a page are in one folder. If a paragraph begins with "This page
+  continues [...](FILE.md)", the files of that page are there, too.
 - A program that listens on a port 70xx of 127.0.0.1 is a server. It runs while the rest of the page is run, and then
   must end at SIGINT. If a later program listens on the same port, the earlier one is ended first. No two pages use the
-  same port.
+  same port. If the program listens in a module that it imports, a comment says "# listens on 127.0.0.1:70xx".
 - A file `test_NAME.py` is run by pytest and must pass, unless the paragraph after it says that it fails.
-- A file that a later program imports, and that is no server, is not run by itself.
+- A file that a later program imports, and that is no server, is not run by itself, unless the page says what it prints.
 - Any other program must end with status 0 within 30 seconds.
 - A block of `text` after a line that ends with "prints:" must be what the last program has printed; `...` stands for
-  anything within a line.
+  anything within a line. After a line that ends with "the server prints:", it must be what the last server has
+  printed.
+- A block of `sh` after a line that ends with "again:" runs its saved file again.
 - A command in a block of `sh` runs a saved file, or is in KNOWN, where it says which test runs it. `openssl req` is
   run, because later programs need the certificate.
 """
@@ -30,9 +33,10 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[2]
 DOCS = CHECKOUT / 'docs'
 BLOCK = re.compile(r'^```(\w*)[^\n]*\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+CONTINUES = re.compile(r'^This page continues \[[^\]]*\]\(([\w./-]+)\)', re.MULTILINE)
 SAVE = re.compile(r'\s*Save this as `([\w./]+)`')
 PORT = re.compile(r"127\.0\.0\.1(?:', |:)(70\d\d)")
-LISTENS = re.compile(r'\blisten_tcp\(|\bserve\.run\(|listen=')
+LISTENS = re.compile(r'\blisten_tcp\(|\bserve\.run\(|listen=|\bcreate_server\(|# listens on ')
 OTHER_LANGUAGES = {'', 'ini', 'json', 'yaml', 'toml', 'text', 'dockerfile', 'nginx', 'haproxy'}
 LIMIT = 30  # seconds
 
@@ -96,25 +100,39 @@ class Reader:
         self.folder = folder
         self.saved: set[str] = set()
         self.printed = ''
+        self.log = folder / 'no server'  # what the last server prints
         self.servers: dict[str, subprocess.Popen[str]] = {}
         path = os.pathsep.join([str(folder), str(CHECKOUT)])
         self.environment = {**os.environ, 'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1'}
         (folder / 'setup.cfg').write_text('[tool:pytest]\naddopts = -p no:cacheprovider\n')
 
     def read(self, page: Path) -> None:
+        self.save_earlier(page)
         try:
             for language, content, before, after in blocks(page.read_text()):
                 if language == 'python':
                     self.run(content, after)
                 elif language == 'sh':
-                    self.type(content)
+                    self.type(content, before.endswith('again:'))
                 elif language not in OTHER_LANGUAGES and not language.startswith('{'):
                     raise AssertionError(f'{page.name}: nobody knows how to run a block of {language}')
-                if language == 'text' and before.endswith('prints:'):
+                if language == 'text' and before.endswith('the server prints:'):
+                    self.compare_log(content)
+                elif language == 'text' and before.endswith('prints:'):
                     self.compare(content)
         finally:
             for port in list(self.servers):
                 self.end(port)
+
+    def save_earlier(self, page: Path) -> None:
+        earlier = CONTINUES.search(page.read_text())
+        if earlier is not None:
+            self.save_earlier(page.parent / earlier[1])
+            for language, content, _, after in blocks((page.parent / earlier[1]).read_text()):
+                save = SAVE.match(after) if language == 'python' else None
+                if save is not None:
+                    self.saved.add(save[1])
+                    (self.folder / save[1]).write_text(content)
 
     def run(self, code: str, after: str) -> None:
         save = SAVE.match(after)
@@ -125,17 +143,24 @@ class Reader:
         port = PORT.search(code)
         if Path(name).name.startswith('test_'):
             self.test(path, fails=' fails' in after.strip().partition('\n\n')[0])
-        elif re.search(rf'^(?:from|import) {path.stem}\b', after, re.MULTILINE) and not LISTENS.search(code):
+        elif (
+            re.search(rf'^(?:from|import) {path.stem}\b', after, re.MULTILINE)
+            and not LISTENS.search(code)
+            and 'prints:' not in after.partition('```')[0]
+        ):
             compile(code, name, 'exec')  # a module that later programs import
         elif port and LISTENS.search(code):
             self.start(path, port[1])
         else:
-            command = [sys.executable, '-W', 'error', name]
-            done = subprocess.run(
-                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=LIMIT
-            )
-            assert done.returncode == 0, f'{name}: {done.stdout}{done.stderr}'
-            self.printed = done.stdout + done.stderr
+            self.run_to_its_end(name)
+
+    def run_to_its_end(self, name: str) -> None:
+        command = [sys.executable, '-W', 'error', name]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert done.returncode == 0, f'{name}: {done.stdout}{done.stderr}'
+        self.printed = done.stdout + done.stderr
 
     def test(self, path: Path, fails: bool) -> None:
         command = [sys.executable, '-m', 'pytest', '-q', '-n', '0', path.name]
@@ -150,7 +175,8 @@ class Reader:
             self.end(port)
         with socket.socket() as sock:
             assert sock.connect_ex(('127.0.0.1', int(port))), f'another program listens on port {port}'
-        with (self.folder / f'{path.name}.log').open('w') as log:
+        self.log = self.folder / f'{path.name}.log'
+        with self.log.open('w') as log:
             process = subprocess.Popen(
                 [sys.executable, '-W', 'error', path.name],
                 cwd=self.folder, env=self.environment, stdout=log, stderr=log, text=True,
@@ -179,7 +205,7 @@ class Reader:
             'Traceback' not in log.replace('Traceback (most recent call last):\n', 'Traceback', 1) or 'Keyboard' in log
         ), log
 
-    def type(self, commands: str) -> None:
+    def type(self, commands: str, again: bool) -> None:
         for line in commands.replace('\\\n', '').splitlines():
             words = line.partition('#')[0].split()
             if words[:2] == ['openssl', 'req']:
@@ -189,6 +215,19 @@ class Reader:
                 continue
             saved = words[0] == 'python3' and len(words) > 1 and words[1] in self.saved
             assert saved, f'nobody knows how to run the command {line!r}; see tests/site/pages.py'
+            if again:
+                self.run_to_its_end(words[1])
+
+    def compare_log(self, expected: str) -> None:
+        until = time.monotonic() + LIMIT / 3
+        while True:
+            self.printed = self.log.read_text()
+            try:
+                return self.compare(expected)
+            except AssertionError:  # the server may need a moment
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
 
     def compare(self, expected: str) -> None:
         pattern = '.*'.join(map(re.escape, expected.rstrip().split('...')))

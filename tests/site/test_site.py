@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -88,6 +89,16 @@ def test_the_comparison_uses_all_of_its_footnotes_and_no_others():
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert set(re.findall(r'\| p (\d+)', table[0])) == set(numbers)
     assert '| p |' not in table[0]
+
+
+def test_the_names_in_the_table_of_the_loop_exist_in_its_files():
+    rows = re.findall(r'^\| \d: [^|]+\|([^|]+)\|([^|]+)\|$', (DOCS / 'tutorial/loop-real.md').read_text(), re.MULTILINE)
+    assert len(rows) == 7
+    for names, files in rows:
+        modules = [importlib.import_module(file.replace('/', '.')) for file in re.findall(r'`([\w/]+)\.py`', files)]
+        for owner, _, method in (name.partition('.') for name in re.findall(r'`([\w.]+)`', names)):
+            classes = [vars(module)[owner] for module in modules if owner in vars(module)]
+            assert any(not method or method in vars(cls) for cls in classes), f'{owner}.{method}'
 
 
 @pytest.fixture(scope='module')
