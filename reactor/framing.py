@@ -28,8 +28,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from .errors import FrameTooLong
+from .errors import FrameTooLong, TLSError
 from .net.addresses import show
+from .net.states import CONNECTING
 from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
@@ -253,6 +254,11 @@ class Framing:
         self.args: tuple[Any, ...] = args
         self.limit: int = check_size('limit', limit)
 
+    @property
+    def wrapped_callback(self) -> Callable[[Stream, Any], object]:
+        """The function that is called for each message, for logs that name it."""
+        return self.on_message
+
     def __call__(self, conn: Stream, data: bytes) -> None:
         framed = Framed(self)
         conn.on_data = framed
@@ -272,6 +278,11 @@ class Framed(Frames):
         self.framing: Framing = framing
         self._queued = False  # whether a queued completion will pass on the remaining messages
         self._turn = 0  # the turn in which that completion was queued; it runs in a later turn
+
+    @property
+    def wrapped_callback(self) -> Callable[[Stream, Any], object]:
+        """The function that is called for each message, for logs that name it."""
+        return self.framing.on_message
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         self.feed(data)
@@ -294,7 +305,7 @@ class Framed(Frames):
         frames: Any = self
         framing, left, more = self.framing, MESSAGES_PER_TURN, True
         try:
-            while left and conn.on_data == self and conn.reading:
+            while left and conn.on_data == self and conn.reading and conn.state is not CONNECTING:
                 more = False  # so that no message is expected if `take` raises
                 try:
                     message = framing.take(frames, *framing.args)
@@ -310,13 +321,24 @@ class Framed(Frames):
             # After an exception, too, nothing may overtake the remaining messages, not even the end of the stream. Only
             # `take` knows whether there are more: it may return messages that need no bytes. The last branch lets the
             # connection receive, unless its `on_data` is now another `Framed` that still has messages to pass on.
-            if more and conn.on_data == frames and conn.reading:
+            if conn.state is CONNECTING and conn.on_data == frames and len(self):
+                self._refuse_plain_text(conn)
+            elif more and conn.on_data == frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif more and conn.on_data == frames and not conn.closed:
                 hold_reading(conn)
             elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):
                 continue_reading(conn)
+
+    def _refuse_plain_text(self, conn: Stream) -> None:
+        """Called when a callback has called `start_tls` and more bytes have already arrived.
+
+        These bytes are in plain text. As messages after the handshake, they would look as if the peer had encrypted
+        them, although anyone on the way can have added them (CVE-2011-0411).
+        """
+        peer = show(conn.peername)
+        conn.reset(TLSError(f'{peer} sent {len(self)} bytes in plain text after the request for TLS; they are dropped'))
 
     def _wait_for_turn(self, conn: Stream) -> None:
         self._queued, self._turn = True, conn.loop.counters.loop_count

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import sys
 from types import CodeType
+from typing import Any
 
 EPISODE = 60.0  # seconds after which a problem that occurs again is logged again
 LONGEST = 1000  # how many characters of one object a message shows
@@ -52,11 +53,21 @@ def describe(value: object) -> str:
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}... ({len(text):,} characters)'
 
 
+def called_by(fn: Any) -> Any:
+    """Return the user's function that a partial, or an object with a `wrapped_callback`, calls. Never raises."""
+    while True:
+        if issubclass(type(fn), functools.partial):
+            fn = fn.func
+        elif 'wrapped_callback' in vars(type(fn)):
+            fn = fn.wrapped_callback
+        else:
+            return fn
+
+
 def name_of(fn: object) -> str:
     """Return the module and qualified name of a callback. Never raises."""
     try:
-        while isinstance(fn, functools.partial):
-            fn = fn.func
+        fn = called_by(fn)
         module, name = getattr(fn, '__module__', None), getattr(fn, '__qualname__', None)
         if type(name) is str:
             return describe(f'{module}.{name}')

@@ -6,7 +6,6 @@ callbacks in one turn block a loop as much as one long callback, so the whole tu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from operator import length_hint
 from types import CodeType, FunctionType, MethodType
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EXHAUSTION
 from .counters import Counters
-from .log import log, name_of
+from .log import called_by, log, name_of
 from .watcher import READ, WRITE, Handle
 
 if TYPE_CHECKING:
@@ -232,8 +231,7 @@ def where(fn: object) -> str:
 
 def code_of(fn: object) -> CodeType | None:
     """Return the code of a callback that is a Python function, a method or a partial of one; otherwise None."""
-    while issubclass(type(fn), functools.partial):
-        fn = fn.func  # type: ignore[attr-defined]
+    fn = called_by(fn)
     if type(fn) is MethodType:
         fn = fn.__func__
     return fn.__code__ if type(fn) is FunctionType else None

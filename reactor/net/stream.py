@@ -192,8 +192,9 @@ class Stream(Sender):
         """Switch this connection to TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
 
         Buffered bytes are sent first, in plain text; later writes are encrypted. If the chunk that `on_data` got has
-        plain text after the peer's request for TLS, refuse that text: it must not be used. Plain text that arrives
-        later makes the handshake fail. `close` during the handshake drops the writes made since `start_tls`.
+        plain text after the peer's request for TLS, refuse that text: it must not be used. `reactor.framing` resets
+        such a connection with `TLSError`. Plain text that arrives later makes the handshake fail. `close` during the
+        handshake drops the writes made since `start_tls`.
 
         Args:
             context: An `ssl.SSLContext`.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reactor import FrameTooLong, Reactor, ReactorError, framing
+from reactor import FrameTooLong, Reactor, ReactorError, TLSError, framing
 from reactor.framing import MESSAGES_PER_TURN, Frames
 from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
 from tests.helpers.exhaustion import need_faults
@@ -888,23 +888,67 @@ def test_over_tls_resume_reading_delivers_the_delayed_messages_before_the_end(r,
     end(r, *r.handles())
 
 
-def test_a_pause_after_start_tls_delays_plain_text_that_follows_it(r, sockets, certificates):  # noqa: F811
+def test_a_program_can_take_the_plain_text_after_the_request_for_tls_itself(r, sockets, certificates):  # noqa: F811
     log = Log()
 
     def on_line(conn, line):
-        log.append(('line', line))
-        if line == b'STARTTLS':
-            conn.start_tls(certificates.server())
-            conn.pause_reading()
-            log.append(('reading', conn.reading))
+        log.append((line, conn.on_data.rest()))
+        conn.start_tls(certificates.server())
+        conn.pause_reading()
 
     conn, theirs = pair(r, sockets, on_data=framing.lines(on_line))
     theirs.send(b'STARTTLS\nbehind\n')
     turns(r, 5)
-    assert log == [('line', b'STARTTLS'), ('reading', False)]
-    assert conn.on_data.rest() == b'behind\n'  # the program can refuse this plain text
+    assert log == [(b'STARTTLS', b'behind\n')] and not conn.reading
     conn.resume_reading()
-    assert conn.reading
     turns(r, 3)
-    assert len(log) == 2 and conn.reading and not r.streams.suspended
+    assert len(log) == 1 and conn.reading and not conn.closed and not r.streams.suspended
     end(r, conn)
+
+
+# -- STARTTLS
+
+
+@pytest.mark.parametrize('after', [b'evil\n', b'ev'], ids=['a line', 'a part of a line'])
+def test_plain_text_after_the_request_for_tls_ends_the_connection_and_is_never_a_message(
+    r,
+    sockets,
+    certificates,  # noqa: F811
+    after,
+):
+    """A line that arrived in plain text must not look as if it had been encrypted (as in CVE-2011-0411)."""
+    lines, log = [], Log()
+    a, b = sockets()
+
+    def on_line(conn, line):
+        lines.append(line)
+        conn.write(b'go ahead\n')
+        conn.start_tls(certificates.server())
+
+    server = r.adopt(a, framing.lines(on_line), on_close=log.on_close)
+    b.sendall(b'STARTTLS\n' + after)
+    run_until(r, lambda: server.closed and log)
+    assert lines == [b'STARTTLS']
+    ((_, exc),) = log
+    assert isinstance(exc, TLSError) and f'{len(after)} bytes in plain text after' in str(exc)
+
+
+def test_lines_after_the_handshake_are_messages_again(r, sockets, certificates):  # noqa: F811
+    lines = []
+    a, b = sockets()
+
+    def on_line(conn, line):
+        lines.append((line, conn.tls is not None))
+        if line == b'STARTTLS':
+            conn.write(b'go ahead\n')
+            conn.start_tls(certificates.server())
+
+    def on_answer(conn, line):
+        conn.start_tls(certificates.client(), server_hostname='localhost')
+        conn.write(b'one\ntwo\n')
+
+    server, client = r.adopt(a, framing.lines(on_line)), r.adopt(b, framing.lines(on_answer))
+    client.write(b'STARTTLS\n')
+    run_until(r, lambda: len(lines) == 3)
+    assert lines == [(b'STARTTLS', False), (b'one', True), (b'two', True)]
+    end(r, server, client)

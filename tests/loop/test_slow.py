@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from reactor import WRITE, Reactor, Stats
+from reactor import WRITE, Reactor, Stats, framing
 from reactor.loop.slow import Watch
 from tests.helpers.certificates import certificates  # noqa: F401
 from tests.helpers.support import kinds_of_handles, turns
@@ -70,6 +70,21 @@ def test_a_slow_callback_of_a_connection_is_reported(slow, kernel, sockets, capl
     turns(slow, 1)
     phase = 'dispatch' if name in ('on_data', 'on_eof') else 'completions'
     assert lines(caplog) == [f'slow callback: {line_of(slowly)} took 0.900 s in the {phase} phase']
+
+
+@pytest.mark.parametrize('chunks', [[b'one\n'], [b'o', b'ne\n']], ids=['the first chunk', 'a later chunk'])
+def test_a_slow_callback_for_a_message_is_reported_by_its_own_name(slow, kernel, sockets, caplog, chunks):
+    def slowly(conn, line):
+        kernel.time += 0.9
+
+    ours, theirs = sockets()
+    conn = slow.adopt(ours, framing.lines(slowly))
+    for chunk in chunks:
+        theirs.send(chunk)
+        turns(slow, 2)
+    conn.close()
+    turns(slow, 1)
+    assert lines(caplog) == [f'slow callback: {line_of(slowly)} took 0.900 s in the dispatch phase']
 
 
 @pytest.mark.parametrize('name', ['on_datagram', 'on_send_error'])
