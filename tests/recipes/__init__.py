@@ -1,0 +1,1 @@
+"""Tests of the programs in `examples/recipes/`, each with the real service."""
