@@ -20,11 +20,11 @@ def wakeups(pid: int, seconds: float) -> float:
     return (switches() - before) / (time.monotonic() - begin)
 
 
-def cpu(pid: int) -> float:
-    """Return the seconds of CPU time that a process has used."""
+def cpu(pid: int | None) -> float:
+    """Return the seconds of CPU time that a process has used. None: this process."""
     return sum(psutil.Process(pid).cpu_times()[:2])
 
 
-def descriptors(pid: int) -> int:
-    """Return the number of open descriptors of a process."""
+def descriptors(pid: int | None) -> int:
+    """Return the number of open descriptors of a process. None: this process."""
     return psutil.Process(pid).num_fds()
