@@ -8,10 +8,9 @@ It gets each path that you type from one server, until Ctrl-D. With http2_server
     /bytes/1000: 200, 1000 bytes
 
 When the server dies, the client connects again, after a delay of up to 0.1 s that grows up to 5 s. Requests without a
-whole answer are sent again, up to five times and within their time limit. This is safe only because they are
-GET requests.
-h2 receives nothing after a GOAWAY frame, which nginx sends after 1,000 requests (`keepalive_requests`), so the requests
-that were under way then are sent again, too.
+whole answer are sent again, up to five times and within their time limit. This is safe only because they are GET
+requests. h2 receives nothing after a GOAWAY frame, which nginx sends after 1,000 requests (`keepalive_requests`), so
+those that were under way then are sent again, too.
 
 Measured with nginx 1.22.1 and h2 4.4.1, over TLS: of 2,000 requests for up to 5 MB, 100 at once, all were answered with
 the right bytes while the server was killed with `kill -9` and started again, twice; 200 had to be sent again. Without

@@ -120,7 +120,7 @@ def test_each_message_that_was_acknowledged_is_delivered_although_the_broker_is_
                         assert cpu(each.process.pid) - cpu_before < 0.2, 'busy while there is no broker'
                     start()
                 time.sleep(max(0, begin + number / RATE - time.monotonic()))
-            until = time.monotonic() + 15
+            until = time.monotonic() + 30
             while len(set(publisher.all('acknowledged'))) < MESSAGES:
                 assert time.monotonic() < until
                 time.sleep(0.05)
