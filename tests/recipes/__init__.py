@@ -1,1 +1,1 @@
-"""Tests of the programs in `examples/`."""
+"""Tests of the programs in `examples/recipes/`, each with the real library or service."""
