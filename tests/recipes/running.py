@@ -29,7 +29,7 @@ def recipe(name, *words, first=LISTENING, python=PYTHON, harmless='(?!)'):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=10)
         assert process.returncode == 0, errors
-        assert not re.sub(harmless, '', errors)
+        assert not re.sub(harmless, '', errors), errors
     finally:
         process.kill()
         process.wait()
