@@ -135,6 +135,7 @@ def test_a_call_without_a_service_fails_at_once_and_works_when_the_service_is_ba
                 expect('Add 3 4: 7')
 
 
+@pytest.mark.slow
 def test_a_call_waits_for_a_bus_within_its_time_limit(daemon):
     with program(daemon, 'watch') as (process, expect):
         expect('receiving ticks')
@@ -161,7 +162,7 @@ def test_ticks_and_calls_go_on_after_the_bus_was_killed_and_every_lost_tick_is_r
         first = int(watching(r'tick (\d+)')[1])
         open_before = descriptors(server), descriptors(client)
         for turn in range(3):
-            time.sleep(1)
+            time.sleep(0.5)
             daemon.kill()
             serving('the bus at .* is gone: .*')
             watching('the bus at .* is gone: .*')

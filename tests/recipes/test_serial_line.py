@@ -186,6 +186,7 @@ def socat(path):
         kill(process)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which('socat') is None, reason='NOT TESTED: socat is not installed: apt-get install socat')
 def test_lines_come_back_from_socat_before_and_after_it_was_killed(tmp_path, library, capsys):
     path, count = tmp_path / 'line', 2000
