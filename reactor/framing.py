@@ -323,7 +323,7 @@ class Framed(Frames):
             # connection receive, unless its `on_data` is now another `Framed` that still has messages to pass on.
             if conn.state is CONNECTING and conn.on_data == frames and len(self):
                 self._refuse_plain_text(conn)
-            elif more and conn.on_data == frames and conn.reading:
+            elif more and conn.on_data == frames and conn.reading and conn.state is not CONNECTING:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif more and conn.on_data == frames and not conn.closed:
