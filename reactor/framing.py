@@ -321,9 +321,9 @@ class Framed(Frames):
             # After an exception, too, nothing may overtake the remaining messages, not even the end of the stream. Only
             # `take` knows whether there are more: it may return messages that need no bytes. The last branch lets the
             # connection receive, unless its `on_data` is now another `Framed` that still has messages to pass on.
-            if conn.state is CONNECTING and conn.on_data == frames and len(self):
-                self._refuse_plain_text(conn)
-            elif more and conn.on_data == frames and conn.reading and conn.state is not CONNECTING:
+            if conn.state is CONNECTING and conn.on_data == frames:
+                self._begin_tls(conn)
+            elif more and conn.on_data == frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif more and conn.on_data == frames and not conn.closed:
@@ -331,14 +331,15 @@ class Framed(Frames):
             elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):
                 continue_reading(conn)
 
-    def _refuse_plain_text(self, conn: Stream) -> None:
-        """Called when a callback has called `start_tls` and more bytes have already arrived.
+    def _begin_tls(self, conn: Stream) -> None:
+        """Called when a callback has called `start_tls`: refuse bytes that have already arrived, in plain text.
 
-        These bytes are in plain text. As messages after the handshake, they would look as if the peer had encrypted
-        them, although anyone on the way can have added them (CVE-2011-0411).
+        As messages after the handshake, they would look as if the peer had encrypted them, although anyone on the way
+        can have added them (CVE-2011-0411).
         """
-        peer = show(conn.peername)
-        conn.reset(TLSError(f'{peer} sent {len(self)} bytes in plain text after the request for TLS; they are dropped'))
+        continue_reading(conn)
+        if size := len(self):
+            conn.reset(TLSError(f'{show(conn.peername)} sent {size} bytes in plain text after the request for TLS'))
 
     def _wait_for_turn(self, conn: Stream) -> None:
         self._queued, self._turn = True, conn.loop.counters.loop_count
