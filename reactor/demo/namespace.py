@@ -5,6 +5,7 @@ The kernel removes the namespace when the last process in it has ended, so nothi
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -45,8 +46,6 @@ def unshare(flags: int) -> None:
     if sys.version_info >= (3, 12):
         os.unshare(flags)
         return
-    import ctypes
-
     if ctypes.CDLL(None, use_errno=True).unshare(flags):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 from .limits import loads_for, most_connections, servers_for
@@ -94,6 +95,18 @@ def machine_limits(wanted: Plan, own_network: bool) -> list[tuple[int | None, st
             most_in_memory = max(0, int(left / (KERNEL_PER_PAIR + OURS_PER_PAIR)))
             found.append((most_in_memory, f'only {memory / 1e9:.1f} GB of memory are available'))
     return found
+
+
+def confirmed(wanted: Plan, yes: bool) -> bool:
+    """Say what a big experiment takes, and return whether the user agrees."""
+    print(wanted.describe(), file=sys.stderr)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        print(f'reactor.demo: more than {BIG:,} connections need --yes, or a terminal to ask on', file=sys.stderr)
+        return False
+    print('Start? [y/N] ', end='', file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ('y', 'yes')
 
 
 def available_memory() -> int | None:

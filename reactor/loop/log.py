@@ -54,12 +54,12 @@ def describe(value: object) -> str:
 
 
 def called_by(fn: Any) -> Any:
-    """Return the user's function that a partial, or an object with a `wrapped_callback`, calls. Never raises."""
+    """Return the user's function that a partial, or an object of a class with `leads_to`, calls. Never raises."""
     while True:
         if issubclass(type(fn), functools.partial):
             fn = fn.func
-        elif 'wrapped_callback' in vars(type(fn)):
-            fn = fn.wrapped_callback
+        elif type(name := vars(type(fn)).get('leads_to')) is str:
+            fn = getattr(fn, name)
         else:
             return fn
 

@@ -272,6 +272,15 @@ class Callbacks:
             check_callback(name, getattr(self, name), ARGUMENTS[name])
 
 
+def check_size(name: str, size: int) -> int:
+    """Return `size`. Raise TypeError if it is not an int, ValueError if it is negative."""
+    if not isinstance(size, int):
+        raise TypeError(f'{name} must be a number of bytes, not {size!r}')
+    if size < 0:
+        raise ValueError(f'{name} must be a number of bytes, at least 0, not {size}')
+    return size
+
+
 def check_callback(name: str, fn: object, arguments: str = '', more: int = 0) -> None:
     """Raise TypeError unless `fn` is None or can be called; see `callback`."""
     if fn is not None:

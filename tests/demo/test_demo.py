@@ -18,11 +18,12 @@ import psutil
 import pytest
 
 from reactor import Reactor
-from reactor.demo.experiment import Experiment, table
+from reactor.demo.experiment import Experiment
 from reactor.demo.load import Load
 from reactor.demo.memory import memory_kind, total_memory
 from reactor.demo.plan import plan
 from reactor.demo.progress import Progress
+from reactor.demo.results import table
 from reactor.demo.server import serve
 from tests.helpers.support import run_until
 
