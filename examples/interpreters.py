@@ -8,8 +8,8 @@ Each interpreter has a GIL of its own (PEP 734), so the reactors run on several 
 clients among them (SO_REUSEPORT). Signals arrive in the main interpreter only. On SIGTERM or Ctrl-C, it ends its side
 of the connection to each of the others, which then drain: they answer what they have read, and end.
 
-On Python 3.15, two interpreters echoed 0.97 times as many messages a second as two processes (230,000 of 100 bytes, with
-the clients on the same two cores), and took 40 MB instead of 27.
+On Python 3.15, two interpreters echoed 0.97 times as many messages a second as two processes (230,000 of 100 bytes,
+with the clients on the same two cores), and took 40 MB instead of 27.
 """
 
 from __future__ import annotations

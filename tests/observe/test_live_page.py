@@ -474,7 +474,7 @@ def test_a_failed_experiment_also_keeps_its_page():
     with experiment('--connections', '50', '--rate', '200', '--delay', '60') as (process, url, lines):
         children_of(process, 2)[0].kill()
         with urllib.request.urlopen(url + 'events', timeout=30) as events:
-            assert b'process ended early' in events.read()
+            assert b'ended early; see its output above' in events.read()
         assert interrupt_the_page(process, url, lines) == 1
 
 
