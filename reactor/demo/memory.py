@@ -25,22 +25,20 @@ def total_memory(pids: Iterable[int], kind: str) -> int:
 
 def kernel_memory() -> int | None:
     """Return the bytes that the kernel uses for its own objects (slab), of all programs, or None if that is unknown."""
-    try:
-        with open('/proc/meminfo', 'rb') as file:
-            for line in file:
-                if line.startswith(b'Slab:'):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    return reported('/proc/meminfo', 'Slab')
 
 
 def proportional_memory(pid: int) -> int | None:
     """Return the PSS of a process in bytes, or None if it is unknown. Linux reports it since version 4.14."""
+    return reported(f'/proc/{pid}/smaps_rollup', 'Pss')
+
+
+def reported(path: str, name: str) -> int | None:
+    """Return a number of bytes that the kernel reports in kB after `name`, or None if it does not."""
     try:
-        with open(f'/proc/{pid}/smaps_rollup', 'rb') as file:
+        with open(path) as file:
             for line in file:
-                if line.startswith(b'Pss:'):
+                if line.startswith(f'{name}:'):
                     return int(line.split()[1]) * 1024
     except OSError:
         pass

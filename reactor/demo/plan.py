@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from .limits import loads_for, most_connections, servers_for
+from .memory import reported
 
 BIG = 100_000  # connections from which on an experiment is announced, and has to be confirmed
 KERNEL_PER_PAIR = 10_500  # bytes of kernel memory for both ends of a connection over loopback
@@ -111,12 +112,8 @@ def confirmed(wanted: Plan, yes: bool) -> bool:
 
 def available_memory() -> int | None:
     """Return the bytes of memory that are available to this process, or None if that is unknown."""
-    found: list[int] = []
-    try:
-        with open('/proc/meminfo') as file:
-            found += [int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable:')]
-    except OSError:
-        return None
+    available = reported('/proc/meminfo', 'MemAvailable')
+    found = [] if available is None else [available]
     limit, used = numbers('/sys/fs/cgroup/memory.max'), numbers('/sys/fs/cgroup/memory.current')
     if limit and used:
         found.append(limit[0] - used[0])
