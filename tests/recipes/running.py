@@ -20,7 +20,8 @@ LISTENING = r'listening on 127\.0\.0\.1:(\d+)\n'
 def recipe(name, *words, first=LISTENING, python=PYTHON, harmless='(?!)'):
     """Run a recipe; yields its process and what its first line says. It must end without printing an error."""
     command = [*python, str(RECIPES / name), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, 'PYTHONPATH': str(RECIPES.parents[1])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline()
         found = re.fullmatch(first, line)
