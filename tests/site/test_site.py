@@ -145,6 +145,8 @@ def test_the_site_is_built_without_a_warning_and_every_link_inside_it_leads_some
             if not file.exists() or (anchor and known is not None and unquote(anchor) not in known):
                 broken.append(f'{path.relative_to(site)}: {link}')
     assert not broken
+    index = re.findall(r'\]\(([^)]+)\)', (site / 'llms.txt').read_text())
+    assert len(index) > 10 and not [link for link in index if not (site / link).exists()]
 
 
 @pytest.mark.slow
