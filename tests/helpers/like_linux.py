@@ -176,6 +176,7 @@ class Side:
         if not complete:
             for slot in {step[1], peer} & self.sockets.keys():
                 self.sockets.pop(slot).close()
+                self.settle()  # over loopback, the end of the first arrives before the second is closed
         return sent[0], ready, got[0], complete
 
     def repeat(self, fn: Callable[[], int]) -> tuple[Any, int]:
@@ -386,8 +387,8 @@ def changes_version(found: Difference) -> bool:
     for name, slot, *arguments in [*found.before, found.step]:
         if name == 'socket':
             used[slot] = set()
-        elif name == 'dup':
-            used[arguments[0]] = used.setdefault(slot, set())
+        elif name == 'dup' and slot in used:  # otherwise there is nothing to copy, and the other socket stays
+            used[arguments[0]] = used[slot]
         elif name == 'connect' and isinstance(arguments[0], tuple):
             used.setdefault(slot, set()).add(arguments[0][0].startswith('::ffff:'))
     return any(len(used.get(slot, ())) > 1 for slot in found.slots())
