@@ -124,7 +124,8 @@ class Addresses(Agenda):
             isinstance(end, End) and end.connected and not end.dead and end is not binding.unused_by
             and (end.ended_first or not end.ended_in)
         ):  # fmt: skip
-            binding.until, binding.options = self.time + TIME_WAIT, dict(end.options)
+            binding.until = self.time + TIME_WAIT
+            binding.options = dict(end.options) if binding.options is None else binding.options
             self._waiting.append(binding)
         else:
             self._remove(binding)

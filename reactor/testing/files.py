@@ -317,6 +317,8 @@ class End(File):
         """Receive the peer's end of file."""
         if epoch == self.epoch and not self.dead:
             self.ended_in = True
+            if self.over and self.binding is not None:  # in TIME_WAIT, the connection keeps its options
+                self.binding.options = dict(self.options)
             self.kernel.note('end arrived', -1, self.number)
             self.look()
 

@@ -175,8 +175,7 @@ class Side:
         complete = got[0] == 'EAGAIN' and sent[1] == got[1]
         if not complete:
             for slot in {step[1], peer} & self.sockets.keys():
-                self.sockets.pop(slot).close()
-                self.settle()  # over loopback, the end of the first arrives before the second is closed
+                self.reset(self.sockets.pop(slot))  # whether bytes are left, and so who ends first, is not compared
         return sent[0], ready, got[0], complete
 
     def repeat(self, fn: Callable[[], int]) -> tuple[Any, int]:
@@ -276,9 +275,13 @@ class Side:
         for selector in self.kept.values():
             selector.close()
         for sock in self.sockets.values():
-            if self.family.kind == STREAM:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)  # leaves no port in TIME_WAIT
-            sock.close()
+            self.reset(sock)
+
+    def reset(self, sock: Any) -> None:
+        """Close a socket so that it leaves no port in TIME_WAIT."""
+        if self.family.kind == STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        sock.close()
 
 
 def quiet_kernel() -> SimKernel:

@@ -164,6 +164,12 @@ CASES = {
         [*PAIR, ('shutdown', 4, socket.SHUT_WR), ('close', 2), ('close', 0), ('bind', 4, ('127.0.0.1', 'a'))],
         ['EADDRINUSE'],
     ),
+    'a connection in TIME_WAIT keeps the options that it had, whatever its socket is given later': (
+        'tcp v4',
+        [*PAIR, ('shutdown', 4, socket.SHUT_WR), ('close', 2), ('close', 0), ('setsockopt', 4, *REUSE_PORT),
+         ('bind', 4, ('0.0.0.0', 'a'))],
+        [None, 'EADDRINUSE'],
+    ),
     'a connection that has ended sends no reset': (
         'tcp v4',
         [*PAIR, ('shutdown', 4, 2), ('shutdown', 2, socket.SHUT_WR), ('setsockopt', 4, *ABORT), ('close', 4), ERROR],
