@@ -382,7 +382,7 @@ def outcome(fn: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def changes_version(found: Difference) -> bool:
-    """Whether an IPv6 socket that differs has connected to an IPv4 and to an IPv6 address.
+    """Whether an IPv6 socket that differs has been bound or connected to an IPv4, and connected to an IPv6 address.
 
     Other sockets may differ, too: a listener, for example, is readable only if that socket has connected to it.
     """
@@ -392,8 +392,10 @@ def changes_version(found: Difference) -> bool:
             used[slot] = set()
         elif name == 'dup' and slot in used:  # otherwise there is nothing to copy, and the other socket stays
             used[arguments[0]] = used[slot]
-        elif name == 'connect' and isinstance(arguments[0], tuple):
-            used.setdefault(slot, set()).add(arguments[0][0].startswith('::ffff:'))
+        elif name in ('connect', 'bind') and isinstance(arguments[0], tuple):
+            mapped = arguments[0][0].startswith('::ffff:')
+            if mapped or name == 'connect':
+                used.setdefault(slot, set()).add(mapped)
     return any(len(used.get(slot, ())) > 1 for slot in found.slots())
 
 
