@@ -384,7 +384,8 @@ def outcome(fn: Callable[..., Any], *arguments: Any) -> Any:
 def changes_version(found: Difference) -> bool:
     """Whether an IPv6 socket that differs has been bound or connected to an IPv4, and connected to an IPv6 address.
 
-    Other sockets may differ, too: a listener, for example, is readable only if that socket has connected to it.
+    Other sockets may differ, too: a listener, for example, is readable only if that socket has connected to it, and the
+    peer of that socket learns of its end.
     """
     used: dict[int, set[bool]] = {}
     for name, slot, *arguments in [*found.before, found.step]:
@@ -396,7 +397,7 @@ def changes_version(found: Difference) -> bool:
             mapped = arguments[0][0].startswith('::ffff:')
             if mapped or name == 'connect':
                 used.setdefault(slot, set()).add(mapped)
-    return any(len(used.get(slot, ())) > 1 for slot in found.slots())
+    return any(len(used.get(slot, ())) > 1 for slot in (*found.slots(), found.step[1]))
 
 
 # Differences that stay, with the steps that show them. `reactor.testing` lists them for users.
