@@ -207,6 +207,9 @@ class Sender(Connection):
 
     def handle_drain(self) -> None:
         """Called as a completion when the buffer has fallen to the low-water mark."""
+        writer = self.writer
+        if writer is not None and writer.buffered and writer.buffered >= self.options.high_water:
+            writer.full = True  # a callback has lowered the marks: `on_drain` follows when the new ones are reached
         if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 

@@ -388,16 +388,20 @@ def changes_version(found: Difference) -> bool:
     peer of that socket learns of its end.
     """
     used: dict[int, set[bool]] = {}
+    changed: set[int] = set()
     for name, slot, *arguments in [*found.before, found.step]:
         if name == 'socket':
             used[slot] = set()
         elif name == 'dup' and slot in used:  # otherwise there is nothing to copy, and the other socket stays
             used[arguments[0]] = used[slot]
+            changed |= {arguments[0]} if len(used[slot]) > 1 else set()
         elif name in ('connect', 'bind') and isinstance(arguments[0], tuple):
             mapped = arguments[0][0].startswith('::ffff:')
             if mapped or name == 'connect':
                 used.setdefault(slot, set()).add(mapped)
-    return any(len(used.get(slot, ())) > 1 for slot in (*found.slots(), found.step[1]))
+                if len(used[slot]) > 1:
+                    changed.add(slot)  # a socket that is made later in its place finds the port in use
+    return not changed.isdisjoint((*found.slots(), found.step[1]))
 
 
 # Differences that stay, with the steps that show them. `reactor.testing` lists them for users.

@@ -14,7 +14,7 @@ import reactor
 from reactor import Reactor, framing
 from reactor.testing import Simulation
 from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
-from tests.helpers.support import run_until
+from tests.helpers.support import drain, end, fill, run_until, turns
 
 REQUESTS, ANSWER = 400, 60_000  # 24 MB of answers
 SIZE = 32  # bytes in a request
@@ -112,3 +112,23 @@ def test_in_debug_mode_resuming_through_the_base_class_delivers_data_received_be
         run_until(r, lambda: conn.closed)
         client.check()
         server.close()
+
+
+def test_if_a_callback_lowers_the_marks_on_drain_waits_for_the_new_ones(r, sockets):
+    ours, theirs = sockets()
+    fill(ours)
+    waiting = []
+    conn = r.adopt(ours, on_drain=lambda conn: waiting.append(conn.buffered), high_water=900_000, low_water=890_000)
+    conn.write(b'first', lambda conn: conn.set_write_limits(1000))
+    assert conn.write(bytes(900_000)) is False
+    while conn.buffered == 900_005:
+        theirs.recv(65536)
+        turns(r, 1)
+    turns(r, 2)
+    assert 1000 <= conn.buffered <= 890_000, 'the kernel took too much or too little for this test'
+    assert waiting == []  # `write` would return False now
+    while not waiting:
+        drain(theirs)
+        turns(r, 1)
+    assert waiting[0] <= 250
+    end(r, conn)
