@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,27 +26,7 @@ ServerProtocol = importlib.import_module('websockets.server').ServerProtocol
 recipe = importlib.import_module('examples.recipes.websocket_client_feeds')
 
 FEEDS = 100
-# The server sends the number of 50 ms steps since the Epoch, so a client can count what it has missed. It also sends
-# back each text that it receives. It never sends the numbers when its second argument is 'idle'.
-SERVER = """
-import asyncio, sys, time
-from websockets.asyncio.server import broadcast, serve
-
-async def echo(connection):
-    async for text in connection:
-        await connection.send('echo ' + text)
-
-async def main():
-    async with serve(echo, '127.0.0.1', int(sys.argv[1]), ping_interval=None, compression=None) as server:
-        number = int(time.time() * 20)
-        while True:
-            number += 1
-            await asyncio.sleep(number / 20 - time.time())
-            if sys.argv[2] != 'idle':
-                broadcast(server.connections, str(number))
-
-asyncio.run(main())
-"""
+SERVER = (Path(__file__).parents[1] / 'reference' / 'websocket_feeds_asyncio.txt').read_text()
 # Runs idle feeds with one of the two dispatchers, and says when they are connected.
 IDLE = """
 import sys, websocket

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,6 +29,7 @@ blocking = importlib.import_module('websockets.sync.client')
 exceptions = importlib.import_module('websockets.exceptions')
 
 PROGRAM = 'recipes/websockets_sans_io.py'
+REFERENCE = Path(__file__).parents[1] / 'reference'
 BLOCKING_SERVER = """
 import sys
 from websockets.sync.server import serve
@@ -39,20 +41,7 @@ def echo(connection):
 with serve(echo, '127.0.0.1', int(sys.argv[1])) as server:
     server.serve_forever()
 """
-ASYNCIO_SERVER = """
-import asyncio, sys
-from websockets.asyncio.server import serve
-
-async def echo(connection):
-    async for message in connection:
-        await connection.send(message)
-
-async def main():
-    async with serve(echo, '127.0.0.1', int(sys.argv[1])) as server:
-        await server.serve_forever()
-
-asyncio.run(main())
-"""
+ASYNCIO_SERVER = (REFERENCE / 'websocket_echo_asyncio.txt').read_text()
 
 
 @contextmanager
