@@ -11,7 +11,7 @@ In another terminal (with `--cert` and `--key`, use `curl --http2` and https ins
 
 A client cannot make the server store much. The rest of an upload is received when its first bytes were sent back, and
 frames are only made while the client's windows and the buffer of the connection have room. Each answer sends one frame
-in turn. A client that dies or resets a stream frees what belongs to it. The program cannot tell its clients to go away
+in turn. A client that dies or resets a stream frees what belongs to it. The program cannot ask its clients to go away
 before it ends, because h2 sends nothing more on any stream after a GOAWAY frame.
 
 Measured with h2 4.4.1 and curl 7.88.1: 100 echoes of 100 kB at once, on one TLS connection, took 0.15 s of CPU. While a

@@ -118,7 +118,7 @@ class Machines:
 def close(conn, events):
     """Libvirt keeps a connection, and its descriptors, until its callbacks are removed."""
     for remove in partial(conn.domainEventDeregisterAny, events), conn.unregisterCloseCallback, conn.close:
-        with suppress(libvirt.libvirtError):  # it tells the daemon, too, which may be gone
+        with suppress(libvirt.libvirtError):  # this calls the daemon, which may be gone
             remove()
 
 

@@ -35,10 +35,10 @@ import reactor
 
 
 class Listener:
-    """Keeps a connection to PostgreSQL. `tell` is called with each notification, and when a gap begins or ends."""
+    """Keeps a connection to PostgreSQL. `report` is called with each notification, and when a gap begins or ends."""
 
-    def __init__(self, r, conninfo, channels, tell, timeout):
-        self.r, self.conninfo, self.channels, self.tell, self.timeout = r, conninfo, channels, tell, timeout
+    def __init__(self, r, conninfo, channels, report, timeout):
+        self.r, self.conninfo, self.channels, self.report, self.timeout = r, conninfo, channels, report, timeout
         self.delay = 0.1  # the next attempt follows after at most this many seconds
         self.gap, self.gap_since = {'gap': 'began', 'why': 'not connected yet'}, time.monotonic()
         self.connect()
@@ -78,7 +78,7 @@ class Listener:
         self.delay = 0.1
         if self.gap is not None:
             self.gap = None
-            self.tell({'gap': 'ended', 'seconds': round(time.monotonic() - self.gap_since, 3)})
+            self.report({'gap': 'ended', 'seconds': round(time.monotonic() - self.gap_since, 3)})
 
     def down(self, why):
         self.timer.cancel()
@@ -90,20 +90,20 @@ class Listener:
         self.gap = {'gap': 'began', 'why': why}
         if began:
             self.gap_since = time.monotonic()
-            self.tell(self.gap)
+            self.report(self.gap)
         self.delay = min(2 * self.delay, 5)
         self.timer = self.r.call_later(random.uniform(0, self.delay), self.connect)
 
     def on_notify(self, notify):
         if self.gap is not None:
             self.up()  # a notification may arrive before the result of LISTEN
-        self.tell({'channel': notify.relname.decode(), 'payload': notify.extra.decode()})
+        self.report({'channel': notify.relname.decode(), 'payload': notify.extra.decode()})
 
 
 def main(r, conninfo, channels, port, timeout):
     clients = set()
 
-    def tell(message):
+    def report(message):
         data = json.dumps(message).encode()
         for conn in clients:
             send(conn, data)
@@ -133,7 +133,7 @@ def main(r, conninfo, channels, port, timeout):
     # A client that reads too slowly is disconnected when 1 MiB is waiting for it.
     server = r.listen_tcp('127.0.0.1', port, on_data, on_connect=on_connect, max_buffered=1 << 20, keepalive=60,
                           on_close=lambda conn, exc: clients.discard(conn))  # fmt: skip
-    listener = Listener(r, conninfo, channels, tell, timeout)
+    listener = Listener(r, conninfo, channels, report, timeout)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 

@@ -22,12 +22,11 @@ from ..observe import memory
 from ..observe.live import LivePage
 from .control import ControlConnection
 from .limits import raise_descriptor_limit, source_addresses
-from .load import quantile
 from .memory import kernel_memory, memory_kind, total_memory
 from .namespace import enter_namespace
 from .plan import BIG, Plan, confirmed, duration, plan, refusal
 from .progress import Progress
-from .results import each, table
+from .results import each, percentiles, table
 
 HOST = '127.0.0.1'
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -298,10 +297,7 @@ class Experiment:
             'seconds': round(monotonic() - self.began, 3),
             'rate': round(answered / opening, 1) if opening else None,
             'waited_for_all': round(max(0.0, self.released - self.began - self.delay), 3),
-            'reply_time': {
-                name: round(quantile(times, share), 6) if times else None
-                for name, share in (('p50', 0.5), ('p99', 0.99), ('max', 1.0))
-            },
+            'reply_time': percentiles(times),
             'server': {
                 'processes': len(self.servers),
                 'memory': self.memory_kind,
@@ -310,10 +306,7 @@ class Experiment:
                 'bytes_per_connection': each(self.peak_memory - self.base_memory, self.peak_open),
                 'cpu_us_per_connection': each(cpu * 1e6, self.peak_open),
             },
-            'answers_after_release': {
-                name: round(quantile(after, share), 6) if after else None
-                for name, share in (('p50', 0.5), ('p99', 0.99), ('max', 1.0))
-            },
+            'answers_after_release': percentiles(after),
             'load': {
                 'processes': len(self.loads),
                 'memory_bytes': self.load_memory,

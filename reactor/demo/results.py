@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from .load import quantile
+
+
+def percentiles(ordered: list[float]) -> dict[str, float | None]:
+    """Return the median, the 99th percentile and the maximum of sorted times."""
+    shares = {'p50': 0.5, 'p99': 0.99, 'max': 1.0}
+    return {name: round(quantile(ordered, share), 6) if ordered else None for name, share in shares.items()}
+
 
 def each(total: float, connections: int) -> float | None:
     """Return the share of one connection, or None if there were no connections."""
