@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -23,18 +22,19 @@ from typing import Any
 from .phases import (
     BETWEEN,
     COSTLIEST,
-    FEWEST,
     FUNCTIONS,
     OUTSIDE,
     PHASES,
     ROWS,
     agreement,
+    enough,
     interval,
     phase_of,
+    save,
     snapshots,
     verdict,
 )
-from .speedscope import KINDS, Frame, Stack, read
+from .speedscope import KINDS, Frame, Stack
 
 WHOLE = 95.0  # percent of the samples that should belong to a phase
 CALLBACKS = 8  # callbacks shown for each phase
@@ -290,15 +290,10 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the folder with kernel.speedscope.json and meta.json')
     parser.add_argument('--counters', type=Path, help="the server's output, with a line of counters before and after")
     args = parser.parse_args()
-    threads = read(args.out / 'kernel.speedscope.json')
-    recorded = sum(map(len, threads.values()))
-    if recorded < FEWEST:
-        sys.exit(f'{recorded} samples are too few; {FEWEST} are needed: use a longer --seconds or a higher --rate')
+    threads = enough(args.out / 'kernel.speedscope.json')
     meta = json.loads((args.out / 'meta.json').read_text())
     result = table(threads, *snapshots(args.counters))
-    (args.out / 'kernel.json').write_text(json.dumps(result, indent=1) + '\n')
-    (args.out / 'kernel.txt').write_text(text(result, meta))
-    print(text(result, meta), end='')
+    save(args.out, 'kernel', result, text(result, meta))
 
 
 if __name__ == '__main__':

@@ -185,6 +185,22 @@ def snapshots(path: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
     return (found[0], found[1]) if found[1:] else (None, None)
 
 
+def enough(path: Path) -> dict[str, list[Stack]]:
+    """Read a recording; exit with a message if it has too few samples for a table."""
+    threads = read(path)
+    recorded = sum(map(len, threads.values()))
+    if recorded < FEWEST:
+        sys.exit(f'{recorded} samples are too few; {FEWEST} are needed: use a longer --seconds or a higher --rate')
+    return threads
+
+
+def save(out: Path, name: str, result: dict[str, Any], shown: str) -> None:
+    """Write a table as NAME.json and NAME.txt, and print it."""
+    (out / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
+    (out / f'{name}.txt').write_text(shown)
+    print(shown, end='')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         'python -m perf.profiling.phases', description='Write phases.json and phases.txt next to the two recordings.'
@@ -192,15 +208,10 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the folder with wall.speedscope.json, cpu.speedscope.json, meta.json')
     parser.add_argument('--counters', type=Path, help="the server's output, with a line of counters before and after")
     args = parser.parse_args()
-    threads = read(args.out / 'wall.speedscope.json')
-    recorded = sum(map(len, threads.values()))
-    if recorded < FEWEST:
-        sys.exit(f'{recorded} samples are too few; {FEWEST} are needed: use a longer --seconds or a higher --rate')
+    threads = enough(args.out / 'wall.speedscope.json')
     meta = json.loads((args.out / 'meta.json').read_text())
     result = table(Count(threads), Count(read(args.out / 'cpu.speedscope.json')), *snapshots(args.counters))
-    (args.out / 'phases.json').write_text(json.dumps(result, indent=1) + '\n')
-    (args.out / 'phases.txt').write_text(text(result, meta))
-    print(text(result, meta), end='')
+    save(args.out, 'phases', result, text(result, meta))
 
 
 if __name__ == '__main__':
